@@ -1,0 +1,206 @@
+"""ControlNet: a trainable copy of the UNet's encoder that reads a condition image and steers the frozen UNet.
+
+Zhang, Rao and Agrawala, "Adding Conditional Control to Text-to-Image Diffusion Models", 2023,
+https://arxiv.org/abs/2302.05543. The copy's results reach the UNet through zero convolutions: 1x1 convolutions that
+start at zero, so that at the first step the UNet draws exactly what it drew before, and training departs from there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from .modeling import StableDiffusionModel, build_down_blocks, build_time_embedding, per_block
+from .unets.unet_2d_blocks import BlockParams, UNetMidBlock2DCrossAttn
+from .unets.unet_2d_condition import UNet2DConditionModel
+
+
+@dataclass
+class ControlNetOutput(BaseOutput):
+    """One residual for each of the UNet's skip connections, and one for its mid block."""
+
+    down_block_res_samples: tuple[torch.Tensor, ...]
+    mid_block_res_sample: torch.Tensor
+
+
+def zero_convolution(
+    in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, padding: int = 0
+) -> nn.Module:
+    """A trainable convolution whose weight and bias start at zero (section 3.1 of the paper)."""
+    ######## TODO (1) ########
+    module = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    ######## TODO (1) ########
+    return module
+
+
+class ControlNetConditioningEmbedding(nn.Module):
+    """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper)."""
+
+    def __init__(self, out_channels: int, conditioning_channels: int, block_out_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(conditioning_channels, block_out_channels[0], kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList()
+        for narrow, wide in zip(block_out_channels, block_out_channels[1:]):
+            self.blocks.append(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1))
+            self.blocks.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, stride=2))
+        self.conv_out = zero_convolution(block_out_channels[-1], out_channels, kernel_size=3, padding=1)
+
+    def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) in 0..1 to (batch, out_channels, height / 8, width / 8)."""
+        embedding = F.silu(self.conv_in(conditioning))
+        for block in self.blocks:
+            embedding = F.silu(block(embedding))
+        return self.conv_out(embedding)
+
+
+class ControlNetModel(StableDiffusionModel):
+    """The encoder half of `UNet2DConditionModel` with a condition image as an input and zero convolutions as outputs.
+
+    The fields of the configuration are diffusers'. `conditioning_embedding_out_channels` are the widths of the condition
+    image's embedding; each after the first halves the size, and the default's four bring it to the latents' eighth.
+
+    Raises:
+        ValueError: for a configuration field that this model does not support; the message names the field.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        conditioning_channels: int = 3,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        down_block_types: Sequence[str] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int | Sequence[int] = 2,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        cross_attention_dim: int = 1280,
+        attention_head_dim: int | Sequence[int] = 8,
+        use_linear_projection: bool = False,
+        upcast_attention: bool = False,
+        conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
+    ) -> None:
+        super().__init__()
+        num_blocks = len(block_out_channels)
+        num_heads = per_block(attention_head_dim, num_blocks, "attention_head_dim")
+        num_layers = per_block(layers_per_block, num_blocks, "layers_per_block")
+        params = BlockParams(
+            temb_channels=4 * block_out_channels[0],
+            cross_attention_dim=cross_attention_dim,
+            norm_num_groups=norm_num_groups,
+            norm_eps=norm_eps,
+            use_linear_projection=use_linear_projection,
+            upcast_attention=upcast_attention,
+        )
+
+        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], kernel_size=3, padding=1)
+        self.time_proj, self.time_embedding = build_time_embedding(block_out_channels[0], flip_sin_to_cos, freq_shift)
+        self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
+            block_out_channels[0], conditioning_channels, conditioning_embedding_out_channels
+        )
+        self.down_blocks = build_down_blocks(down_block_types, block_out_channels, num_heads, num_layers, params)
+        self.mid_block = UNetMidBlock2DCrossAttn(block_out_channels[-1], num_heads[-1], params)
+
+        # One zero convolution for each of the UNet's skip connections, and one for its mid block.
+        skip_channels = [block_out_channels[0]]
+        for i, channels in enumerate(block_out_channels):
+            skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
+        self.controlnet_down_blocks = nn.ModuleList(zero_convolution(c, c) for c in skip_channels)
+        self.controlnet_mid_block = zero_convolution(block_out_channels[-1], block_out_channels[-1])
+
+    @classmethod
+    def from_unet(
+        cls, unet: UNet2DConditionModel, conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256)
+    ) -> ControlNetModel:
+        """A ControlNet of the UNet's shape, starting from a copy of the weights of its encoder and mid block."""
+        controlnet = cls(
+            in_channels=unet.config.in_channels,
+            flip_sin_to_cos=unet.config.flip_sin_to_cos,
+            freq_shift=unet.config.freq_shift,
+            down_block_types=unet.config.down_block_types,
+            block_out_channels=unet.config.block_out_channels,
+            layers_per_block=unet.config.layers_per_block,
+            norm_num_groups=unet.config.norm_num_groups,
+            norm_eps=unet.config.norm_eps,
+            cross_attention_dim=unet.config.cross_attention_dim,
+            attention_head_dim=unet.config.attention_head_dim,
+            use_linear_projection=unet.config.use_linear_projection,
+            upcast_attention=unet.config.upcast_attention,
+            conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+        )
+
+        ######## TODO (2) ########
+        for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block"):
+            getattr(controlnet, name).load_state_dict(getattr(unet, name).state_dict())
+        ######## TODO (2) ########
+
+        return controlnet.to(unet.device)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: torch.Tensor,
+        conditioning_scale: float = 1.0,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+    ) -> ControlNetOutput | tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Computes the residuals that the UNet adds to its skip connections and its mid block.
+
+        Args:
+            sample: noisy latents, (batch, in_channels, height, width).
+            timestep: one for all, or (batch,).
+            encoder_hidden_states: text embeddings, (batch, tokens, cross_attention_dim).
+            controlnet_cond: condition images in 0..1, (batch, conditioning_channels, 8 * height, 8 * width).
+            conditioning_scale: a factor on all residuals.
+            cross_attention_kwargs: passed to the attention processors.
+            guess_mode: scale the residuals from 0.1 at the first skip connection to 1 at the mid block.
+
+        Raises:
+            ValueError: if the condition images do not have the size that the latents ask for.
+        """
+        emb = self.embed_timestep(sample, timestep)                                                        # (B, 4 * C0)
+        condition = self.controlnet_cond_embedding(controlnet_cond)                                      # (B, C0, H, W)
+        if condition.shape[-2:] != sample.shape[-2:]:
+            raise ValueError(
+                f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "
+                f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
+                f"the condition must have the size of the image that is generated."
+            )
+        sample = self.conv_in(sample) + condition                                                        # (B, C0, H, W)
+
+        down_block_res_samples = (sample,)
+        for block in self.down_blocks:
+            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)        # halved, but the last
+            down_block_res_samples += skips
+        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)              # (B, Cn, h, w)
+
+        ######## TODO (3) ########
+        down_block_res_samples = tuple(
+            zero_conv(skip) for zero_conv, skip in zip(self.controlnet_down_blocks, down_block_res_samples)
+        )
+        mid_block_res_sample = self.controlnet_mid_block(sample)
+        ######## TODO (3) ########
+
+        num_residuals = len(down_block_res_samples) + 1
+        scales = torch.full((num_residuals,), 1.0)
+        if guess_mode:
+            scales = torch.logspace(-1, 0, num_residuals)
+        scales = (scales * conditioning_scale).tolist()
+        down_block_res_samples = tuple(residual * s for residual, s in zip(down_block_res_samples, scales))
+        mid_block_res_sample = mid_block_res_sample * scales[-1]
+
+        if not return_dict:
+            return down_block_res_samples, mid_block_res_sample
+        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)  # fmt: skip

@@ -1,0 +1,152 @@
+"""Stable Diffusion's UNet, which predicts the noise in latents from the text and, if given, ControlNet's residuals.
+
+Same weights, same inputs: the output equals diffusers' UNet2DConditionModel to the bit on CPU in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import UNet2DConditionLoadersMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import nn
+
+from ..modeling import StableDiffusionModel, block_class, build_down_blocks, build_time_embedding, per_block
+from .unet_2d_blocks import BlockParams, CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
+
+UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
+
+
+class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
+    """The denoiser of Stable Diffusion 1.x and 2.x.
+
+    The fields of the configuration are diffusers'. As there, `attention_head_dim` is the number of heads.
+
+    Raises:
+        ValueError: for a configuration field that this model does not support; the message names the field.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | None = None,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        down_block_types: Sequence[str] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types: Sequence[str] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: int | Sequence[int] = 2,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        cross_attention_dim: int = 1280,
+        attention_head_dim: int | Sequence[int] = 8,
+        use_linear_projection: bool = False,
+        upcast_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        num_blocks = len(block_out_channels)
+        num_heads = per_block(attention_head_dim, num_blocks, "attention_head_dim")
+        num_layers = per_block(layers_per_block, num_blocks, "layers_per_block")
+        params = BlockParams(
+            temb_channels=4 * block_out_channels[0],
+            cross_attention_dim=cross_attention_dim,
+            norm_num_groups=norm_num_groups,
+            norm_eps=norm_eps,
+            use_linear_projection=use_linear_projection,
+            upcast_attention=upcast_attention,
+        )
+
+        self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], kernel_size=3, padding=1)
+        self.time_proj, self.time_embedding = build_time_embedding(block_out_channels[0], flip_sin_to_cos, freq_shift)
+        self.down_blocks = build_down_blocks(down_block_types, block_out_channels, num_heads, num_layers, params)
+        self.mid_block = UNetMidBlock2DCrossAttn(block_out_channels[-1], num_heads[-1], params)
+
+        # The decoder takes the skip connections in reverse: their widths are a stack that the encoder has filled.
+        skip_channels = [block_out_channels[0]]
+        for i, channels in enumerate(block_out_channels):
+            skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
+        self.up_blocks = nn.ModuleList()
+        width = block_out_channels[-1]
+        for i, name in zip(reversed(range(num_blocks)), up_block_types):
+            block = block_class(UP_BLOCKS, name, "up_block_types")
+            skips = [skip_channels.pop() for _ in range(num_layers[i] + 1)]
+            self.up_blocks.append(block(width, skips, block_out_channels[i], num_heads[i], i > 0, params))
+            width = block_out_channels[i]
+        self.num_upsamplers = num_blocks - 1
+
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, kernel_size=3, padding=1)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
+        """Predicts the noise (or the velocity, where the scheduler says so).
+
+        Args:
+            sample: noisy latents, (batch, in_channels, height, width), any height and width.
+            timestep: one for all, or (batch,).
+            encoder_hidden_states: text embeddings, (batch, tokens, cross_attention_dim).
+            cross_attention_kwargs: passed to the attention processors.
+            down_block_additional_residuals: ControlNet's residuals, one for each skip connection, of its shape.
+            mid_block_additional_residual: ControlNet's residual for the mid block's output, of its shape.
+
+        Returns:
+            `.sample`, or a tuple of it, of the shape of `sample`.
+
+        Raises:
+            ValueError: if only one kind of residual is given, or not one for each skip connection.
+        """
+        is_controlnet = down_block_additional_residuals is not None and mid_block_additional_residual is not None
+        if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
+            raise ValueError("ControlNet's residuals for the skip connections and for the mid block go together.")
+
+        emb = self.embed_timestep(sample, timestep)                                                        # (B, 4 * C0)
+        sample = self.conv_in(sample)                                                                    # (B, C0, H, W)
+
+        down_block_res_samples = (sample,)
+        for block in self.down_blocks:
+            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)        # halved, but the last
+            down_block_res_samples += skips
+
+        if is_controlnet and len(down_block_additional_residuals) != len(down_block_res_samples):
+            raise ValueError(
+                f"ControlNet gave {len(down_block_additional_residuals)} residuals for "
+                f"{len(down_block_res_samples)} skip connections: one for each is needed."
+            )
+
+        ######## TODO (4-1) ########
+        if is_controlnet:
+            down_block_res_samples = tuple(
+                skip + residual for skip, residual in zip(down_block_res_samples, down_block_additional_residuals)
+            )
+        ######## TODO (4-1) ########
+
+        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)              # (B, Cn, h, w)
+
+        if is_controlnet:
+            ######## TODO (4-2) ########
+            sample = sample + mid_block_additional_residual
+            ######## TODO (4-2) ########
+
+        for block in self.up_blocks:
+            skips = down_block_res_samples[-len(block.resnets) :]
+            down_block_res_samples = down_block_res_samples[: -len(block.resnets)]
+            size = tuple(down_block_res_samples[-1].shape[2:]) if down_block_res_samples else None
+            if size is not None and all(b == 2 * a for a, b in zip(sample.shape[2:], size)):
+                size = None  # the usual doubling
+            sample = block(sample, skips, emb, encoder_hidden_states, cross_attention_kwargs, size)             # doubled
+
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))                         # (B, out_channels, H, W)
+        return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)  # fmt: skip

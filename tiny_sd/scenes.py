@@ -1,0 +1,91 @@
+"""The pictures that the embedded base learns from: simple shapes in named colours, each with a caption.
+
+A scene is a pure function of its index, so a training set is a range of numbers and needs no files. Colour pairs whose
+`is_held_out` is true never appear together in training; the model card's figures are measured on them.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from finetune.colors import COLORS
+
+CANVAS = 512
+NAMES = list(COLORS)
+
+# What a scene can show, in a unit square around (0, 0): the outline's corners, or None for a circle.
+SHAPES: dict[str, list[tuple[float, float]] | None] = {
+    "circle": None,
+    "square": [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)],
+    "triangle": [(0.0, -1.0), (0.95, 0.75), (-0.95, 0.75)],
+    "diamond": [(0.0, -1.0), (0.7, 0.0), (0.0, 1.0), (-0.7, 0.0)],
+    "star": [
+        (r * math.sin(math.pi * i / 5), -r * math.cos(math.pi * i / 5))
+        for i, r in zip(range(10), [1.0, 0.42] * 5)
+    ],
+    "cross": [
+        (-0.3, -1.0), (0.3, -1.0), (0.3, -0.3), (1.0, -0.3), (1.0, 0.3), (0.3, 0.3),
+        (0.3, 1.0), (-0.3, 1.0), (-0.3, 0.3), (-1.0, 0.3), (-1.0, -0.3), (-0.3, -0.3),
+    ],
+}  # fmt: skip
+
+ONE_CIRCLE = [
+    "{a} circle with {b} background",
+    "{a} circle with {b} background",
+    "{a} circle with a {b} background",
+    "a {a} circle on a {b} background",
+    "{b} background with a {a} circle",
+    "a {a} circle on {b}",
+]
+ONE_SHAPE = [caption.replace("circle", "{s}") for caption in ONE_CIRCLE]
+TWO_SHAPES = ["{a} {s} and {c} {z} with {b} background", "a {a} {s} and a {c} {z} on a {b} background"]
+PLAIN = ["{b} background", "plain {b}", "a {b} picture"]
+
+
+def is_held_out(first: str, second: str) -> bool:
+    """True for the tenth of all (shape colour, background colour) pairs that training never shows."""
+    return zlib.crc32(f"{first}/{second}".encode()) % 10 == 0
+
+
+def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: float, color: str) -> None:
+    corners = SHAPES[shape]
+    if corners is None:
+        draw_on.ellipse([x - size, y - size, x + size, y + size], fill=COLORS[color])
+    else:
+        draw_on.polygon([(x + size * u, y + size * v) for u, v in corners], fill=COLORS[color])
+
+
+def scene(index: int, resolution: int) -> tuple[Image.Image, list[str]]:
+    """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it."""
+    rng = np.random.default_rng([20240927, index])
+    kind = rng.random()
+    while True:
+        a, b, c = (NAMES[i] for i in rng.choice(len(NAMES), 3, replace=False))
+        if not (is_held_out(a, b) or is_held_out(c, b)):
+            break
+    s, z = (str(name) for name in rng.choice(list(SHAPES)[1:], 2, replace=False))
+
+    image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
+    canvas = ImageDraw.Draw(image)
+    if kind < 0.70:
+        captions, s = ONE_CIRCLE, "circle"
+        draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(50, 200), a)
+    elif kind < 0.85:
+        captions = ONE_SHAPE
+        draw(canvas, s, *rng.uniform(100, CANVAS - 100, 2), rng.uniform(80, 180), a)
+    elif kind < 0.96:
+        captions = TWO_SHAPES
+        s = "circle" if rng.random() < 0.5 else s
+        left = rng.random() < 0.5
+        for shape, color, center in ((s, a, 0.27 if left else 0.73), (z, c, 0.73 if left else 0.27)):
+            x, y = CANVAS * center + rng.uniform(-20, 20), rng.uniform(130, CANVAS - 130)
+            draw(canvas, shape, x, y, rng.uniform(60, 115), color)
+    else:
+        captions = PLAIN
+
+    image = image.resize((resolution, resolution), Image.BOX)
+    return image, [caption.format(a=a, b=b, c=c, s=s, z=z) for caption in captions]

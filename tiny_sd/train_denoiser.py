@@ -1,0 +1,173 @@
+"""Trains the embedded base's tokenizer, text encoder and UNet on top of its autoencoder (train_vae.py comes first).
+
+    python tiny_sd/train_denoiser.py
+
+Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
+the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
+seen at 64 px, where a step costs a quarter (what a word means does not depend on the size), and the loss is weighted
+towards noisy timesteps, where the text decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from scenes import SHAPES, scene
+from train_vae import HERE, render, to_range
+
+CONTEXT_LENGTH = 32
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """A byte-level BPE tokenizer in CLIP's file layout: any text can be encoded, the words of `captions` are short."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>"))
+    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(merge) for merge in merges] + [START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": CONTEXT_LENGTH, "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=768, num_hidden_layers=3, num_attention_heads=4,
+        projection_dim=192, max_position_embeddings=CONTEXT_LENGTH, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128, 192),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=4,  # as in Stable Diffusion 1, this is the number of heads
+        cross_attention_dim=192,
+        norm_num_groups=16,
+    )
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to scaled latents, float16, of an eighth of the size."""
+    latents = []
+    for batch in tqdm(images.split(64), desc=f"Encoding {images.shape[-1]} px"):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append((vae.encode(to_range(batch)).latent_dist.mean * vae.config.scaling_factor).half())
+    return torch.cat(latents)
+
+
+def loss_weights(scheduler: DDPMScheduler, gamma: float = 5.0, limit: float = 100.0) -> torch.Tensor:
+    """Weight of the noise's squared error per timestep: that of v-prediction (Salimans & Ho, 2022,
+    https://arxiv.org/abs/2202.00512) with min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    return (snr.clamp(max=gamma) / snr * (1 + 1 / snr)).clamp(max=limit)
+
+
+def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
+    """Writes the pipeline folder: float16 weights, the scheduler of Stable Diffusion 1.4."""
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
+        set_alpha_to_one=False,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae, copy.deepcopy(text_encoder), tokenizer, copy.deepcopy(unet), scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
+        file.write_bytes(content)
+    vae.float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, nargs=2, default=(25, 40), help="training time at 64 px and at 128 px")
+    parser.add_argument("--batch_size", type=int, nargs=2, default=(64, 32), help="the same, samples a step")
+    parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 7e-4), help="the same, peak")
+    parser.add_argument("--images", type=int, default=30000, help="how many scenes to train on")
+    parser.add_argument("--output_dir", type=Path, default=HERE)
+    parser.add_argument("--resume", type=Path, help="state of the networks to start from, as state.pt holds it")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    captions = [scene(i, 1)[1] for i in tqdm(range(args.images), desc="Captions")]
+    tokenizer = train_tokenizer([c for many in captions for c in many] + list(SHAPES), args.output_dir / "tokenizer")
+    ids = [tokenizer(c, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True).input_ids for c in captions]
+    empty = tokenizer([""], padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids
+
+    vae = AutoencoderKL.from_pretrained(HERE / "vae").eval()
+    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()})
+    if args.resume:
+        networks.load_state_dict(torch.load(args.resume))
+    average = copy.deepcopy(networks).requires_grad_(False)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    weights = loss_weights(scheduler)
+    print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters")
+
+    for resolution, minutes, batch_size, rate in zip((64, 128), args.minutes, args.batch_size, args.learning_rate):
+        if not minutes:
+            continue
+        bank = encode(vae, render(range(args.images), resolution))
+        optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+        progress = tqdm(total=round(minutes * 60), desc=f"{resolution} px, seconds")
+        start, step, seen, running = time.time(), 0, 0, 0.0
+        while (done := (time.time() - start) / (60 * minutes)) < 1:
+            optimizer.param_groups[0]["lr"] = rate * min(1, step / 200, 2.5 * (1 - done) + 0.01)
+            chosen = torch.randint(len(bank), (batch_size,))
+            tokens = torch.tensor([ids[i][torch.randint(len(ids[i]), ()).item()] for i in chosen.tolist()])
+            tokens = torch.where(torch.rand(batch_size, 1) < 0.1, empty, tokens)
+            latents = bank[chosen].float()
+            noise = torch.randn_like(latents)
+            timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch_size,))
+            noisy = scheduler.add_noise(latents, noise, timesteps)
+            with torch.autocast("cpu", torch.bfloat16):
+                text = networks["text_encoder"](tokens)[0]
+                predicted = networks["unet"](noisy, timesteps, text).sample
+            loss = (weights[timesteps] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            decay = min(0.9995, (step + 1) / (step + 10))
+            for ours, theirs in zip(average.parameters(), networks.parameters()):
+                ours.lerp_(theirs.detach(), 1 - decay)
+
+            step, seen, running = step + 1, seen + batch_size, 0.99 * running + 0.01 * loss.item()
+            progress.update(round(time.time() - start) - progress.n)
+            if step % 50 == 0:
+                progress.set_postfix(step=step, samples=seen, loss=f"{running / (1 - 0.99**step):.4f}")
+            if step % 1000 == 0:
+                torch.save(average.state_dict(), args.output_dir / "state.pt")
+        progress.close()
+        networks.load_state_dict(average.state_dict())
+        torch.save(average.state_dict(), args.output_dir / "state.pt")
+        save(args.output_dir, vae, average["text_encoder"], tokenizer, average["unet"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Trains the embedded base's autoencoder: images to latents of an eighth of their size, and back.
+
+    python tiny_sd/train_vae.py
+
+The autoencoder is convolutional, so it learns on 64 px pieces and serves 128 px. Objective of latent diffusion
+(Rombach et al., 2022, https://arxiv.org/abs/2112.10752) without the adversarial part, which flat drawings do not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from tqdm.auto import tqdm
+
+from scenes import scene
+
+HERE = Path(__file__).resolve().parent
+VALIDATION_START = 10_000_000
+
+
+def render(indices: range, resolution: int) -> torch.Tensor:
+    """Scenes as one uint8 tensor of shape (len(indices), 3, resolution, resolution)."""
+    images = [np.asarray(scene(i, resolution)[0]) for i in tqdm(indices, desc="Rendering")]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def to_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 to float -1..1."""
+    return images.float() / 127.5 - 1
+
+
+def build_vae() -> AutoencoderKL:
+    """A narrow Stable Diffusion autoencoder, initialised so that a flat picture's colour reaches the other end.
+
+    PyTorch's default weights shrink a signal at every convolution and add biases of their own size, which leaves little
+    of a colour after thirty layers: with unit gain and no biases, 240 steps get as far as 1,000 did before.
+    """
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        # Few groups: a group's mean is removed, and the colour of a flat picture is little else than means.
+        norm_num_groups=4,
+        sample_size=128,
+    )
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.weight *= 3**0.5
+                module.bias.zero_()
+        vae.quant_conv.bias[vae.config.latent_channels :] = -6  # start with hardly any noise on the latents
+    return vae
+
+
+def random_pieces(bank: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """64 px training pieces in -1..1: half are whole 128 px scenes made small, half are crops at full size."""
+    images = to_range(bank[torch.randint(len(bank), (batch_size,))])
+    if torch.rand(()) < 0.5:
+        return F.avg_pool2d(images, 2)
+    top, left = torch.randint(0, 65, (2,)).tolist()
+    return images[:, :, top : top + 64, left : left + 64]
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, float]:
+    """Mean absolute error of the round trip (images in -1..1) and the standard deviation of the latents."""
+    errors, latents = [], []
+    for batch in to_range(images).split(32):
+        z = vae.encode(batch).latent_dist.mean
+        errors.append((vae.decode(z).sample - batch).abs().mean())
+        latents.append(z)
+    return torch.stack(errors).mean().item(), torch.cat(latents).std().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the KL term, a mean over elements")
+    parser.add_argument("--images", type=int, default=8000, help="how many scenes to train on")
+    parser.add_argument("--output_dir", type=Path, default=HERE)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    bank, held_out = render(range(args.images), 128), render(range(VALIDATION_START, VALIDATION_START + 128), 128)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1)
+
+    progress = tqdm(range(1, args.steps + 1), desc="Autoencoder")
+    for step in progress:
+        images = random_pieces(bank, args.batch_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(images).latent_dist
+            reconstruction = vae.decode(posterior.sample()).sample
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        l1 = F.l1_loss(reconstruction.float(), images)
+        (l1 + args.kl_weight * kl).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:
+            progress.set_postfix(l1=f"{l1.item():.4f}", kl=f"{kl.item():.2f}")
+        if step % 500 == 0 or step == args.steps:
+            error, std = measure(vae.eval(), held_out)
+            vae.train()
+            tqdm.write(f"step {step}: mean absolute error {error:.4f} at 128 px, standard deviation of latents {std:.3f}")
+            vae.register_to_config(scaling_factor=round(1 / std, 5))
+            vae.save_pretrained(args.output_dir / "vae")
+
+
+if __name__ == "__main__":
+    main()
