@@ -7,6 +7,7 @@ import json
 import diffusers
 import pytest
 import torch
+
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 

@@ -73,7 +73,7 @@ def scene(index: int, resolution: int) -> tuple[Image.Image, list[str]]:
     canvas = ImageDraw.Draw(image)
     if kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
-        draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(50, 200), a)
+        draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(40, 280), a)
     elif kind < 0.85:
         captions = ONE_SHAPE
         draw(canvas, s, *rng.uniform(100, CANVAS - 100, 2), rng.uniform(80, 180), a)

@@ -113,7 +113,9 @@ def main() -> None:
         if step % 500 == 0 or step == args.steps:
             error, std = measure(vae.eval(), held_out)
             vae.train()
-            tqdm.write(f"step {step}: mean absolute error {error:.4f} at 128 px, standard deviation of latents {std:.3f}")
+            tqdm.write(
+                f"step {step}: mean absolute error {error:.4f} at 128 px, standard deviation of latents {std:.3f}"
+            )
             vae.register_to_config(scaling_factor=round(1 / std, 5))
             vae.save_pretrained(args.output_dir / "vae")
 

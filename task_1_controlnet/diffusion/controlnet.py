@@ -64,8 +64,8 @@ class ControlNetConditioningEmbedding(nn.Module):
 class ControlNetModel(StableDiffusionModel):
     """The encoder half of `UNet2DConditionModel` with a condition image as an input and zero convolutions as outputs.
 
-    The fields of the configuration are diffusers'. `conditioning_embedding_out_channels` are the widths of the condition
-    image's embedding; each after the first halves the size, and the default's four bring it to the latents' eighth.
+    The fields of the configuration are diffusers'. `conditioning_embedding_out_channels` are the widths of the
+    condition image's embedding; each after the first halves the size, and four bring it to the latents' eighth.
 
     Raises:
         ValueError: for a configuration field that this model does not support; the message names the field.
@@ -170,21 +170,21 @@ class ControlNetModel(StableDiffusionModel):
         Raises:
             ValueError: if the condition images do not have the size that the latents ask for.
         """
-        emb = self.embed_timestep(sample, timestep)                                                        # (B, 4 * C0)
-        condition = self.controlnet_cond_embedding(controlnet_cond)                                      # (B, C0, H, W)
+        emb = self.embed_timestep(sample, timestep)  # (B, 4 * C0)
+        condition = self.controlnet_cond_embedding(controlnet_cond)  # (B, C0, H, W)
         if condition.shape[-2:] != sample.shape[-2:]:
             raise ValueError(
                 f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "
                 f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
                 f"the condition must have the size of the image that is generated."
             )
-        sample = self.conv_in(sample) + condition                                                        # (B, C0, H, W)
+        sample = self.conv_in(sample) + condition  # (B, C0, H, W)
 
         down_block_res_samples = (sample,)
         for block in self.down_blocks:
-            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)        # halved, but the last
+            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # halved, but the last
             down_block_res_samples += skips
-        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)              # (B, Cn, h, w)
+        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # (B, Cn, h, w)
 
         ######## TODO (3) ########
         down_block_res_samples = tuple(

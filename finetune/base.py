@@ -1,0 +1,96 @@
+"""The base model: the parts of a Stable Diffusion folder or hub name, loaded one by one, with errors that help."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
+from transformers import CLIPTextModel, CLIPTokenizer
+
+EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"
+
+
+class BaseModelError(RuntimeError):
+    """The base model cannot be had; the message says what to do."""
+
+
+def load_part(part_class: type, name: str, subfolder: str, **kwargs: Any) -> Any:
+    """`part_class.from_pretrained`, with a message that says what to do when there is nothing to load.
+
+    Raises:
+        BaseModelError: if the folder lacks the part, the hub is out of reach, or the licence is not accepted.
+    """
+    try:
+        return part_class.from_pretrained(name, subfolder=subfolder, **kwargs)
+    except OSError as error:
+        raise BaseModelError(
+            f"Cannot load {subfolder!r} of the base model {name!r}: {str(error).splitlines()[0]}\n"
+            f"- A local base model must be a folder as diffusers saves it, with a subfolder {subfolder!r}.\n"
+            f"- A model of the Hugging Face hub needs a connection; some need that you accept their licence on the "
+            f"model's page and log in with `hf auth login` (in older releases `huggingface-cli login`).\n"
+            f"- Or use {EMBEDDED_BASE}."
+        ) from error
+
+
+@dataclass
+class BaseModel:
+    """What turns images and prompts into what the denoiser is trained on: frozen, float32, in eval mode."""
+
+    name: str
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    scheduler: DDPMScheduler
+
+    @classmethod
+    def load(cls, name: str) -> BaseModel:
+        """Loads from a local folder or the hub. Raises BaseModelError."""
+        text_encoder = load_part(CLIPTextModel, name, "text_encoder", torch_dtype=torch.float32)
+        vae = load_part(AutoencoderKL, name, "vae", torch_dtype=torch.float32)
+        return cls(
+            name=name,
+            tokenizer=load_part(CLIPTokenizer, name, "tokenizer"),
+            text_encoder=text_encoder.requires_grad_(False).eval(),
+            vae=vae.requires_grad_(False).eval(),
+            scheduler=load_part(DDPMScheduler, name, "scheduler"),
+        )
+
+    def to(self, device: torch.device | str) -> BaseModel:
+        self.text_encoder.to(device)
+        self.vae.to(device)
+        return self
+
+    def sampling_scheduler(self) -> UniPCMultistepScheduler:
+        """A fresh sampler that needs about 20 steps (Zhao et al., 2023, https://arxiv.org/abs/2302.04867)."""
+        return UniPCMultistepScheduler.from_config(self.scheduler.config)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text embeddings of shape (len(prompts), tokens, cross_attention_dim), float32 on the encoder's device."""
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].float()
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Latents at the scheduler's scale: (batch, 3, height, width) in -1..1 to (batch, 4, height / 8, width / 8).
+
+        The posterior's mean, without its noise: the deviation is below a hundredth of the latents', and what is not
+        random needs to be computed only once.
+        """
+        latents = self.vae.encode(images.to(self.vae.device)).latent_dist.mean
+        return latents.float() * self.vae.config.scaling_factor
+
+    def fingerprint(self) -> str:
+        """Identifies the weights that latents and text embeddings depend on, wherever they were loaded from."""
+        digest = hashlib.sha256()
+        for module in (self.vae.encoder, self.vae.quant_conv, self.text_encoder):
+            for name, tensor in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()

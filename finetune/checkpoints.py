@@ -1,0 +1,96 @@
+"""Checkpoints that survive anything: a folder `checkpoint-N` is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+STATE_FILE = "trainer_state.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the message says what to do."""
+
+
+def _flush(*paths: Path) -> None:
+    """Forces files and folders from the system's cache to the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The finished checkpoints, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    finished = [path for path in found if (path / STATE_FILE).is_file()]
+    return sorted(finished, key=lambda path: int(path.name.split("-")[1]))
+
+
+def find_checkpoint(output_dir: Path, which: str) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` asks for: `latest` (None if there is none yet) or a path.
+
+    Raises:
+        CheckpointError: if a path is not a finished checkpoint.
+    """
+    if which == "latest":
+        finished = list_checkpoints(output_dir)
+        return finished[-1] if finished else None
+    for path in (Path(which), Path(output_dir) / which):
+        if (path / STATE_FILE).is_file():
+            return path
+    known = ", ".join(path.name for path in list_checkpoints(output_dir)) or "none"
+    raise CheckpointError(f"{which!r} is not a finished checkpoint. Finished ones in {output_dir}: {known}.")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE_FILE).read_text())
+
+
+def start_folder(target: Path) -> Path:
+    """An empty temporary folder beside `target`; `finish_folder` turns it into `target`."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_folder(temporary: Path, target: Path) -> None:
+    """Flushes the temporary folder to the disk and renames it to `target`, whose old content goes only after that."""
+    _flush(*temporary.rglob("*"), temporary)
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    _flush(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` fill a temporary folder, which becomes `target` when it is whole.
+
+    Raises:
+        CheckpointError: if writing fails (a full disk, say). What was at `target` before is still there.
+    """
+    temporary = start_folder(target)
+    try:
+        write(temporary)
+        finish_folder(temporary, target)
+    except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"Cannot write {target}: {error}\nIs the disk full? Free space, then resume.") from error
+
+
+def remove_old(output_dir: Path, limit: int | None) -> None:
+    """Keeps the newest `limit` checkpoints, and removes what a killed run left unfinished."""
+    for leftover in Path(output_dir).glob(".checkpoint-*.tmp"):
+        shutil.rmtree(leftover)
+    if limit is not None:
+        for path in list_checkpoints(output_dir)[: -limit or None]:
+            shutil.rmtree(path)

@@ -1,0 +1,229 @@
+"""The training loop: steps, logs, checkpoints, exact resume, clean stops."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+
+from . import checkpoints
+from .objective import seed_for
+
+# Reading a loss waits for the device: done this often, it costs nothing.
+LOG_EVERY = 10
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
+
+
+class Training:
+    """Optimises one model until `max_train_steps`, and can be killed at any moment.
+
+    Args:
+        accelerator: device, precision, processes and gradient accumulation.
+        model: the prepared model, of which `save_model` writes what a user loads afterwards.
+        optimizer, lr_scheduler: prepared likewise; the schedule is stepped once an optimisation step.
+        save_model, load_model: write the unwrapped model to a folder, and read it back.
+        output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
+        model_name: the folder's name for what `save_model` writes.
+        settings: what has to stay the same for a resumed run to be exact; a difference is reported.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        save_model: Callable[[torch.nn.Module, Path], None],
+        load_model: Callable[[torch.nn.Module, Path], None],
+        output_dir: Path,
+        model_name: str,
+        settings: dict[str, Any],
+        max_train_steps: int,
+        max_grad_norm: float,
+        seed: int,
+        checkpointing_steps: int,
+        checkpoints_total_limit: int | None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.save_model = save_model
+        self.output_dir = Path(output_dir)
+        self.model_name = model_name
+        self.settings = settings
+        self.max_train_steps = max_train_steps
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.checkpointing_steps = checkpointing_steps
+        self.checkpoints_total_limit = checkpoints_total_limit
+        self.step = 0
+        self.stop_signal: int | None = None
+        self.recent_losses: list[torch.Tensor] = []
+
+        def save_hook(models: list, weights: list, folder: str) -> None:
+            if accelerator.is_main_process:
+                save_model(accelerator.unwrap_model(models[0]), Path(folder) / model_name)
+            weights.clear()  # the model is written: accelerate has nothing left to write
+
+        def load_hook(models: list, folder: str) -> None:
+            load_model(accelerator.unwrap_model(models.pop()), Path(folder) / model_name)
+
+        accelerator.register_save_state_pre_hook(save_hook)
+        accelerator.register_load_state_pre_hook(load_hook)
+
+    def resume(self, which: str | None) -> None:
+        """Continues from a checkpoint: `latest`, a path, or None for a fresh start. Raises CheckpointError."""
+        checkpoint = checkpoints.find_checkpoint(self.output_dir, which) if which else None
+        if checkpoint is None:
+            return
+        state = checkpoints.read_state(checkpoint)
+        self.accelerator.load_state(str(checkpoint))
+        self.step = state["step"]
+        self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.max_train_steps}.")
+        changed = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
+        for name in changed:
+            was, now = state["settings"].get(name), self.settings[name]
+            self.accelerator.print(f"Note: {name} was {was} and is {now}: the run goes on, but not as it would have.")
+
+    def save_checkpoint(self) -> None:
+        """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError."""
+        target = self.output_dir / f"checkpoint-{self.step}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            if self.accelerator.is_main_process:
+                checkpoints.start_folder(target)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                state = {"step": self.step, "settings": self.settings}
+                (temporary / checkpoints.STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+                checkpoints.finish_folder(temporary, target)
+                checkpoints.remove_old(self.output_dir, self.checkpoints_total_limit)
+        except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise checkpoints.CheckpointError(
+                f"Cannot write {target}: {error}\nIs the disk full? {self.last_checkpoint()}"
+            ) from error
+        self.accelerator.wait_for_everyone()
+
+    def last_checkpoint(self) -> str:
+        found = checkpoints.find_checkpoint(self.output_dir, "latest")
+        if found is None:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {found}; go on from it with --resume_from_checkpoint latest."
+
+    def run(
+        self,
+        batches: Iterator[Any],
+        compute_loss: Callable[[Any], torch.Tensor],
+        validate: Callable[[int], dict[str, float]] | None = None,
+        validation_steps: int | None = None,
+    ) -> bool:
+        """Trains to the last step. Returns False if a signal stopped it before; then a checkpoint was written.
+
+        Args:
+            batches: endless; its first batch is the one that step `self.step` sees.
+            compute_loss: a scalar for one batch. All it draws at random comes from torch's global generator.
+            validate: called every `validation_steps` and at the end; what it returns is logged.
+
+        Raises:
+            NonFiniteLossError: naming the step and the last good checkpoint.
+            CheckpointError: if a checkpoint cannot be written.
+        """
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        progress = tqdm(
+            total=self.max_train_steps,
+            initial=self.step,
+            desc="Training",
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        try:
+            while self.step < self.max_train_steps:
+                self.optimization_step(batches, compute_loss)
+                self.step += 1
+                progress.update()
+                done = self.step == self.max_train_steps
+                stopping = self.asked_to_stop()
+                due = self.step % self.checkpointing_steps == 0 or done or stopping
+                if self.step % LOG_EVERY == 0 or due:
+                    progress.set_postfix(self.log_losses())
+                if due:
+                    self.save_checkpoint()
+                if validate and (done or self.step % (validation_steps or self.max_train_steps) == 0):
+                    self.accelerator.log(validate(self.step), step=self.step)
+                if stopping and not done:
+                    self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
+                    return False
+        finally:
+            progress.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return True
+
+    def optimization_step(self, batches: Iterator[Any], compute_loss: Callable[[Any], torch.Tensor]) -> None:
+        """One update of the weights, over as many batches as gradients are accumulated."""
+        losses = []
+        for i in range(self.accelerator.gradient_accumulation_steps):
+            set_seed(seed_for(self.seed, self.step, i, self.accelerator.process_index) % 2**32)
+            with self.accelerator.accumulate(self.model):
+                loss = compute_loss(next(batches))
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        self.lr_scheduler.step()
+        self.recent_losses.append(torch.stack(losses).mean())
+
+    def log_losses(self) -> dict[str, str]:
+        """Logs the mean loss since the last call; returns what the progress bar shows. Raises NonFiniteLossError."""
+        losses = self.accelerator.reduce(torch.stack(self.recent_losses), reduction="mean").tolist()
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.step - len(losses) + i + 1
+                raise NonFiniteLossError(
+                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate, or "
+                    f"--mixed_precision bf16 instead of fp16, usually helps."
+                )
+        self.recent_losses = []
+        loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
+        self.accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=self.step)
+        return {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
+
+    def asked_to_stop(self) -> bool:
+        """Whether any process got a signal: all stop at the same step, or none could write the checkpoint."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_signal is not None
+        if self.stop_signal is not None:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self.stop_signal is not None:
+            raise KeyboardInterrupt  # asked twice: no more patience
+        self.stop_signal = number
+        tqdm.write(f"\nGot {signal.Signals(number).name}: saving a checkpoint after this step. Again to stop at once.")
+
+    def save_final(self) -> Path:
+        """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError."""
+        folder = self.output_dir / self.model_name
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            checkpoints.write_folder(folder, lambda temporary: self.save_model(model, temporary))
+        self.accelerator.wait_for_everyone()
+        return folder

@@ -1,0 +1,138 @@
+"""Scores a ControlNet: does what it draws follow the condition, and is it the ControlNet that makes it so?
+
+    python evaluate.py --controlnet ../runs/demo/controlnet --base ../tiny_sd --output_dir ../runs/demo
+
+writes generated/0.png to 4.png (the course's five conditions and prompts), grid.png (condition, image, score) and
+metrics.json (scores of the five, of held-out rendered conditions, and of the same with the ControlNet switched off).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from fill50k import RenderedFill50K
+from finetune.images import square
+from metrics import DiscScore, score, summary
+from utils import draw_grid, load_pipeline, load_test_data
+
+# CIEDE2000 between the two colours of a held-out sample: where they are closer, no metric can see the disc.
+MIN_COLOR_DIFFERENCE = 20.0
+
+
+def generate(
+    pipeline: StableDiffusionControlNetPipeline,
+    conditions: Sequence[Image.Image],
+    prompts: Sequence[str],
+    seed: int = 0,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 7.5,
+    conditioning_scale: float = 1.0,
+    batch_size: int = 20,
+) -> list[Image.Image]:
+    """One image for each condition and prompt, at the base model's size.
+
+    Image i depends on `seed + i` and not on what shares its batch.
+    """
+    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    conditions = [square(condition, resolution) for condition in conditions]
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="Generating", leave=False):
+        chosen = slice(start, start + batch_size)
+        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(prompts[chosen]))]
+        images += pipeline(
+            list(prompts[chosen]),
+            conditions[chosen],
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            controlnet_conditioning_scale=conditioning_scale,
+            generator=generators,
+        ).images
+    return images
+
+
+def score_all(
+    images: Sequence[Image.Image], conditions: Sequence[Image.Image], prompts: Sequence[str]
+) -> list[DiscScore]:
+    return [score(*sample) for sample in zip(images, conditions, prompts)]
+
+
+def results_grid(
+    images: Sequence[Image.Image],
+    conditions: Sequence[Image.Image],
+    prompts: Sequence[str],
+    scores: Sequence[DiscScore],
+) -> Image.Image:
+    """Condition, generated image, prompt and score side by side."""
+    rows = []
+    for image, condition, prompt, result in zip(images, conditions, prompts, scores):
+        text = f"{prompt}\n\nIoU {result.iou:.3f}"
+        if result.disc_color_difference is not None:
+            text += (
+                f"\ncolour difference (CIEDE2000)\ndisc {result.disc_color_difference:.1f}, "
+                f"background {result.background_color_difference:.1f}"
+            )
+        rows.append(([condition, image], text))
+    return draw_grid(rows, ["condition", "generated"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--num_conditions", type=int, default=100, help="held-out rendered conditions (0: none)")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args = parser.parse_args()
+
+    pipeline = load_pipeline(args.base, args.controlnet)
+    settings = {
+        "seed": args.seed,
+        "num_inference_steps": args.num_inference_steps,
+        "guidance_scale": args.guidance_scale,
+    }
+    conditions, prompts = load_test_data()
+    images = generate(pipeline, conditions, prompts, **settings)
+    scores = score_all(images, conditions, prompts)
+    (args.output_dir / "generated").mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(args.output_dir / "generated" / f"{i}.png")
+    grid = results_grid(images, conditions, prompts, scores)
+    grid.save(args.output_dir / "grid.png")
+    results = {"settings": settings, "test": summary(scores), "test_scores": [asdict(s) for s in scores]}
+
+    if args.num_conditions:
+        data = RenderedFill50K("test", args.num_conditions, min_color_difference=MIN_COLOR_DIFFERENCE)
+        samples = [data[i] for i in range(len(data))]
+        conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
+        for name, scale in (("held_out", 1.0), ("held_out_without_controlnet", 0.0)):
+            images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
+            results[name] = summary(score_all(images, conditions, prompts))
+            if scale:
+                results["held_out_scores"] = [asdict(s) for s in score_all(images, conditions, prompts)]
+    (args.output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
+
+    print(f"{'':30}{'mean IoU':>10}{'IoU > 0.8':>11}{'disc colour':>13}{'background':>12}")
+    for name in ("test", "held_out", "held_out_without_controlnet"):
+        if name in results:
+            row = results[name]
+            print(
+                f"{name:30}{row['mean_iou']:10.3f}{row['share_above_0.8']:11.0%}"
+                f"{row['median_disc_color_difference']:13.1f}{row['median_background_color_difference']:12.1f}"
+            )
+    print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {args.output_dir / 'metrics.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Does the picture follow the condition? Finds the disc in a picture by its colours and compares it with the outline.
+
+Nothing of the metric looks at how the picture was made: the disc is found by two-means clustering of the pixels in CIE
+Lab, the outline's inside by fitting a circle to the condition image, colours are compared by CIEDE2000.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from finetune.colors import COLORS
+
+# Two clusters closer than this (CIEDE2000) are one colour to the eye: the picture shows no disc.
+MIN_CONTRAST = 2.0
+
+
+@dataclass(frozen=True)
+class DiscScore:
+    """How well one picture follows its condition and its prompt.
+
+    `iou` is the overlap of the disc found in the picture with the outline's inside, 0 to 1. The colour differences are
+    CIEDE2000 to the colours that the prompt names; None where the prompt names none.
+    """
+
+    iou: float
+    disc_color_difference: float | None
+    background_color_difference: float | None
+
+
+def named_colors(prompt: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The disc's and the background's colour in Lab, from "<colour> circle with [a] <colour> background"."""
+    match = re.fullmatch(r"(?:an? )?(.+) circle with (?:an? )?(.+) background", prompt.strip().lower())
+    if match is None or any(name not in COLORS for name in match.groups()):
+        return None
+    disc, background = (rgb2lab(np.array(COLORS[name]) / 255) for name in match.groups())
+    return disc, background
+
+
+def inside_outline(condition: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The disc that a white outline on black draws, as a mask of shape (height, width) for `size` (width, height).
+
+    The outline may leave the frame: a circle is fitted to what is there, by linear least squares (Kasa, 1976).
+
+    Raises:
+        ValueError: if there is no outline.
+    """
+    gray = np.asarray(condition.convert("L"))
+    y, x = np.nonzero(gray > max(gray.max() / 2, 16))
+    if len(x) < 3:
+        raise ValueError("The condition image shows no outline: expected a white circle on black.")
+    x, y = (x + 0.5) / gray.shape[1], (y + 0.5) / gray.shape[0]
+    (a, b, c), *_ = np.linalg.lstsq(np.stack([2 * x, 2 * y, np.ones_like(x)], 1), x**2 + y**2, rcond=None)
+    width, height = size
+    columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    return (columns[None] - a) ** 2 + (rows[:, None] - b) ** 2 <= c + a**2 + b**2
+
+
+def two_means(lab: np.ndarray, iterations: int = 20) -> np.ndarray:
+    """Splits pixels of shape (height, width, 3) into two colours: a mask of the second, (height, width)."""
+    pixels = lab.reshape(-1, 3)
+    deviation = pixels - pixels.mean(0)
+    axis = np.linalg.eigh(deviation.T @ deviation)[1][:, -1]
+    along = deviation @ axis
+    centers = np.stack([pixels[along.argmin()], pixels[along.argmax()]])
+    for _ in range(iterations):
+        second = ((pixels - centers[1]) ** 2).sum(1) < ((pixels - centers[0]) ** 2).sum(1)
+        if second.all() or not second.any():
+            break
+        centers = np.stack([pixels[~second].mean(0), pixels[second].mean(0)])
+    return second.reshape(lab.shape[:2])
+
+
+def score(image: Image.Image, condition: Image.Image, prompt: str) -> DiscScore:
+    """Scores one generated picture against its condition and prompt."""
+    lab = rgb2lab(np.asarray(image.convert("RGB")) / 255)
+    target = inside_outline(condition, image.size)
+    disc = two_means(lab)
+    names = named_colors(prompt)
+    if not disc.any() or disc.all():
+        background = disc_color = np.median(lab.reshape(-1, 3), axis=0)
+    else:
+        disc_color, background = np.median(lab[disc], axis=0), np.median(lab[~disc], axis=0)
+
+    # Which of the two colours is the disc's? The prompt says so; without known names, the better overlap.
+    if names is not None:
+        swapped = deltaE_ciede2000(disc_color, names[1]) + deltaE_ciede2000(background, names[0])
+        straight = deltaE_ciede2000(disc_color, names[0]) + deltaE_ciede2000(background, names[1])
+        swap = swapped < straight
+    else:
+        swap = overlap(~disc, target) > overlap(disc, target)
+    if swap:
+        disc, disc_color, background = ~disc, background, disc_color
+
+    visible = deltaE_ciede2000(disc_color, background) >= MIN_CONTRAST
+    return DiscScore(
+        iou=overlap(disc, target) if visible else 0.0,
+        disc_color_difference=None if names is None else float(deltaE_ciede2000(disc_color, names[0])),
+        background_color_difference=None if names is None else float(deltaE_ciede2000(background, names[1])),
+    )
+
+
+def overlap(found: np.ndarray, target: np.ndarray) -> float:
+    """Intersection over union of two masks, 0 to 1."""
+    union = np.logical_or(found, target).sum()
+    return float(np.logical_and(found, target).sum() / union) if union else 0.0
+
+
+def summary(scores: Sequence[DiscScore]) -> dict[str, float]:
+    """What a set of scores comes to: mean IoU, the share above 0.8, median colour differences."""
+    result = {
+        "mean_iou": float(np.mean([s.iou for s in scores])),
+        "min_iou": float(np.min([s.iou for s in scores])),
+        "share_above_0.8": float(np.mean([s.iou > 0.8 for s in scores])),
+    }
+    for name in ("disc_color_difference", "background_color_difference"):
+        values = [asdict(s)[name] for s in scores if asdict(s)[name] is not None]
+        if values:
+            result[f"median_{name}"] = float(np.median(values))
+    return result

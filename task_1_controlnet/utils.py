@@ -1,0 +1,76 @@
+"""Small things that train.py, evaluate.py and the notebook share: the test data, the pipeline, the grid of results."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion.controlnet import ControlNetModel
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.base import load_part
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+def load_test_data(folder: Path = DATA) -> tuple[list[Image.Image], list[str]]:
+    """The course's five condition images (512 px, RGB) and their prompts."""
+    prompts = json.loads((folder / "test_prompts.json").read_text())
+    keys = sorted(prompts, key=int)
+    conditions = [Image.open(folder / "test_conditions" / f"{key}.png").convert("RGB") for key in keys]
+    return conditions, [prompts[key] for key in keys]
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_pipeline(
+    base: str, controlnet: str | Path | ControlNetModel, device: torch.device | None = None
+) -> StableDiffusionControlNetPipeline:
+    """Our pipeline with our UNet: half precision on CUDA, float32 elsewhere.
+
+    Raises:
+        BaseModelError: if the base model or the ControlNet cannot be loaded.
+    """
+    device = device or pick_device()
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    if not isinstance(controlnet, ControlNetModel):
+        controlnet = ControlNetModel.from_pretrained(controlnet, torch_dtype=dtype)
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        base, unet=unet, controlnet=controlnet, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline.to(device)
+
+
+def draw_grid(
+    rows: Sequence[tuple[Sequence[Image.Image], str]], headings: Sequence[str], size: int = 192
+) -> Image.Image:
+    """A picture of results: each row has some images, of `size` px, and a text beside them.
+
+    Args:
+        rows: pairs of images, as many as there are headings, and text (lines are broken where needed).
+    """
+    margin, text_width, top = 8, 300, 28
+    width = margin + len(headings) * (size + margin) + text_width
+    grid = Image.new("RGB", (width, top + len(rows) * (size + margin)), "white")
+    canvas, font = ImageDraw.Draw(grid), ImageFont.load_default()
+    if hasattr(ImageFont, "FreeTypeFont") and isinstance(font, ImageFont.FreeTypeFont):
+        font = ImageFont.load_default(size=15)  # Pillow 10.1 and later
+    for column, heading in enumerate(headings):
+        canvas.text((margin + column * (size + margin), 6), heading, "black", font=font)
+    for row, (images, text) in enumerate(rows):
+        y = top + row * (size + margin)
+        for column, image in enumerate(images):
+            grid.paste(image.convert("RGB").resize((size, size), Image.LANCZOS), (margin + column * (size + margin), y))
+        lines = [part for line in text.split("\n") for part in (textwrap.wrap(line, 34) or [""])]
+        canvas.multiline_text((width - text_width + margin, y + 4), "\n".join(lines), "black", font=font, spacing=6)
+    return grid
