@@ -129,15 +129,15 @@ class Training:
         self,
         batches: Iterator[Any],
         compute_loss: Callable[[Any], torch.Tensor],
-        validate: Callable[[int], dict[str, float]] | None = None,
-        validation_steps: int | None = None,
+        validate: Callable[[int], dict[str, float]],
+        validation_steps: int,
     ) -> bool:
         """Trains to the last step. Returns False if a signal stopped it before; then a checkpoint was written.
 
         Args:
             batches: endless; its first batch is the one that step `self.step` sees.
             compute_loss: a scalar for one batch. All it draws at random comes from torch's global generator.
-            validate: called every `validation_steps` and at the end; what it returns is logged.
+            validate: called every `validation_steps` and at the end (0: never); what it returns is logged.
 
         Raises:
             NonFiniteLossError: naming the step and the last good checkpoint.
@@ -163,7 +163,7 @@ class Training:
                     progress.set_postfix(self.log_losses())
                 if due:
                     self.save_checkpoint()
-                if validate and (done or self.step % (validation_steps or self.max_train_steps) == 0):
+                if validation_steps and (done or self.step % validation_steps == 0):
                     self.accelerator.log(validate(self.step), step=self.step)
                 if stopping and not done:
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")

@@ -21,11 +21,14 @@ from tqdm.auto import tqdm
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from fill50k import RenderedFill50K
 from finetune.images import square
+from finetune.setup import fail_clearly, require_hardware
 from metrics import DiscScore, score, summary
 from utils import draw_grid, load_pipeline, load_test_data
 
 # CIEDE2000 between the two colours of a held-out sample: where they are closer, no metric can see the disc.
 MIN_COLOR_DIFFERENCE = 20.0
+# Drawn at once: one image of 512 px, or sixteen of 128 px.
+PIXELS_AT_ONCE = 512 * 512
 
 
 def generate(
@@ -36,13 +39,13 @@ def generate(
     num_inference_steps: int = 20,
     guidance_scale: float = 7.5,
     conditioning_scale: float = 1.0,
-    batch_size: int = 20,
 ) -> list[Image.Image]:
     """One image for each condition and prompt, at the base model's size.
 
     Image i depends on `seed + i` and not on what shares its batch.
     """
     resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    batch_size = max(1, PIXELS_AT_ONCE // resolution**2)
     conditions = [square(condition, resolution) for condition in conditions]
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
@@ -95,6 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
+    require_hardware(args.base)
 
     pipeline = load_pipeline(args.base, args.controlnet)
     settings = {
@@ -135,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with fail_clearly():
+        main()

@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--checkpointing_steps", type=int, default=500)
     add("--checkpoints_total_limit", type=int, default=2, help="older checkpoints are removed")
     add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
-    add("--validation_steps", type=int, default=500, help="draw and score the five test conditions this often")
+    add("--validation_steps", type=int, default=500, help="draw and score the test conditions this often (0: never)")
     add("--validation_guidance_scale", type=float, default=7.5)
     add("--seed", type=int, default=0)
     return parser.parse_args()
@@ -217,10 +217,12 @@ def main() -> None:
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=args.dataloader_num_workers)
 
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-        condition = batch["condition"].to(accelerator.device)  # (B, 3, H, W)
+        # fmt: off
+        condition = batch["condition"].to(accelerator.device)                             # (B, 3, H, W)
         if encodings is not None:
-            latents = batch["latents"].to(accelerator.device)  # (B, 4, H / 8, W / 8)
-            text_embeddings = batch["text_embeddings"].to(accelerator.device)  # (B, T, D)
+            latents = batch["latents"].to(accelerator.device)                             # (B, 4, H / 8, W / 8)
+            text_embeddings = batch["text_embeddings"].to(accelerator.device)             # (B, T, D)
+        # fmt: on
         else:
             latents, text_embeddings = base.encode_images(batch["image"]), base.encode_prompts(batch["text"])
         if args.proportion_empty_prompts:
@@ -232,7 +234,7 @@ def main() -> None:
             return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
 
         with accelerator.autocast():
-            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma)  # fmt: skip
+            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma)
 
     def draw_and_score(step: int) -> dict[str, float]:
         model = accelerator.unwrap_model(controlnet)

@@ -8,7 +8,7 @@ DATASET_NAME="${DATASET_NAME:-fusing/fill50k}"
 OUTPUT_DIR="${OUTPUT_DIR:-../runs/controlnet-fill50k}"
 PYTHON="${PYTHON:-python}"
 
-# 8-bit Adam needs a fifth of the optimiser's memory, where bitsandbytes is installed.
+# 8-bit Adam needs a quarter of the optimiser's memory, where bitsandbytes is installed.
 if "$PYTHON" -c "import bitsandbytes" 2>/dev/null; then set -- --use_8bit_adam "$@"; fi
 
 exec "$PYTHON" train.py \

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -89,20 +90,28 @@ def loss_weights(scheduler: DDPMScheduler, gamma: float = 5.0, limit: float = 10
 
 
 def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
-    """Writes the pipeline folder: float16 weights, the scheduler of Stable Diffusion 1.4."""
+    """Writes the pipeline folder, float16 in files and float32 when loaded, with Stable Diffusion 1.4's scheduler."""
     scheduler = PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae, copy.deepcopy(text_encoder), tokenizer, copy.deepcopy(unet), scheduler,
+        copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, copy.deepcopy(unet), scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
         file.write_bytes(content)
-    vae.float()
+
+    # transformers 5.6 and later drop a prefix that older releases cannot do without, and newer ones still read.
+    weights = folder / "text_encoder" / "model.safetensors"
+    state = {f"text_model.{name.replace('text_model.', '')}": tensor for name, tensor in load_file(weights).items()}
+    save_file(state, weights, metadata={"format": "pt"})
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(0o644)
 
 
 def main() -> None:
@@ -168,7 +177,7 @@ def main() -> None:
         progress.close()
         networks.load_state_dict(average.state_dict())
         torch.save(average.state_dict(), args.output_dir / "state.pt")
-        save(args.output_dir, vae, average["text_encoder"], tokenizer, average["unet"])
+    save(args.output_dir, vae, average["text_encoder"], tokenizer, average["unet"])
 
 
 if __name__ == "__main__":

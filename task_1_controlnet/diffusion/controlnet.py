@@ -170,21 +170,23 @@ class ControlNetModel(StableDiffusionModel):
         Raises:
             ValueError: if the condition images do not have the size that the latents ask for.
         """
-        emb = self.embed_timestep(sample, timestep)  # (B, 4 * C0)
-        condition = self.controlnet_cond_embedding(controlnet_cond)  # (B, C0, H, W)
+        # fmt: off
+        emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
+        condition = self.controlnet_cond_embedding(controlnet_cond)                                # (B, C0, H, W)
         if condition.shape[-2:] != sample.shape[-2:]:
             raise ValueError(
                 f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "
                 f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
                 f"the condition must have the size of the image that is generated."
             )
-        sample = self.conv_in(sample) + condition  # (B, C0, H, W)
+        sample = self.conv_in(sample) + condition                                                  # (B, C0, H, W)
 
         down_block_res_samples = (sample,)
         for block in self.down_blocks:
-            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # halved, but the last
+            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)      # halved but the last
             down_block_res_samples += skips
-        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # (B, Cn, h, w)
+        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)        # (B, Cn, h, w)
+        # fmt: on
 
         ######## TODO (3) ########
         down_block_res_samples = tuple(
@@ -203,4 +205,4 @@ class ControlNetModel(StableDiffusionModel):
 
         if not return_dict:
             return down_block_res_samples, mid_block_res_sample
-        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)  # fmt: skip
+        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)

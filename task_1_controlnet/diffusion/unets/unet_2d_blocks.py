@@ -114,14 +114,16 @@ class DownBlock2D(UNetBlock):
             encoder_hidden_states: (batch, tokens, cross_attention_dim).
         """
         skips: tuple[torch.Tensor, ...] = ()
+        # fmt: off
         for i in range(len(self.resnets)):
-            hidden_states = self.run_resnet(i, hidden_states, temb)  # (B, out, H, W)
+            hidden_states = self.run_resnet(i, hidden_states, temb)                              # (B, out, H, W)
             hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, cross_attention_kwargs)
             skips += (hidden_states,)
         if self.downsamplers is not None:
-            hidden_states = self.downsamplers[0](hidden_states)  # (B, out, H / 2, W / 2)
+            hidden_states = self.downsamplers[0](hidden_states)                                  # (B, out, H/2, W/2)
             skips += (hidden_states,)
-        return hidden_states, skips  # fmt: skip
+        # fmt: on
+        return hidden_states, skips
 
 
 class CrossAttnDownBlock2D(DownBlock2D):
@@ -197,13 +199,15 @@ class UpBlock2D(UNetBlock):
             skips: one tensor a layer, (batch, skip channels, height, width).
             upsample_size: the size to reach, where it is not the double (odd sizes were halved and rounded).
         """
+        # fmt: off
         for i in range(len(self.resnets)):
-            hidden_states = torch.cat([hidden_states, skips[-1 - i]], dim=1)  # (B, in + skip, H, W)
-            hidden_states = self.run_resnet(i, hidden_states, temb)  # (B, out, H, W)
+            hidden_states = torch.cat([hidden_states, skips[-1 - i]], dim=1)                     # (B, in + skip, H, W)
+            hidden_states = self.run_resnet(i, hidden_states, temb)                              # (B, out, H, W)
             hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, cross_attention_kwargs)
         if self.upsamplers is not None:
-            hidden_states = self.upsamplers[0](hidden_states, upsample_size)  # (B, out, 2 H, 2 W)
-        return hidden_states  # fmt: skip
+            hidden_states = self.upsamplers[0](hidden_states, upsample_size)                     # (B, out, 2 H, 2 W)
+        # fmt: on
+        return hidden_states
 
 
 class CrossAttnUpBlock2D(UpBlock2D):

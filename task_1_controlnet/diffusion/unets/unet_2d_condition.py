@@ -112,12 +112,13 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
             raise ValueError("ControlNet's residuals for the skip connections and for the mid block go together.")
 
-        emb = self.embed_timestep(sample, timestep)  # (B, 4 * C0)
-        sample = self.conv_in(sample)  # (B, C0, H, W)
+        # fmt: off
+        emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
+        sample = self.conv_in(sample)                                                              # (B, C0, H, W)
 
         down_block_res_samples = (sample,)
         for block in self.down_blocks:
-            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # halved, but the last
+            sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)      # halved but the last
             down_block_res_samples += skips
 
         if is_controlnet and len(down_block_additional_residuals) != len(down_block_res_samples):
@@ -133,7 +134,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             )
         ######## TODO (4-1) ########
 
-        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)  # (B, Cn, h, w)
+        sample = self.mid_block(sample, emb, encoder_hidden_states, cross_attention_kwargs)        # (B, Cn, h, w)
 
         if is_controlnet:
             ######## TODO (4-2) ########
@@ -148,5 +149,6 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
                 size = None  # the usual doubling
             sample = block(sample, skips, emb, encoder_hidden_states, cross_attention_kwargs, size)  # doubled
 
-        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))  # (B, out_channels, H, W)
-        return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)  # fmt: skip
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))                          # (B, out, H, W)
+        # fmt: on
+        return UNet2DConditionOutput(sample=sample) if return_dict else (sample,)

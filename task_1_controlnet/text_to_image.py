@@ -1,0 +1,56 @@
+"""Task 0: draws the five test prompts with the plain base model, without any ControlNet.
+
+python text_to_image.py                                      # Stable Diffusion 1.4, on a CUDA GPU
+python text_to_image.py --base ../tiny_sd --guidance_scale 3 # the embedded base, anywhere
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel
+
+from finetune.base import load_part
+from finetune.setup import fail_clearly, require_hardware
+from utils import draw_grid, load_test_data, pick_device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--prompt", nargs="+", help="draw these instead of the test prompts")
+    parser.add_argument("--num_inference_steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, default=Path("../runs/text_to_image"))
+    args = parser.parse_args()
+    require_hardware(args.base)
+
+    device = pick_device()
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    text_encoder = load_part(CLIPTextModel, args.base, "text_encoder", torch_dtype=dtype)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.base, text_encoder=text_encoder, torch_dtype=dtype)
+    pipeline.to(device)
+
+    prompts = args.prompt or load_test_data()[1]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        image = pipeline(
+            prompt,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            generator=torch.Generator().manual_seed(args.seed + i),
+        ).images[0]
+        image.save(args.output_dir / f"{i}.png")
+        rows.append(([image], prompt))
+    draw_grid(rows, ["generated"]).save(args.output_dir / "grid.png")
+    print(f"{len(rows)} images and grid.png are in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    with fail_clearly():
+        main()

@@ -1,0 +1,98 @@
+"""The metric is honest: perfect on true pictures, low on the wrong ones, and it finds the disc by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from fill50k import TEST_DISCS, RenderedFill50K, render_condition
+from finetune.colors import COLORS
+from metrics import inside_outline, named_colors, score, summary
+
+DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
+SAMPLES = [DATA[i] for i in range(len(DATA))]
+
+
+def test_true_pictures_score_one():
+    scores = [score(s["image"], s["conditioning_image"], s["text"]) for s in SAMPLES]
+    assert summary(scores)["min_iou"] > 0.93
+    assert summary(scores)["mean_iou"] > 0.98
+    assert max(s.disc_color_difference for s in scores) < 0.5
+    assert max(s.background_color_difference for s in scores) < 0.5
+
+
+def test_pictures_of_other_conditions_score_low():
+    shuffled = SAMPLES[1:] + SAMPLES[:1]
+    scores = [
+        score(other["image"], sample["conditioning_image"], other["text"]) for sample, other in zip(SAMPLES, shuffled)
+    ]
+    assert summary(scores)["mean_iou"] < 0.4
+    assert summary(scores)["share_above_0.8"] < 0.1
+
+
+def test_wrong_colors_are_seen_though_the_disc_is_in_place():
+    shuffled = SAMPLES[1:] + SAMPLES[:1]
+    scores = [
+        score(sample["image"], sample["conditioning_image"], other["text"]) for sample, other in zip(SAMPLES, shuffled)
+    ]
+    assert summary(scores)["median_disc_color_difference"] > 20
+    assert summary(scores)["median_background_color_difference"] > 20
+
+
+def test_disc_and_background_with_their_colors_exchanged_do_not_pass():
+    sample = SAMPLES[0]
+    disc, background = sample["text"].replace(" background", "").split(" circle with ")
+    exchanged = f"{background} circle with {disc} background"
+    assert score(sample["image"], sample["conditioning_image"], exchanged).iou < 0.5
+
+
+@pytest.mark.parametrize("kind", ["blank", "noise"])
+def test_pictures_without_a_disc_score_low(kind):
+    rng = np.random.default_rng(0)
+    pixels = np.full((128, 128, 3), 200) if kind == "blank" else rng.integers(0, 255, (128, 128, 3))
+    image = Image.fromarray(pixels.astype(np.uint8))
+    for sample in SAMPLES[:5]:
+        assert score(image, sample["conditioning_image"], sample["text"]).iou < 0.5
+
+
+def test_a_shifted_disc_scores_its_overlap():
+    disc = type(TEST_DISCS[0])(256, 256, 100)
+    moved = type(TEST_DISCS[0])(306, 256, 100)
+    from fill50k import draw
+
+    image = draw(moved, 512, COLORS["white"], fill=COLORS["red"])
+    found = score(image, render_condition(disc), "red circle with white background").iou
+    # Two unit discs half a radius apart: overlap over union by the lens formula.
+    lens = 2 * np.arccos(0.25) - 0.25 * np.sqrt(4 - 0.25)
+    assert found == pytest.approx(lens / (2 * np.pi - lens), abs=0.01)
+
+
+def test_a_blurred_and_noisy_disc_is_still_found():
+    sample = SAMPLES[0]
+    noise = np.random.default_rng(0).normal(0, 12, (128, 128, 3))
+    blurred = np.asarray(sample["image"].filter(ImageFilter.GaussianBlur(1))) + noise
+    image = Image.fromarray(blurred.clip(0, 255).astype(np.uint8))
+    assert score(image, sample["conditioning_image"], sample["text"]).iou > 0.9
+
+
+@pytest.mark.parametrize("disc", TEST_DISCS)
+@pytest.mark.parametrize("size", [128, 512])
+def test_the_outlines_inside_is_found_also_where_it_leaves_the_frame(disc, size):
+    mask = inside_outline(render_condition(disc), (size, size))
+    columns, rows = np.meshgrid(*[(np.arange(size) + 0.5) * 512 / size - 0.5] * 2)
+    true = (columns - disc.x) ** 2 + (rows - disc.y) ** 2 <= disc.radius**2
+    assert (mask & true).sum() / (mask | true).sum() > 0.97
+
+
+def test_an_empty_condition_is_refused():
+    with pytest.raises(ValueError, match="no outline"):
+        inside_outline(Image.new("RGB", (64, 64)), (64, 64))
+
+
+def test_prompts_are_read_with_and_without_articles():
+    for prompt in ("sea green circle with a light cyan background", "a sea green circle with light cyan background"):
+        disc, background = named_colors(prompt)
+        assert disc[1] < -20 and background[0] > 95  # Lab: clearly green, and nearly white
+    assert named_colors("a photo of a cat") is None
+    assert named_colors("reddish circle with white background") is None

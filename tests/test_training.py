@@ -1,0 +1,200 @@
+"""Training end to end on the embedded base, with real processes that are really killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = ROOT / "task_1_controlnet"
+# Small, float32 and without validation: four steps take seconds.
+FLAGS = [
+    "--pretrained_model_name_or_path", str(ROOT / "tiny_sd"), "--dataset_name", "rendered", "--resolution", "64",
+    "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
+    "--conditioning_channels", "8", "8", "8", "8", "--learning_rate", "1e-3", "--lr_scheduler", "cosine",
+    "--validation_steps", "0", "--proportion_empty_prompts", "0.5",
+]  # fmt: skip
+
+
+def command(output_dir: Path, *flags: str) -> list[str]:
+    return [sys.executable, "train.py", *FLAGS, "--output_dir", str(output_dir), *flags]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+
+
+def train(output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
+    run = subprocess.run(
+        command(output_dir, *flags), cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run
+
+
+def start(output_dir: Path, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(output_dir, *flags), cwd=TASK, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def weights(output_dir: Path, folder: str = "controlnet") -> dict[str, torch.Tensor]:
+    return load_file(output_dir / folder / "diffusion_pytorch_model.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def losses(output_dir: Path) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (output_dir / "logs").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """A run of 12 steps that nothing interrupted."""
+    output_dir = tmp_path_factory.mktemp("straight")
+    train(output_dir, "--max_train_steps", "12", "--checkpointing_steps", "6")
+    return output_dir
+
+
+def test_a_run_leaves_a_controlnet_that_was_trained(straight):
+    state = weights(straight)
+    moved = [name for name, tensor in state.items() if name.startswith("controlnet_down_blocks") and tensor.any()]
+    assert len(moved) == 2 * sum(1 for name in state if name.startswith("controlnet_down_blocks") and "weight" in name)
+    assert losses(straight)
+    assert sorted(path.name for path in straight.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-6"]
+
+
+def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path):
+    flags = ("--max_train_steps", "12", "--checkpointing_steps", "3")
+    process = start(tmp_path, *flags)
+    wait_for(tmp_path / "checkpoint-3", process)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "controlnet").exists()
+    output = train(tmp_path, *flags, "--resume_from_checkpoint", "latest").stdout
+    assert "Resuming from" in output
+    assert_same(weights(tmp_path), weights(straight))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_cleanly(straight, tmp_path, number):
+    process = start(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "2")
+    wait_for(tmp_path / "checkpoint-2", process)
+    process.send_signal(number)
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert "go on from it with --resume_from_checkpoint latest" in output
+    newest = max(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+    assert 2 < newest < 12
+    train(tmp_path, "--max_train_steps", "12", "--resume_from_checkpoint", "latest")
+    assert_same(weights(tmp_path), weights(straight))
+
+
+def test_latest_never_picks_an_unfinished_checkpoint(straight, tmp_path):
+    train(tmp_path, "--max_train_steps", "6", "--checkpointing_steps", "3")
+    (tmp_path / ".checkpoint-9.tmp").mkdir()
+    (tmp_path / "checkpoint-99").mkdir()  # a folder without the file that is written last
+    output = train(
+        tmp_path, "--max_train_steps", "9", "--checkpointing_steps", "3", "--resume_from_checkpoint", "latest"
+    )
+    assert "checkpoint-6, step 6 of 9" in output.stdout
+    assert not (tmp_path / ".checkpoint-9.tmp").exists()
+
+
+def test_a_finished_run_says_what_it_reuses(straight):
+    before = weights(straight)
+    output = train(straight, "--max_train_steps", "12", "--resume_from_checkpoint", "latest").stdout
+    assert "step 12 of 12" in output and "Reusing the encodings" in output
+    assert_same(weights(straight), before)
+
+
+def test_cached_and_uncached_training_are_the_same(straight, tmp_path):
+    train(tmp_path, "--max_train_steps", "12", "--no_cache")
+    assert losses(tmp_path) == pytest.approx(losses(straight), rel=1e-4)
+    for name, tensor in weights(tmp_path).items():
+        assert torch.allclose(tensor, weights(straight)[name], atol=2e-3), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_path):
+    run = subprocess.run(
+        command(tmp_path, "--max_train_steps", "400", "--checkpointing_steps", "1", "--learning_rate", "1e30"),
+        cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "The loss of step" in run.stderr and "The last good checkpoint is" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    train(tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "1")
+    limited = f"ulimit -f 2000; exec {' '.join(command(tmp_path, '--max_train_steps', '4', '--checkpointing_steps', '1', '--resume_from_checkpoint', 'latest'))}"  # noqa: E501
+    run = subprocess.run(
+        ["bash", "-c", limited], cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode != 0
+    assert "Cannot write" in run.stderr and "checkpoint-2" in run.stderr and "Traceback" not in run.stderr
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_train_sh_without_cuda_says_what_to_do(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    run = subprocess.run(
+        ["sh", "train.sh"], cwd=TASK, env={**environment(), "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "needs a CUDA GPU" in run.stderr and "tiny_sd" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_model_that_is_nowhere_says_what_to_do(tmp_path):
+    (tmp_path / "model").mkdir()
+    run = subprocess.run(
+        command(tmp_path, "--pretrained_model_name_or_path", str(tmp_path / "model")),
+        cwd=TASK, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "Cannot load" in run.stderr and "hf auth login" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mixed_precision_on_cuda(tmp_path, precision):
+    train(tmp_path, "--max_train_steps", "4", "--mixed_precision", precision)
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_checkpoints_hold_a_controlnet_that_loads(straight):
+    from diffusion.controlnet import ControlNetModel
+
+    loaded = ControlNetModel.from_pretrained(straight / "checkpoint-12" / "controlnet")
+    assert_same(loaded.state_dict(), weights(straight))
+    assert json.loads((straight / "checkpoint-12" / "trainer_state.json").read_text())["step"] == 12
