@@ -55,6 +55,10 @@ class Dataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         raise NotImplementedError
 
+    def conditioning_image(self, index: int) -> Image.Image:
+        """`self[index]["conditioning_image"]`, where possible without making the rest of the sample."""
+        return self[index]["conditioning_image"]
+
 
 def load_data(
     dataset_name: str,
@@ -267,6 +271,9 @@ class FilesDataset(Dataset):
             "text": text,
         }
 
+    def conditioning_image(self, index: int) -> Image.Image:
+        return read_image(self.files[1], self.rows[index][1])
+
 
 def load_local(path: str, columns: tuple[str, str, str], max_samples: int | None) -> Dataset:
     path = os.path.abspath(path)  # as the process may go elsewhere before a worker opens it
@@ -425,6 +432,11 @@ def color_differences() -> np.ndarray:
     return deltaE_ciede2000(lab[:, None], lab[None])
 
 
+def draw_disc(rng: np.random.Generator) -> Disc:
+    x, y = (int(value) for value in rng.integers(0, FRAME, size=2))
+    return Disc(x, y, int(rng.integers(RADII[0], RADII[1] + 1)))
+
+
 def render(index: int, resolution: int = FRAME, min_color_difference: float = 0.0) -> RenderedSample:
     """Sample number `index`, a function of these arguments and nothing else: 0 and up for training, 1,000,000 and up
     held out. Place, size and outline do not depend on the colours, nor anything on the resolution (px of both images).
@@ -436,8 +448,7 @@ def render(index: int, resolution: int = FRAME, min_color_difference: float = 0.
     if min_color_difference > 0 and min_color_difference > color_differences().max():
         raise ValueError(f"no two colours differ by {min_color_difference}, only by {color_differences().max():.1f}")
     rng = np.random.default_rng([SEED, index])
-    x, y = (int(value) for value in rng.integers(0, FRAME, size=2))
-    disc = Disc(x, y, int(rng.integers(RADII[0], RADII[1] + 1)))
+    disc = draw_disc(rng)
     while True:
         a, b = (int(value) for value in rng.integers(0, len(COLOR_NAMES), size=2))
         first, second = COLOR_NAMES[a], COLOR_NAMES[b]
@@ -490,6 +501,10 @@ class RenderedFill50K(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.render(index)
         return {"image": sample.image, "conditioning_image": sample.conditioning_image, "text": sample.text}
+
+    def conditioning_image(self, index: int) -> Image.Image:
+        rng = np.random.default_rng([SEED, SPLITS[self.split] + range(self.size)[index]])
+        return render_condition(draw_disc(rng), self.resolution)
 
 
 def write_test_data(folder: str | Path) -> None:

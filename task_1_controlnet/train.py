@@ -29,7 +29,7 @@ from finetune.base import BaseModel, load_part
 from finetune.cache import Encodings, load_encodings
 from finetune.images import square, to_tensor
 from finetune.objective import batches_of_indices, diffusion_loss
-from finetune.setup import build_optimizer, fail_clearly, require_hardware, weight_dtype
+from finetune.setup import build_optimizer, fail_clearly, place_frozen, require_hardware, use_fast_attention
 from finetune.training import Training
 from metrics import summary
 from utils import load_test_data
@@ -85,14 +85,15 @@ class ControlNetDataset(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.data[index]
-        item = {"condition": to_tensor(square(sample["conditioning_image"], self.resolution))}
         if self.encodings is not None:
-            item["latents"], item["text_embeddings"] = self.encodings.sample(index)
+            latents, text_embeddings = self.encodings.sample(index)
+            condition = self.data.conditioning_image(index)
+            item = {"latents": latents, "text_embeddings": text_embeddings}
         else:
-            item["image"] = to_tensor(square(sample["image"], self.resolution)) * 2 - 1
-            item["text"] = sample["text"]
-        return item
+            sample = self.data[index]
+            condition = sample["conditioning_image"]
+            item = {"image": to_tensor(square(sample["image"], self.resolution)) * 2 - 1, "text": sample["text"]}
+        return {"condition": to_tensor(square(condition, self.resolution)), **item}
 
 
 def validate(
@@ -151,13 +152,15 @@ def main() -> None:
 
     # Models: all frozen but the ControlNet, whose weights stay in float32.
     base = BaseModel.load(args.pretrained_model_name_or_path)
-    unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32).requires_grad_(False)
+    unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32)
     if args.controlnet_model_name_or_path:
         controlnet = ControlNetModel.from_pretrained(args.controlnet_model_name_or_path, torch_dtype=torch.float32)
     else:
         controlnet = ControlNetModel.from_unet(unet, args.conditioning_channels)
     controlnet.train()
-    unet.to(accelerator.device, weight_dtype(accelerator))
+    place_frozen(unet, accelerator)
+    for model in (unet, controlnet):
+        use_fast_attention(model, accelerator.device)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         controlnet.enable_gradient_checkpointing()

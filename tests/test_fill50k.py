@@ -659,3 +659,13 @@ def test_the_conditions_of_the_course(name, edges):
         assert 160 < np.ptp(rows) < 300
     if name in "02":
         assert np.ptp(rows) > 350
+
+
+def test_conditions_alone_are_those_of_the_samples():
+    rendered = RenderedFill50K("test", 5, resolution=64)
+    for index in range(5):
+        assert_same_picture(rendered.conditioning_image(index), rendered[index]["conditioning_image"])
+
+
+def assert_same_picture(one, other):
+    assert np.array_equal(np.asarray(one), np.asarray(other))

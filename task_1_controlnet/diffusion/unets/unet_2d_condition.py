@@ -98,7 +98,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             sample: noisy latents, (batch, in_channels, height, width), any height and width.
             timestep: one for all, or (batch,).
             encoder_hidden_states: text embeddings, (batch, tokens, cross_attention_dim).
-            cross_attention_kwargs: passed to the attention processors.
+            cross_attention_kwargs: passed to the attention processors (a LoRA's `scale` is the pipeline's to apply).
             down_block_additional_residuals: ControlNet's residuals, one for each skip connection, of its shape.
             mid_block_additional_residual: ControlNet's residual for the mid block's output, of its shape.
 

@@ -1,0 +1,86 @@
+"""The embedded base is a Stable Diffusion pipeline that loads everywhere, is small, and draws what it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+from safetensors import safe_open
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from finetune.base import BaseModel
+from finetune.colors import COLORS
+from scenes import is_held_out
+
+BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_it_is_small():
+    assert (
+        sum(path.stat().st_size for path in BASE.rglob("*") if path.is_file() and path.name != "state.pt") < 24 * 2**20
+    )
+
+
+def test_its_files_are_read_by_old_and_new_releases():
+    with safe_open(BASE / "text_encoder" / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in (BASE / "tokenizer").iterdir()}
+
+
+def test_every_weight_is_loaded(pipeline):
+    """An encoder whose keys are not found starts at random, and only a warning says so."""
+    with safe_open(BASE / "text_encoder" / "model.safetensors", "pt") as weights:
+        for name, parameter in pipeline.text_encoder.named_parameters():
+            stored = weights.get_tensor("text_model." + name.replace("text_model.", ""))
+            assert parameter.dtype == torch.float32
+            assert torch.equal(parameter, stored.float()), name
+
+
+def test_its_text_encoder_gives_the_same_numbers_everywhere():
+    embeddings = BaseModel.load(str(BASE)).encode_prompts(["sea green circle with a light cyan background"])
+    assert embeddings.shape == (1, 32, 192)
+    assert embeddings.double().square().mean().sqrt().item() == pytest.approx(EMBEDDING_RMS, rel=1e-4)
+
+
+def test_any_text_can_be_tokenized(pipeline):
+    ids = pipeline.tokenizer("a sks cat, Éclair & 猫").input_ids
+    assert pipeline.tokenizer.unk_token_id not in ids[1:-1]
+
+
+def test_it_draws_the_named_colors_of_unseen_pairs_at_many_places(pipeline):
+    names = list(COLORS)
+    rng = np.random.default_rng(0)
+    pairs = []
+    while len(pairs) < 8:
+        a, b = (names[i] for i in rng.choice(len(names), 2, replace=False))
+        lab = rgb2lab(np.array([COLORS[a], COLORS[b]]) / 255)
+        if is_held_out(a, b) and deltaE_ciede2000(*lab) > 30:
+            pairs.append((a, b))
+    generators = [torch.Generator().manual_seed(i) for i in range(8)]
+    prompts = [f"{a} circle with {b} background" for a, b in pairs]
+    images = pipeline(
+        prompts, num_inference_steps=20, guidance_scale=3.0, generator=generators, output_type="np"
+    ).images
+    centers, differences = [], []
+    for image, pair in zip(images, pairs):
+        lab = rgb2lab(image)
+        named = [rgb2lab(np.array(COLORS[name]) / 255) for name in pair]
+        disc = deltaE_ciede2000(lab, named[0][None, None]) < deltaE_ciede2000(lab, named[1][None, None])
+        assert 0.005 < disc.mean() < 0.95, pair
+        centers.append(np.argwhere(disc).mean(0))
+        differences += [
+            deltaE_ciede2000(np.median(lab[m], axis=0), c) for m, c in ((disc, named[0]), (~disc, named[1]))
+        ]
+    assert np.median(differences) < 12
+    assert np.std(centers, axis=0).min() > 8

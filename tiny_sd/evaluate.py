@@ -1,0 +1,77 @@
+"""Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
+
+Writes tiny_sd/samples.png (64 prompts over unseen colour pairs, seeds 0 to 63, nothing chosen) and prints how far the
+drawn colours are from the named ones.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
+
+from finetune.colors import COLORS
+from scenes import NAMES, ONE_CIRCLE, ONE_SHAPE, PLAIN, SHAPES, TWO_SHAPES, is_held_out
+
+HERE = Path(__file__).resolve().parent
+GUIDANCE_SCALE = 3.0
+
+
+def prompts_for(templates: list[str], count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Prompts with their two colours, over pairs that training never showed and an eye can tell apart."""
+    rng, chosen = np.random.default_rng(seed), []
+    while len(chosen) < count:
+        a, b, c = (NAMES[i] for i in rng.choice(len(NAMES), 3, replace=False))
+        s, z = (str(name) for name in rng.choice(list(SHAPES)[1:], 2, replace=False))
+        lab = rgb2lab(np.array([COLORS[a], COLORS[b]]) / 255)
+        if is_held_out(a, b) and deltaE_ciede2000(*lab) >= 20:
+            template = templates[len(chosen) % len(templates)]
+            chosen.append((template.format(a=a, b=b, c=c, s=s, z=z), a, b))
+    return chosen
+
+
+def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
+    """Images (len(prompts), 128, 128, 3) in 0..1; image i has seed i."""
+    images = []
+    for start in range(0, len(prompts), 16):
+        chosen = prompts[start : start + 16]
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(chosen))]
+        settings = {"num_inference_steps": 20, "guidance_scale": GUIDANCE_SCALE, "output_type": "np"}
+        images.append(pipeline(chosen, generator=generators, **settings).images)
+    return np.concatenate(images)
+
+
+def main() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+
+    images = draw(
+        pipeline, [p for p, _, _ in prompts_for(ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN, 64, 0)]
+    )
+    grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
+    Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
+
+    chosen = prompts_for(ONE_CIRCLE, 100, 1)
+    shapes, grounds, areas, centers = [], [], [], []
+    for image, (_, a, b) in zip(draw(pipeline, [p for p, _, _ in chosen]), chosen):
+        lab = rgb2lab(image)
+        named = [rgb2lab(np.array(COLORS[name]) / 255) for name in (a, b)]
+        disc = deltaE_ciede2000(lab, named[0][None, None]) < deltaE_ciede2000(lab, named[1][None, None])
+        areas.append(disc.mean())
+        if 0 < disc.mean() < 1:
+            shapes.append(deltaE_ciede2000(np.median(lab[disc], axis=0), named[0]))
+            grounds.append(deltaE_ciede2000(np.median(lab[~disc], axis=0), named[1]))
+            centers.append(np.argwhere(disc).mean(0))
+    print(f"100 prompts over unseen colour pairs, guidance {GUIDANCE_SCALE:g}, seeds 0 to 99:")
+    print(f"a disc is there in {np.mean([0.005 < area < 0.95 for area in areas]):.0%}")
+    print(f"median colour difference (CIEDE2000): disc {np.median(shapes):.1f}, background {np.median(grounds):.1f}")
+    print(f"discs cover {np.min(areas):.0%} to {np.max(areas):.0%} of the picture (median {np.median(areas):.0%})")
+    print(f"standard deviation of their centres: {np.std(centers, axis=0).round(1)} px")
+
+
+if __name__ == "__main__":
+    main()
