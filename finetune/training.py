@@ -12,10 +12,11 @@ from typing import Any, Callable, Iterator
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import checkpoints
-from .objective import seed_for
+from .objective import batches_of_indices, seed_for
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
@@ -96,6 +97,18 @@ class Training:
         for name in changed:
             was, now = state["settings"].get(name), self.settings[name]
             self.accelerator.print(f"Note: {name} was {was} and is {now}: the run goes on, but not as it would have.")
+
+    def batches(self, dataset: Dataset, batch_size: int, num_workers: int) -> Iterator[Any]:
+        """This process's batches, endless, from the one that the next step sees. Raises ValueError for no samples."""
+        indices = batches_of_indices(
+            len(dataset),
+            batch_size,
+            self.seed,
+            self.step * self.accelerator.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return iter(DataLoader(dataset, batch_sampler=indices, num_workers=num_workers))
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError."""

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from evaluate import generate, results_grid, score_all
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
@@ -28,7 +28,7 @@ from fill50k import load_data
 from finetune.base import BaseModel, load_part
 from finetune.cache import Encodings, load_encodings
 from finetune.images import square, to_tensor
-from finetune.objective import batches_of_indices, diffusion_loss
+from finetune.objective import diffusion_loss
 from finetune.setup import build_optimizer, fail_clearly, place_frozen, require_hardware, use_fast_attention
 from finetune.training import Training
 from metrics import summary
@@ -96,6 +96,28 @@ class ControlNetDataset(Dataset):
         return {"condition": to_tensor(square(condition, self.resolution)), **item}
 
 
+def load_models(
+    base: str,
+    controlnet: str | None,
+    conditioning_channels: list[int],
+    gradient_checkpointing: bool,
+    accelerator: Accelerator,
+) -> tuple[UNet2DConditionModel, ControlNetModel]:
+    """The frozen UNet, and the ControlNet to train: a given one, or a copy of the UNet's encoder; always float32."""
+    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=torch.float32)
+    if controlnet is None:
+        trained = ControlNetModel.from_unet(unet, conditioning_channels)
+    else:
+        trained = ControlNetModel.from_pretrained(controlnet, torch_dtype=torch.float32)
+    trained.train()
+    place_frozen(unet, accelerator)
+    for model in (unet, trained):
+        use_fast_attention(model, accelerator.device)
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+    return unet, trained
+
+
 def validate(
     step: int,
     accelerator: Accelerator,
@@ -150,20 +172,14 @@ def main() -> None:
     accelerator.init_trackers("controlnet")
     set_seed(args.seed)
 
-    # Models: all frozen but the ControlNet, whose weights stay in float32.
     base = BaseModel.load(args.pretrained_model_name_or_path)
-    unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32)
-    if args.controlnet_model_name_or_path:
-        controlnet = ControlNetModel.from_pretrained(args.controlnet_model_name_or_path, torch_dtype=torch.float32)
-    else:
-        controlnet = ControlNetModel.from_unet(unet, args.conditioning_channels)
-    controlnet.train()
-    place_frozen(unet, accelerator)
-    for model in (unet, controlnet):
-        use_fast_attention(model, accelerator.device)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        controlnet.enable_gradient_checkpointing()
+    unet, controlnet = load_models(
+        base.name,
+        args.controlnet_model_name_or_path,
+        args.conditioning_channels,
+        args.gradient_checkpointing,
+        accelerator,
+    )
 
     # Data: encoded once, after which the encoders leave the device.
     data = load_data(
@@ -209,23 +225,13 @@ def main() -> None:
         checkpoints_total_limit=args.checkpoints_total_limit,
     )
     training.resume(args.resume_from_checkpoint)
-    batches = batches_of_indices(
-        len(dataset),
-        args.train_batch_size,
-        args.seed,
-        training.step * args.gradient_accumulation_steps,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=args.dataloader_num_workers)
+    batches = training.batches(dataset, args.train_batch_size, args.dataloader_num_workers)
 
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-        # fmt: off
-        condition = batch["condition"].to(accelerator.device)                             # (B, 3, H, W)
+        condition = batch["condition"].to(accelerator.device)  # (B, 3, H, W)
         if encodings is not None:
-            latents = batch["latents"].to(accelerator.device)                             # (B, 4, H / 8, W / 8)
-            text_embeddings = batch["text_embeddings"].to(accelerator.device)             # (B, T, D)
-        # fmt: on
+            latents = batch["latents"].to(accelerator.device)  # (B, 4, H / 8, W / 8)
+            text_embeddings = batch["text_embeddings"].to(accelerator.device)  # (B, T, D)
         else:
             latents, text_embeddings = base.encode_images(batch["image"]), base.encode_prompts(batch["text"])
         if args.proportion_empty_prompts:
@@ -244,7 +250,7 @@ def main() -> None:
         folder = args.output_dir / "validation"
         return validate(step, accelerator, base, unet, model, args.validation_guidance_scale, folder)
 
-    if training.run(iter(loader), compute_loss, draw_and_score, args.validation_steps):
+    if training.run(batches, compute_loss, draw_and_score, args.validation_steps):
         accelerator.print(f"The trained ControlNet: {training.save_final()}")
     accelerator.end_training()
 

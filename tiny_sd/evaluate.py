@@ -49,9 +49,8 @@ def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
     pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
 
-    images = draw(
-        pipeline, [p for p, _, _ in prompts_for(ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN, 64, 0)]
-    )
+    templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
+    images = draw(pipeline, [prompt for prompt, _, _ in prompts_for(templates, 64, seed=0)])
     grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
     Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
 
