@@ -200,7 +200,12 @@ def main() -> None:
     dataset = ControlNetDataset(data, args.resolution, encodings)
 
     optimizer = build_optimizer(controlnet.parameters(), args.learning_rate, args.use_8bit_adam, accelerator.device)
-    lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
     controlnet, optimizer = accelerator.prepare(controlnet, optimizer)
     accelerator.register_for_checkpointing(lr_scheduler)
     training = Training(

@@ -42,7 +42,11 @@ def zero_convolution(
 
 
 class ControlNetConditioningEmbedding(nn.Module):
-    """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper)."""
+    """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper).
+
+    The convolutions start with weights of gain 2, as SiLU halves small values, and without biases. By PyTorch's defaults
+    a thin outline would arrive as a hundredth of what the biases add, and learning would wait until it has grown.
+    """
 
     def __init__(self, out_channels: int, conditioning_channels: int, block_out_channels: Sequence[int]) -> None:
         super().__init__()
@@ -51,6 +55,9 @@ class ControlNetConditioningEmbedding(nn.Module):
         for narrow, wide in zip(block_out_channels, block_out_channels[1:]):
             self.blocks.append(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, stride=2))
+        for conv in (self.conv_in, *self.blocks):
+            nn.init.normal_(conv.weight, std=2 / conv.weight[0].numel() ** 0.5)
+            nn.init.zeros_(conv.bias)
         self.conv_out = zero_convolution(block_out_channels[-1], out_channels, kernel_size=3, padding=1)
 
     def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
