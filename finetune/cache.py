@@ -48,8 +48,8 @@ class Encodings:
 
     def sample(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents (4, height / 8, width / 8) and text embeddings (tokens, cross_attention_dim), float32."""
-        embedding = self.embeddings[self.prompt_of_sample[index]]
-        return torch.from_numpy(np.float32(self.latents[index])), torch.from_numpy(np.float32(embedding))
+        latents, embedding = self.latents[index], self.embeddings[self.prompt_of_sample[index]]
+        return torch.from_numpy(np.array(latents, np.float32)), torch.from_numpy(np.array(embedding, np.float32))
 
 
 def load_encodings(

@@ -34,15 +34,6 @@ def test_notebook_runs_headless(tmp_path, monkeypatch):
     assert any("mean_iou" in str(output) for output in outputs(notebook))
 
 
-def test_notebook_is_committed_with_the_outputs_of_a_good_run():
-    notebook = nbformat.read(NOTEBOOK, 4)
-    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 3
-    (figures,) = [o["data"]["text/plain"] for o in outputs(notebook) if "mean_iou" in str(o.get("data"))]
-    mean_iou = float(figures.split("'mean_iou': ")[1].split(",")[0])
-    assert mean_iou >= 0.9
-    assert not any(output.output_type == "error" for output in outputs(notebook))
-
-
 def test_notebook_names_both_bases():
     first = next(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code")
     assert "CompVis/stable-diffusion-v1-4" in first and "../tiny_sd" in first

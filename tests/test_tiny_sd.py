@@ -15,6 +15,8 @@ from finetune.base import BaseModel
 from finetune.colors import COLORS
 from scenes import is_held_out
 
+# Measured once; another tokenization, or weights that a release fails to find, gives another number.
+EMBEDDING_RMS = 0.926492
 BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
 
 

@@ -44,8 +44,8 @@ def zero_convolution(
 class ControlNetConditioningEmbedding(nn.Module):
     """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper).
 
-    The convolutions start with weights of gain 2, as SiLU halves small values, and without biases. By PyTorch's defaults
-    a thin outline would arrive as a hundredth of what the biases add, and learning would wait until it has grown.
+    The convolutions start with weights of gain 2, as SiLU halves small values, and without biases. By PyTorch's
+    defaults a thin outline would arrive as a fraction of what the biases add, and learning would wait until it grows.
     """
 
     def __init__(self, out_channels: int, conditioning_channels: int, block_out_channels: Sequence[int]) -> None:
