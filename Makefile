@@ -20,7 +20,7 @@ BASE := ../tiny_sd
 demo: .venv/ready
 	cd task_1_controlnet && ../.venv/bin/python train.py --pretrained_model_name_or_path $(BASE) \
 		--dataset_name rendered --max_train_samples 6000 --resolution 128 --conditioning_channels 16 32 64 96 \
-		--train_batch_size 16 --gradient_accumulation_steps 1 --max_train_steps 900 --learning_rate 1.5e-3 \
+		--train_batch_size 16 --gradient_accumulation_steps 1 --max_train_steps 1100 --learning_rate 2e-3 \
 		--lr_scheduler cosine --lr_warmup_steps 50 --snr_gamma 0.05 --mixed_precision bf16 --validation_steps 150 \
 		--validation_guidance_scale 3 --checkpointing_steps 150 --resume_from_checkpoint latest \
 		--output_dir ../$(RUN)

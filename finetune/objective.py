@@ -64,7 +64,8 @@ def diffusion_loss(
     Raises:
         ValueError: for another prediction type.
     """
-    noise = torch.randn_like(latents)
+    # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
+    noise = torch.randn(latents.shape, device=latents.device, dtype=latents.dtype)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, latents.shape[:1], device=latents.device)
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction_type = scheduler.config.prediction_type
