@@ -110,6 +110,10 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
     save_file(state, weights, metadata={"format": "pt"})
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for config in folder.rglob("config.json"):  # where it was trained is nobody's business
+        fields = json.loads(config.read_text())
+        fields.pop("_name_or_path", None)
+        config.write_text(json.dumps(fields, indent=2) + "\n")
     for file in folder.rglob("*.safetensors"):
         file.chmod(0o644)
 
