@@ -118,6 +118,15 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         file.chmod(0o644)
 
 
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """The networks' weights from a state.pt, or in float32 from a pipeline folder."""
+    if path.is_file():
+        return torch.load(path)
+    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
+    return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, nargs=2, default=(24, 17), help="training time at 64 px and at 128 px")
@@ -125,7 +134,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 7e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
     parser.add_argument("--output_dir", type=Path, default=HERE)
-    parser.add_argument("--resume", type=Path, help="state of the networks to start from, as state.pt holds it")
+    parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -137,7 +146,7 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(HERE / "vae").eval()
     networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()})
     if args.resume:
-        networks.load_state_dict(torch.load(args.resume))
+        networks.load_state_dict(load_state(args.resume))
     average = copy.deepcopy(networks).requires_grad_(False)
     networks["unet"].set_attn_processor(AttnProcessor())  # on a CPU, at these sizes, faster than the fused attention
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
