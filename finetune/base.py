@@ -80,8 +80,8 @@ class BaseModel:
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Latents at the scheduler's scale: (batch, 3, height, width) in -1..1 to (batch, 4, height / 8, width / 8).
 
-        The posterior's mean, without its noise: the deviation is below a hundredth of the latents', and what is not
-        random needs to be computed only once.
+        The posterior's mean, without its noise: in the embedded base its deviation is a hundredth of the latents',
+        and what is not random needs to be computed only once.
         """
         latents = self.vae.encode(images.to(self.vae.device)).latent_dist.mean
         return latents.float() * self.vae.config.scaling_factor

@@ -63,7 +63,7 @@ def draw_grid(
     width = margin + len(headings) * (size + margin) + text_width
     grid = Image.new("RGB", (width, top + len(rows) * (size + margin)), "white")
     canvas, font = ImageDraw.Draw(grid), ImageFont.load_default()
-    if hasattr(ImageFont, "FreeTypeFont") and isinstance(font, ImageFont.FreeTypeFont):
+    if isinstance(font, ImageFont.FreeTypeFont):
         font = ImageFont.load_default(size=15)  # Pillow 10.1 and later
     for column, heading in enumerate(headings):
         canvas.text((margin + column * (size + margin), 6), heading, "black", font=font)
