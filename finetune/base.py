@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"
+
+
+def sampling_scheduler(config: Any) -> UniPCMultistepScheduler:
+    """A sampler that needs about 20 steps (Zhao et al., 2023, https://arxiv.org/abs/2302.04867), from another's config.
+
+    It starts at the last timestep: at an earlier one, the noise that sampling starts from would pass for the beginnings
+    of a picture, which then stands against the condition (Lin et al., 2023, https://arxiv.org/abs/2305.08891, 3.3).
+    """
+    return UniPCMultistepScheduler.from_config(config, timestep_spacing="trailing")
 
 
 class BaseModelError(RuntimeError):
@@ -63,18 +73,29 @@ class BaseModel:
         self.vae.to(device)
         return self
 
-    def sampling_scheduler(self) -> UniPCMultistepScheduler:
-        """A fresh sampler that needs about 20 steps (Zhao et al., 2023, https://arxiv.org/abs/2302.04867)."""
-        return UniPCMultistepScheduler.from_config(self.scheduler.config)
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """Both networks on `device` for a while; afterwards each is back where it was."""
+        places = {part: part.device for part in (self.text_encoder, self.vae)}
+        self.to(device)
+        try:
+            yield
+        finally:
+            for part, place in places.items():
+                part.to(place)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text embeddings of shape (len(prompts), tokens, cross_attention_dim), float32 on the encoder's device."""
+    def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token ids of shape (len(prompts), tokens), padded and cut to the text encoder's length, on its device."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].float()
+        return tokens.input_ids.to(self.text_encoder.device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text embeddings of shape (len(prompts), tokens, cross_attention_dim), float32 on the encoder's device."""
+        return self.text_encoder(self.tokenize(prompts))[0].float()
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -85,6 +106,12 @@ class BaseModel:
         """
         latents = self.vae.encode(images.to(self.vae.device)).latent_dist.mean
         return latents.float() * self.vae.config.scaling_factor
+
+    def encoded(self, batch: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents and text embeddings of a batch of `Samples`: those that it holds, else computed now."""
+        if "latents" in batch:
+            return batch["latents"].to(device), batch["text_embeddings"].to(device)
+        return self.encode_images(batch["image"]), self.encode_prompts(batch["text"])
 
     def fingerprint(self) -> str:
         """Identifies the weights that latents and text embeddings depend on, wherever they were loaded from."""

@@ -50,8 +50,13 @@ def diffusion_loss(
     scheduler: DDPMScheduler,
     latents: torch.Tensor,
     snr_gamma: float | None = None,
+    noise_offset: float = 0.0,
+    sample_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean squared error of the predicted noise or velocity at random timesteps.
+
+    Timesteps that count less are drawn less often instead of being multiplied by a small weight: the loss is the same
+    on average, and no step is spent on what hardly counts.
 
     Args:
         predict: maps noisy latents and timesteps (batch,) to a prediction of the latents' shape.
@@ -60,13 +65,19 @@ def diffusion_loss(
             https://arxiv.org/abs/2202.00512, appendix D).
         latents: (batch, channels, height, width).
         snr_gamma: weight the timesteps by min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
+        noise_offset: add noise of this deviation that is the same all over a channel, so that very dark and very
+            bright pictures can be learnt (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
+        sample_weights: (batch,) how much each sample counts.
 
     Raises:
         ValueError: for another prediction type.
     """
     # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
     noise = torch.randn(latents.shape, device=latents.device, dtype=latents.dtype)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, latents.shape[:1], device=latents.device)
+    if noise_offset:
+        noise = noise + noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
+    weights = timestep_weights(scheduler, snr_gamma).to(latents.device)
+    timesteps = torch.multinomial(weights, len(latents), replacement=True)
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
@@ -76,9 +87,26 @@ def diffusion_loss(
     else:
         raise ValueError(f"The scheduler's prediction_type is {prediction_type!r}; known: epsilon, v_prediction.")
 
-    error = (predict(noisy_latents, timesteps).float() - target.float()).square().mean((1, 2, 3))
-    if snr_gamma is not None:
-        alphas = scheduler.alphas_cumprod.to(latents.device)[timesteps]
-        snr = alphas / (1 - alphas)
-        error = error * snr.clamp(max=snr_gamma) / (snr if prediction_type == "epsilon" else snr + 1)
+    error = (predict(noisy_latents, timesteps).float() - target.float()).square().mean((1, 2, 3)) * weights.mean()
+    if sample_weights is not None:
+        error = error * sample_weights
     return error.mean()
+
+
+def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch.Tensor:
+    """How much the error at each timestep counts, (timesteps,): min-SNR (Hang et al., 2023, eq. 5), or 1 everywhere."""
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    if snr_gamma is None:
+        return torch.ones_like(snr)
+    return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+
+
+def drop_prompts(text: torch.Tensor, no_prompt: torch.Tensor, proportion: float) -> torch.Tensor:
+    """Replaces a random `proportion` of the prompts, (batch, ...), by the empty one, (1, ...): token ids or embeddings.
+
+    It is what classifier-free guidance needs (Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598).
+    """
+    if not proportion:
+        return text
+    dropped = torch.rand(len(text), *[1] * (text.dim() - 1), device=text.device) < proportion
+    return torch.where(dropped, no_prompt.to(text.device), text)

@@ -1,24 +1,22 @@
-"""What a training program does before its first step: hardware, precision, optimiser, errors that a person can read."""
+"""What a training program does before its first step: hardware, precision, processes, errors that a person can read."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.modeling_utils import ModelMixin
 
 from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
+from .optimizer import SetupError
 from .training import NonFiniteLossError
-
-
-class SetupError(RuntimeError):
-    """This machine or installation lacks something; the message says what to do."""
 
 
 @contextmanager
@@ -40,11 +38,22 @@ def require_hardware(base_model: str) -> None:
         )
 
 
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 is what this device computes fastest in; a CPU without the instructions only imitates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
 def place_frozen(model: ModelMixin, accelerator: Accelerator) -> None:
     """Freezes a model on the device, on CUDA in the half precision that was chosen (trained weights stay float32)."""
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     model.requires_grad_(False)
-    model.to(accelerator.device, dtype=half if accelerator.device.type == "cuda" else torch.float32)
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    model.to(accelerator.device)
+    if half is not None and accelerator.device.type == "cuda":
+        model.to(half)
 
 
 def use_fast_attention(model: ModelMixin, device: torch.device) -> None:
@@ -53,19 +62,19 @@ def use_fast_attention(model: ModelMixin, device: torch.device) -> None:
         model.set_attn_processor(AttnProcessor())
 
 
-def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW with the settings of Stable Diffusion's fine-tunings; fused where there is a CUDA GPU.
-
-    Raises:
-        SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed.
-    """
-    settings: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
-    if use_8bit_adam:
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
-        return AdamW8bit(list(parameters), **settings)
-    return torch.optim.AdamW(parameters, fused=device.type == "cuda", **settings)
+def start_accelerator(
+    output_dir: Path, name: str, mixed_precision: str, gradient_accumulation_steps: int, seed: int
+) -> Accelerator:
+    """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded."""
+    if mixed_precision == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        mixed_precision = "bf16" if bf16_is_fast(device) else "no"
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
+    )
+    accelerator.init_trackers(name)
+    set_seed(seed)
+    return accelerator

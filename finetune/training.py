@@ -6,17 +6,20 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import checkpoints
 from .objective import batches_of_indices, seed_for
+from .optimizer import build_optimizer
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
@@ -26,49 +29,80 @@ class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a model is optimised: what the flags of the same names say."""
+
+    train_batch_size: int
+    max_train_steps: int
+    learning_rate: float
+    lr_scheduler: str
+    lr_warmup_steps: int
+    max_grad_norm: float
+    use_8bit_adam: bool
+    dataloader_num_workers: int
+    checkpointing_steps: int
+    checkpoints_total_limit: int | None
+    seed: int
+
+
 class Training:
-    """Optimises one model until `max_train_steps`, and can be killed at any moment.
+    """Optimises one model's trainable parameters as planned, and can be killed at any moment.
 
     Args:
         accelerator: device, precision, processes and gradient accumulation.
-        model: the prepared model, of which `save_model` writes what a user loads afterwards.
-        optimizer, lr_scheduler: prepared likewise; the schedule is stepped once an optimisation step.
+        model: on its device; `self.model` is what to call, on several processes it gathers the gradients.
+        plan: learning rate, number of steps and so on.
+        dataset: what the batches are taken from.
         save_model, load_model: write the unwrapped model to a folder, and read it back.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
-        settings: what has to stay the same for a resumed run to be exact; a difference is reported.
+        settings: what else has to stay the same for a resumed run to be exact; a difference is reported.
+
+    Raises:
+        SetupError: if the optimiser asked for is not installed.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: Any,
+        plan: Plan,
+        dataset: Dataset,
         save_model: Callable[[torch.nn.Module, Path], None],
         load_model: Callable[[torch.nn.Module, Path], None],
         output_dir: Path,
         model_name: str,
         settings: dict[str, Any],
-        max_train_steps: int,
-        max_grad_norm: float,
-        seed: int,
-        checkpointing_steps: int,
-        checkpoints_total_limit: int | None,
     ) -> None:
+        optimizer = build_optimizer(
+            [p for p in model.parameters() if p.requires_grad],
+            plan.learning_rate,
+            plan.use_8bit_adam,
+            accelerator.device,
+        )
+        self.lr_scheduler = get_scheduler(
+            plan.lr_scheduler,
+            optimizer,
+            num_warmup_steps=plan.lr_warmup_steps,
+            num_training_steps=plan.max_train_steps,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(self.lr_scheduler)
         self.accelerator = accelerator
-        self.model = model
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.plan = plan
+        self.dataset = dataset
         self.save_model = save_model
         self.output_dir = Path(output_dir)
         self.model_name = model_name
-        self.settings = settings
-        self.max_train_steps = max_train_steps
-        self.max_grad_norm = max_grad_norm
-        self.seed = seed
-        self.checkpointing_steps = checkpointing_steps
-        self.checkpoints_total_limit = checkpoints_total_limit
+        batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
+        self.samples_per_step = plan.train_batch_size * batches_per_step
+        self.settings = {
+            "samples_per_step": self.samples_per_step,
+            "learning_rate": plan.learning_rate,
+            "seed": plan.seed,
+            **settings,
+        }
         self.step = 0
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
@@ -92,23 +126,27 @@ class Training:
         state = checkpoints.read_state(checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.step = state["step"]
-        self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.max_train_steps}.")
+        self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.plan.max_train_steps}.")
         changed = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
         for name in changed:
             was, now = state["settings"].get(name), self.settings[name]
             self.accelerator.print(f"Note: {name} was {was} and is {now}: the run goes on, but not as it would have.")
 
-    def batches(self, dataset: Dataset, batch_size: int, num_workers: int) -> Iterator[Any]:
+    @property
+    def steps_an_epoch(self) -> int:
+        return -(-len(self.dataset) // self.samples_per_step)
+
+    def batches(self) -> Iterator[Any]:
         """This process's batches, endless, from the one that the next step sees. Raises ValueError for no samples."""
         indices = batches_of_indices(
-            len(dataset),
-            batch_size,
-            self.seed,
+            len(self.dataset),
+            self.plan.train_batch_size,
+            self.plan.seed,
             self.step * self.accelerator.gradient_accumulation_steps,
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        return iter(DataLoader(dataset, batch_sampler=indices, num_workers=num_workers))
+        return iter(DataLoader(self.dataset, batch_sampler=indices, num_workers=self.plan.dataloader_num_workers))
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError."""
@@ -124,7 +162,7 @@ class Training:
                 state = {"step": self.step, "settings": self.settings}
                 (temporary / checkpoints.STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
                 checkpoints.finish_folder(temporary, target)
-                checkpoints.remove_old(self.output_dir, self.checkpoints_total_limit)
+                checkpoints.remove_old(self.output_dir, self.plan.checkpoints_total_limit)
         except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
             shutil.rmtree(temporary, ignore_errors=True)
             raise checkpoints.CheckpointError(
@@ -140,7 +178,6 @@ class Training:
 
     def run(
         self,
-        batches: Iterator[Any],
         compute_loss: Callable[[Any], torch.Tensor],
         validate: Callable[[int], dict[str, float]],
         validation_steps: int,
@@ -148,7 +185,6 @@ class Training:
         """Trains to the last step. Returns False if a signal stopped it before; then a checkpoint was written.
 
         Args:
-            batches: endless; its first batch is the one that step `self.step` sees.
             compute_loss: a scalar for one batch. All it draws at random comes from torch's global generator.
             validate: called every `validation_steps` and at the end (0: never); what it returns is logged.
 
@@ -156,22 +192,23 @@ class Training:
             NonFiniteLossError: naming the step and the last good checkpoint.
             CheckpointError: if a checkpoint cannot be written.
         """
+        batches = self.batches()
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         progress = tqdm(
-            total=self.max_train_steps,
+            total=self.plan.max_train_steps,
             initial=self.step,
             desc="Training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
         )
         try:
-            while self.step < self.max_train_steps:
+            while self.step < self.plan.max_train_steps:
                 self.optimization_step(batches, compute_loss)
                 self.step += 1
                 progress.update()
-                done = self.step == self.max_train_steps
+                done = self.step == self.plan.max_train_steps
                 stopping = self.asked_to_stop()
-                due = self.step % self.checkpointing_steps == 0 or done or stopping
+                due = self.step % self.plan.checkpointing_steps == 0 or done or stopping
                 if self.step % LOG_EVERY == 0 or due:
                     progress.set_postfix(self.log_losses())
                 if due:
@@ -191,12 +228,12 @@ class Training:
         """One update of the weights, over as many batches as gradients are accumulated."""
         losses = []
         for i in range(self.accelerator.gradient_accumulation_steps):
-            set_seed(seed_for(self.seed, self.step, i, self.accelerator.process_index) % 2**32)
+            set_seed(seed_for(self.plan.seed, self.step, i, self.accelerator.process_index) % 2**32)
             with self.accelerator.accumulate(self.model):
                 loss = compute_loss(next(batches))
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.plan.max_grad_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())

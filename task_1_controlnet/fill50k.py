@@ -23,10 +23,11 @@ from typing import Any, Iterator
 
 import huggingface_hub
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.colors import COLORS
+from finetune.images import open_image, to_rgb
 
 PROMPT = "{disc} circle with {background} background"
 HUB_NAME = "fusing/fill50k"
@@ -182,20 +183,8 @@ class Archive:
         return Archive(self.path, inside=name)
 
 
-def to_rgb(image: Image.Image, where: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off, and a depth map would turn white
-        raise ValueError(f"{where} has more than 8 bits a channel: store it as an 8-bit image, scaled as you see fit")
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
 def read_image(files: Folder | Archive, name: str) -> Image.Image:
-    data = files.read(name)
-    try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except Exception as error:  # Pillow too: SyntaxError for a broken PNG, OSError for a short one, ...
-        raise OSError(f"{files.where(name)} is damaged or not an image ({error}): fetch or store it again") from error
-    return to_rgb(image, files.where(name))
+    return open_image(files.read(name), files.where(name))
 
 
 def read_lines(text: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Sequence
 
 import torch
-from diffusers import UniPCMultistepScheduler
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.base import load_part
+from finetune.base import load_part, sampling_scheduler
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -47,7 +46,7 @@ def load_pipeline(
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         base, unet=unet, controlnet=controlnet, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
     )
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
     return pipeline.to(device)
 
 

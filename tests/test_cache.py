@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from fill50k import RenderedFill50K
 from finetune.base import BaseModel
-from finetune.cache import ImagesAndTexts, load_encodings
+from finetune.cache import Samples, load_encodings
 
 BASE = str(Path(__file__).resolve().parent.parent / "tiny_sd")
 
@@ -38,7 +38,7 @@ def test_encodings_are_what_the_base_model_computes(base, accelerator, tmp_path)
     data = Repeating(size=3)
     encodings = load_encodings(base, data, 64, tmp_path, accelerator)
     for index in range(3):
-        image, text = ImagesAndTexts(data, 64)[index]
+        image, text = (Samples(data, 64, None)[index][name] for name in ("image", "text"))
         latents, embedding = encodings.sample(index)
         assert torch.allclose(latents, base.encode_images(image[None])[0], atol=1e-4)
         assert torch.allclose(embedding, base.encode_prompts([text])[0], atol=1e-4)

@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import BASE, Program, assert_same, losses, wait_for
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
-TASK = ROOT / "task_1_controlnet"
 # Small, float32 and without validation: four steps take seconds.
-FLAGS = [
-    "--pretrained_model_name_or_path", str(ROOT / "tiny_sd"), "--dataset_name", "rendered", "--resolution", "64",
+PROGRAM = Program("task_1_controlnet", "train.py", [
+    "--pretrained_model_name_or_path", BASE, "--dataset_name", "rendered", "--resolution", "64",
     "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
     "--conditioning_channels", "8", "8", "8", "8", "--learning_rate", "1e-3", "--lr_scheduler", "cosine",
     "--validation_steps", "0", "--proportion_empty_prompts", "0.5",
-]  # fmt: skip
-
-
-def command(output_dir: Path, *flags: str) -> list[str]:
-    return [sys.executable, "train.py", *FLAGS, "--output_dir", str(output_dir), *flags]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-
-
-def train(output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
-    run = subprocess.run(
-        command(output_dir, *flags), cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run
-
-
-def start(output_dir: Path, *flags: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(output_dir, *flags), cwd=TASK, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read().decode()
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.02)
+])  # fmt: skip
+train, start = PROGRAM.train, PROGRAM.start
 
 
 def weights(output_dir: Path, folder: str = "controlnet") -> dict[str, torch.Tensor]:
     return load_file(output_dir / folder / "diffusion_pytorch_model.safetensors")
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different
-
-
-def losses(output_dir: Path) -> list[float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (folder,) = {path.parent for path in (output_dir / "logs").rglob("events.out.tfevents.*")}
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [event.value for event in events.Scalars("loss")]
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +96,8 @@ def test_cached_and_uncached_training_are_the_same(straight, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_path):
-    run = subprocess.run(
-        command(tmp_path, "--max_train_steps", "400", "--checkpointing_steps", "1", "--learning_rate", "1e30"),
-        cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    flags = ("--max_train_steps", "400", "--checkpointing_steps", "1", "--learning_rate", "1e30")
+    run = PROGRAM.run(tmp_path, *flags)
     assert run.returncode != 0
     assert "The loss of step" in run.stderr and "The last good checkpoint is" in run.stderr
     assert "Traceback" not in run.stderr
@@ -154,10 +106,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
     """A limit on the size of files stands for the full disk."""
     train(tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "1")
-    limited = f"ulimit -f 2000; exec {' '.join(command(tmp_path, '--max_train_steps', '4', '--checkpointing_steps', '1', '--resume_from_checkpoint', 'latest'))}"  # noqa: E501
+    flags = ("--max_train_steps", "4", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest")
+    command = shlex.join([*PROGRAM.command, "--output_dir", str(tmp_path), *flags])
     run = subprocess.run(
-        ["bash", "-c", limited], cwd=TASK, env=environment(), capture_output=True, text=True, timeout=300
-    )
+        ["bash", "-c", f"ulimit -f 2000; exec {command}"],
+        cwd=PROGRAM.folder, env=PROGRAM.environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
     assert run.returncode != 0
     assert "Cannot write" in run.stderr and "checkpoint-2" in run.stderr and "Traceback" not in run.stderr
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
@@ -166,22 +120,45 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
 def test_train_sh_without_cuda_says_what_to_do(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
+    environment = {**PROGRAM.environment, "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable}
     run = subprocess.run(
-        ["sh", "train.sh"], cwd=TASK, env={**environment(), "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        ["sh", "train.sh"], cwd=PROGRAM.folder, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode != 0
     assert "needs a CUDA GPU" in run.stderr and "tiny_sd" in run.stderr and "Traceback" not in run.stderr
 
 
 def test_a_model_that_is_nowhere_says_what_to_do(tmp_path):
     (tmp_path / "model").mkdir()
-    run = subprocess.run(
-        command(tmp_path, "--pretrained_model_name_or_path", str(tmp_path / "model")),
-        cwd=TASK, env=environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    run = PROGRAM.run(tmp_path, "--pretrained_model_name_or_path", str(tmp_path / "model"))
     assert run.returncode != 0
     assert "Cannot load" in run.stderr and "hf auth login" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_two_processes_train_together_and_resume(tmp_path):
+    """By accelerate's launcher, on one CPU."""
+    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2", "--proportion_empty_prompts", "0")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    two = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
+    two.command = [*launch, "--mixed_precision", "no", *PROGRAM.command[1:]]
+    two.environment["OMP_NUM_THREADS"] = "1"
+    two.train(tmp_path, *flags)
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["settings"]["samples_per_step"] == 8
+    straight = weights(tmp_path)
+    resumed = two.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2").stdout
+    assert resumed.count("Resuming from") == 1
+    assert_same(weights(tmp_path), straight)
 
 
 @pytest.mark.gpu

@@ -4,8 +4,8 @@
 
 Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
 the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
-seen at 64 px, where a step costs a quarter (what a word means does not depend on the size), and the loss is weighted
-towards noisy timesteps, where the text decides.
+seen at 64 px, where a step costs a quarter (what a word means does not depend on the size), and all timesteps weigh the
+same in the loss, however large their errors usually are.
 """
 
 from __future__ import annotations
@@ -82,11 +82,24 @@ def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(latents)
 
 
-def loss_weights(scheduler: DDPMScheduler, gamma: float = 5.0, limit: float = 100.0) -> torch.Tensor:
-    """Weight of the noise's squared error per timestep: that of v-prediction (Salimans & Ho, 2022,
-    https://arxiv.org/abs/2202.00512) with min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556)."""
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-    return (snr.clamp(max=gamma) / snr * (1 + 1 / snr)).clamp(max=limit)
+class BalancedError:
+    """Divides the squared error of a timestep by what is usual for it, so that all timesteps count the same.
+
+    Where almost all is noise, most of the error is chance (where will the circle be?) and would drown what can be
+    learnt at the others. Karras et al., 2023, https://arxiv.org/abs/2312.02696, section 2.2, with running means in the
+    place of a learnt function.
+    """
+
+    def __init__(self, bins: int = 20, timesteps: int = 1000) -> None:
+        self.width = timesteps // bins
+        self.usual = torch.zeros(bins)
+
+    def __call__(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The loss from the errors of a batch, (batch,), and their timesteps."""
+        bins = timesteps // self.width
+        for i, error in zip(bins.tolist(), errors.tolist()):
+            self.usual[i] = 0.99 * self.usual[i] + 0.01 * error if self.usual[i] else error
+        return (errors / self.usual[bins]).mean()
 
 
 def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
@@ -129,9 +142,9 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, nargs=2, default=(24, 17), help="training time at 64 px and at 128 px")
+    parser.add_argument("--minutes", type=float, nargs=2, default=(24, 60), help="training time at 64 px and at 128 px")
     parser.add_argument("--batch_size", type=int, nargs=2, default=(64, 32), help="the same, samples a step")
-    parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 7e-4), help="the same, peak")
+    parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
@@ -150,7 +163,6 @@ def main() -> None:
     average = copy.deepcopy(networks).requires_grad_(False)
     networks["unet"].set_attn_processor(AttnProcessor())  # on a CPU, at these sizes, faster than the fused attention
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    weights = loss_weights(scheduler)
     print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters")
 
     for resolution, minutes, batch_size, rate in zip((64, 128), args.minutes, args.batch_size, args.learning_rate):
@@ -159,6 +171,7 @@ def main() -> None:
         bank = encode(vae, render(range(args.images), resolution))
         optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
         progress = tqdm(total=round(minutes * 60), desc=f"{resolution} px, seconds")
+        balanced = BalancedError()
         start, step, seen, running = time.time(), 0, 0, 0.0
         while (done := (time.time() - start) / (60 * minutes)) < 1:
             optimizer.param_groups[0]["lr"] = rate * min(1, step / 200, 2.5 * (1 - done) + 0.01)
@@ -172,19 +185,19 @@ def main() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 text = networks["text_encoder"](tokens)[0]
                 predicted = networks["unet"](noisy, timesteps, text).sample
-            loss = (weights[timesteps] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
+            loss = balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
             optimizer.step()
             optimizer.zero_grad()
-            decay = min(0.9995, (step + 1) / (step + 10))
+            decay = min(0.999, (step + 1) / (step + 10))
             for ours, theirs in zip(average.parameters(), networks.parameters()):
                 ours.lerp_(theirs.detach(), 1 - decay)
 
-            step, seen, running = step + 1, seen + batch_size, 0.99 * running + 0.01 * loss.item()
+            step, seen, running = step + 1, seen + batch_size, 0.99 * running + 0.01 * balanced.usual.mean().item()
             progress.update(round(time.time() - start) - progress.n)
             if step % 50 == 0:
-                progress.set_postfix(step=step, samples=seen, loss=f"{running / (1 - 0.99**step):.4f}")
+                progress.set_postfix(step=step, samples=seen, error=f"{running / (1 - 0.99**step):.4f}")
             if step % 1000 == 0:
                 torch.save(average.state_dict(), args.output_dir / "state.pt")
         progress.close()

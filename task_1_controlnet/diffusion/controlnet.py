@@ -44,8 +44,9 @@ def zero_convolution(
 class ControlNetConditioningEmbedding(nn.Module):
     """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper).
 
-    The convolutions start with weights of gain 2, as SiLU halves small values, and without biases. By PyTorch's
-    defaults a thin outline would arrive as a fraction of what the biases add, and learning would wait until it grows.
+    The convolutions start with weights of gain 2, as SiLU halves small values, and without biases; the first with gain
+    8, as outlines and edges are thin and leave most of the image black. By PyTorch's defaults they would arrive as a
+    fraction of what the biases add, and learning would wait until that grows.
     """
 
     def __init__(self, out_channels: int, conditioning_channels: int, block_out_channels: Sequence[int]) -> None:
@@ -56,7 +57,8 @@ class ControlNetConditioningEmbedding(nn.Module):
             self.blocks.append(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, stride=2))
         for conv in (self.conv_in, *self.blocks):
-            nn.init.normal_(conv.weight, std=2 / conv.weight[0].numel() ** 0.5)
+            gain = 8 if conv is self.conv_in else 2
+            nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
             nn.init.zeros_(conv.bias)
         self.conv_out = zero_convolution(block_out_channels[-1], out_channels, kernel_size=3, padding=1)
 

@@ -101,8 +101,12 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict, dict, dict]:
         """Splits a configuration for `from_config`; diffusers would ignore the fields that `__init__` does not take."""
+        known = cls._get_init_keys(cls)
+        inert = {name: value for name, value in config_dict.items() if name not in known and not name.startswith("_")}
+        check_inert_fields(inert)
+        config_dict = {name: value for name, value in config_dict.items() if name not in inert}
         init_dict, unused_kwargs, other_fields = super().extract_init_dict(config_dict, **kwargs)
-        check_inert_fields({name: value for name, value in other_fields.items() if not name.startswith("_")})
+        other_fields.update(inert)  # kept, so that a model is saved with the configuration it was loaded with
         return init_dict, unused_kwargs, other_fields
 
     @property

@@ -1,0 +1,59 @@
+"""The command-line flags that all training programs have, under the names that diffusers' users know, and the plan of
+the run that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .training import Plan
+
+
+def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with the flags of a training on one base model; `defaults` are the program's own where they differ."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder or hub name")
+    add("--output_dir", type=Path, required="output_dir" not in defaults, help="checkpoints, logs, pictures, results")
+    add("--resolution", type=int, default=512, help="side of the training images, px")
+    add("--train_batch_size", type=int, default=4, help="samples a step, for each process")
+    add("--gradient_accumulation_steps", type=int, default=1, help="batches whose gradients make one step")
+    add("--max_train_steps", type=int, default=1000, help="optimisation steps")
+    add("--learning_rate", type=float, default=1e-4)
+    add("--lr_scheduler", default="constant", help="any schedule of diffusers: constant, cosine, linear, ...")
+    add("--lr_warmup_steps", type=int, default=0)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--proportion_empty_prompts", type=float, default=0.0, help="share of prompts replaced by the empty one")
+    add("--snr_gamma", type=float, default=None, help="weight timesteps by min-SNR; 5 is usual")
+    add("--mixed_precision", choices=["no", "fp16", "bf16", "auto"], default="no", help="auto: bf16 if fast")
+    add("--gradient_checkpointing", action="store_true", help="less memory, a third slower")
+    add("--use_8bit_adam", action="store_true", help="less memory; needs bitsandbytes")
+    add("--no_cache", action="store_true", help="encode images and prompts at every step, not once")
+    add("--dataloader_num_workers", type=int, default=0)
+    add("--checkpointing_steps", type=int, default=500)
+    add("--checkpoints_total_limit", type=int, default=2, help="older checkpoints are removed")
+    add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
+    add("--validation_guidance_scale", type=float, default=7.5)
+    add("--seed", type=int, default=0)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """What of the flags the training loop needs to know."""
+    return Plan(
+        train_batch_size=args.train_batch_size,
+        max_train_steps=args.max_train_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler=args.lr_scheduler,
+        lr_warmup_steps=args.lr_warmup_steps,
+        max_grad_norm=args.max_grad_norm,
+        use_8bit_adam=args.use_8bit_adam,
+        dataloader_num_workers=args.dataloader_num_workers,
+        checkpointing_steps=args.checkpointing_steps,
+        checkpoints_total_limit=args.checkpoints_total_limit,
+        seed=args.seed,
+    )

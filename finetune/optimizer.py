@@ -1,0 +1,29 @@
+"""The optimiser of all trainings."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable
+
+import torch
+
+
+class SetupError(RuntimeError):
+    """This machine or installation lacks something; the message says what to do."""
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW with the settings of Stable Diffusion's fine-tunings; fused where there is a CUDA GPU.
+
+    Raises:
+        SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed.
+    """
+    settings: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+    if use_8bit_adam:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
+        return AdamW8bit(list(parameters), **settings)
+    return torch.optim.AdamW(parameters, fused=device.type == "cuda", **settings)

@@ -1,0 +1,108 @@
+"""What the two trainings, the evaluation and the notebook share: drawing pictures with a LoRA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tqdm.auto import tqdm
+
+from finetune.base import BaseModel, load_part, sampling_scheduler
+from finetune.images import to_tensor
+from lora import LoraDenoiser
+
+# Drawn at once: two images of 512 px, or thirty-two of 128 px.
+PIXELS_AT_ONCE = 2 * 512 * 512
+
+
+def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffusionPipeline:
+    """The plain base model, ready for `load_lora_weights`: half precision on CUDA, float32 elsewhere.
+
+    Raises:
+        BaseModelError: if the base model cannot be loaded.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        base, unet=unet, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
+    return pipeline.to(device)
+
+
+def images_at_once(pipeline: StableDiffusionPipeline) -> int:
+    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return max(1, PIXELS_AT_ONCE // resolution**2)
+
+
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance_scale: float = 7.5,
+    num_inference_steps: int = 20,
+) -> list[Image.Image]:
+    """One image a prompt, at the base's size. Each depends on its prompt and seed, not on what it is drawn with."""
+    batch_size = images_at_once(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="Drawing", leave=False):
+        chosen = slice(start, start + batch_size)
+        images += pipeline(
+            list(prompts[chosen]),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+        ).images
+    return images
+
+
+def in_a_row(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:
+    """Pictures of one size side by side on white, in rows of `columns`."""
+    columns = columns or len(images)
+    width, height = images[0].size
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
+    return sheet
+
+
+def validate(
+    accelerator: Accelerator,
+    base: BaseModel,
+    denoiser: LoraDenoiser,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    seed: int,
+    picture: Path,
+) -> dict[str, float]:
+    """Draws the prompts with the LoRA as it is now into `picture` and the log, and leaves everything as it was."""
+    if not accelerator.is_main_process:
+        return {}
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=denoiser.unet,
+        scheduler=sampling_scheduler(base.scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    denoiser.eval()
+    with base.on(accelerator.device), accelerator.autocast(), torch.no_grad():
+        images = generate(pipeline, prompts, range(seed, seed + len(prompts)), guidance_scale)
+    denoiser.train()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    in_a_row(images).save(picture)
+    for tracker in accelerator.trackers:
+        tracker.log_images(
+            {"validation": torch.stack([to_tensor(i) for i in images]).numpy()}, step=int(picture.stem[5:])
+        )
+    return {}

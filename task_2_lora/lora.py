@@ -1,0 +1,135 @@
+"""LoRA on Stable Diffusion: where it sits, how it is called while it learns, and the files it is kept in.
+
+A frozen matrix W becomes W + (alpha / rank) B A, with A of shape (rank, in) and B of shape (out, rank); B starts at
+zero, so that an untrained LoRA changes nothing (Hu et al., 2021, https://arxiv.org/abs/2106.09685, section 4.1).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from finetune.base import BaseModel, load_part
+from finetune.setup import place_frozen, use_fast_attention
+
+UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
+
+
+class LoraDenoiser(torch.nn.Module):
+    """A frozen UNet with a LoRA on its attention, and where it is given the text encoder with one of its own.
+
+    Only the LoRA's matrices are trainable; they are float32 whatever the precision of the frozen weights.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel | None, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.scale = alpha / rank
+        self.unet = unet
+        self.text_encoder = text_encoder
+        for model, targets in ((unet, UNET_TARGETS), (text_encoder, TEXT_ENCODER_TARGETS)):
+            if model is not None:
+                model.requires_grad_(False)
+                model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+        for parameter in self.trainable_parameters():
+            parameter.data = parameter.data.float()
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """A list, as an iterator would be empty for whoever asks second."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """The predicted noise (or velocity), of the latents' shape.
+
+        `text` is token ids of shape (batch, tokens) if the text encoder learns too, else its embeddings.
+        """
+        if self.text_encoder is not None:
+            text = self.text_encoder(text)[0]  # (B, T, D)
+        return self.unet(noisy_latents, timesteps, text).sample
+
+
+def load_denoiser(
+    base: BaseModel,
+    rank: int,
+    alpha: float,
+    train_text_encoder: bool,
+    gradient_checkpointing: bool,
+    accelerator: Accelerator,
+) -> LoraDenoiser:
+    """The base's UNet (and text encoder, which `base` then shares) with a fresh LoRA, on the device."""
+    unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32)
+    place_frozen(unet, accelerator)
+    use_fast_attention(unet, accelerator.device)
+    denoiser = LoraDenoiser(unet, base.text_encoder if train_text_encoder else None, rank, alpha)
+    if gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return denoiser.train().to(accelerator.device)
+
+
+def save_state(denoiser: LoraDenoiser, folder: Path) -> None:
+    """What a checkpoint keeps: the matrices as they are, under the module's own names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: p.detach().cpu().contiguous() for name, p in denoiser.named_parameters() if p.requires_grad}
+    save_file(state, str(folder / "lora.safetensors"))
+
+
+def load_state(denoiser: LoraDenoiser, folder: Path) -> None:
+    """Reads back what `save_state` wrote. Raises ValueError if it belongs to another kind of LoRA."""
+    state = load_file(str(folder / "lora.safetensors"))
+    own = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+    shapes = {name: p.shape for name, p in own.items()}
+    if shapes != {name: tensor.shape for name, tensor in state.items()}:
+        raise ValueError(f"{folder} is of a LoRA with another --rank, or with or without --train_text_encoder.")
+    for name, parameter in own.items():
+        parameter.data.copy_(state[name])
+
+
+def lora_weights(denoiser: LoraDenoiser) -> dict[str, torch.Tensor]:
+    """A and B of every adapted module, on the CPU, named `unet.<module>.lora_A.weight` and so on.
+
+    The file's format has no place for alpha: readers take it to be the rank, so the scale goes into B.
+    """
+    weights = {}
+    for prefix, model in (("unet", denoiser.unet), ("text_encoder", denoiser.text_encoder)):
+        for name, tensor in get_peft_model_state_dict(model).items() if model is not None else ():
+            # transformers 5.6 dropped a prefix: with it, every release of diffusers can read the file.
+            name = f"text_model.{name.replace('text_model.', '')}" if prefix == "text_encoder" else name
+            scale = denoiser.scale if ".lora_B." in name else 1.0
+            weights[f"{prefix}.{name}"] = (tensor.detach().float() * scale).cpu().contiguous()
+    return weights
+
+
+def to_kohya(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that ComfyUI and AUTOMATIC1111 read; alpha is a tensor of its own for each module."""
+    result = {}
+    for name, tensor in weights.items():
+        module, matrix = name.rsplit(".lora_", 1)
+        module = module.replace("unet.", "lora_unet.", 1).replace("text_encoder.", "lora_te.", 1).replace(".", "_")
+        result[f"{module}.lora_{'down' if matrix == 'A.weight' else 'up'}.weight"] = tensor
+        if matrix == "A.weight":
+            result[f"{module}.alpha"] = torch.tensor(float(len(tensor)))
+    return result
+
+
+def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool) -> Path:
+    """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not."""
+    weights = lora_weights(denoiser)
+    files: dict[str, dict[str, Any]] = {WEIGHTS_FILE: weights}
+    if kohya:
+        files[KOHYA_FILE] = to_kohya(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        temporary = folder / f".{name}.tmp"
+        save_file(content, str(temporary), metadata={"format": "pt"})
+        os.replace(temporary, folder / name)
+    return folder / WEIGHTS_FILE

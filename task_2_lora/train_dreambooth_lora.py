@@ -1,0 +1,185 @@
+"""Trains a DreamBooth LoRA: a small file that teaches Stable Diffusion one subject, from a few pictures of it.
+
+The subject is called by an indicator, a word without a meaning, as in "a sks cat". So that the class, "cat", does not
+turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). The defaults are
+the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see scripts/). On a laptop, in minutes:
+
+    MODEL_NAME=../tiny_sd sh scripts/train_dreambooth_lora.sh
+
+DreamBooth: Ruiz et al., 2022, https://arxiv.org/abs/2208.12242.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from data import Joined, SubjectImages, Variants
+from drawing import generate, images_at_once, load_pipeline, validate
+from finetune.base import BaseModel
+from finetune.cache import Samples, load_encodings
+from finetune.flags import plan_of, training_parser
+from finetune.objective import diffusion_loss, drop_prompts
+from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.training import Training
+from lora import load_denoiser, load_state, save_lora, save_state
+
+
+def parse_args() -> argparse.Namespace:
+    parser = training_parser(__doc__.splitlines()[0], output_dir=Path("../runs/dreambooth"))
+    add = parser.add_argument
+    add("--instance_data_dir", required=True, help="folder with the pictures of the subject")
+    add("--instance_prompt", required=True, help="what they show, with the indicator: 'a photo of a sks cat'")
+    add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
+    add("--class_data_dir", type=Path, default=None, help="pictures of the class; missing ones are drawn by the base")
+    add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
+    add("--num_class_images", type=int, default=100)
+    add("--prior_loss_weight", type=float, default=1.0, help="how much the class counts beside the subject")
+    add("--random_flip", action="store_true", help="train on the mirror images too")
+    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
+    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
+    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
+    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
+    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
+    add("--num_validation_images", type=int, default=4)
+    add("--validation_epochs", type=int, default=50, help="draw after every so many passes through the data")
+    args = parser.parse_args()
+    if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
+        parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
+    return args
+
+
+class SubjectWithPrior(Dataset):
+    """Item i: variant i of the subject's pictures, and beside it a picture of the class.
+
+    `samples` holds first the `num_instances` items of the subject, then those of the class, which are fewer or more.
+    """
+
+    def __init__(self, samples: Samples, num_instances: int) -> None:
+        self.samples = samples
+        self.num_instances = num_instances
+        self.num_class = len(samples) - num_instances
+
+    def __len__(self) -> int:
+        return max(self.num_instances, self.num_class)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        return (
+            self.samples[index % self.num_instances],
+            self.samples[self.num_instances + index % self.num_class],
+        )
+
+
+def draw_class_images(
+    base: str, prompt: str, folder: Path, number: int, guidance_scale: float, accelerator: Accelerator
+) -> None:
+    """Draws those of `class-0000.png` to `class-<number - 1>.png` that are missing: processes share the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"class-{i:04d}.png" for i in range(number)]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    missing = missing[accelerator.process_index :: accelerator.num_processes]
+    if missing:
+        pipeline = load_pipeline(base, accelerator.device)
+        batch_size = images_at_once(pipeline)
+        starts = range(0, len(missing), batch_size)
+        for start in tqdm(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
+            seeds = missing[start : start + batch_size]
+            for seed, image in zip(seeds, generate(pipeline, [prompt] * len(seeds), seeds, guidance_scale)):
+                temporary = paths[seed].with_suffix(".tmp")
+                image.save(temporary, "png")
+                os.replace(temporary, paths[seed])
+    accelerator.wait_for_everyone()
+
+
+def main() -> None:
+    args = parse_args()
+    require_hardware(args.pretrained_model_name_or_path)
+    subject = SubjectImages(args.instance_data_dir, args.instance_prompt)
+    for problem in subject.skipped:
+        print(f"Skipped: {problem}")
+    accelerator = start_accelerator(
+        args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
+    )
+    instances = Variants(subject, args.random_flip, args.random_crop)
+    parts = [instances]
+    if args.with_prior_preservation:
+        draw_class_images(
+            args.pretrained_model_name_or_path,
+            args.class_prompt,
+            args.class_data_dir,
+            args.num_class_images,
+            args.validation_guidance_scale,
+            accelerator,
+        )
+        parts.append(SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images))
+    data = Joined(parts)
+
+    # The data are encoded once, after which the encoders leave the device.
+    base = BaseModel.load(args.pretrained_model_name_or_path)
+    base.to(accelerator.device)
+    no_prompt = base.tokenize([""]) if args.train_text_encoder else base.encode_prompts([""])
+    encodings = None
+    if not args.no_cache:
+        encodings = load_encodings(
+            base, data, args.resolution, args.output_dir / "cache", accelerator, args.dataloader_num_workers
+        )
+        base.to("cpu")
+
+    alpha = args.rank if args.alpha is None else args.alpha
+    denoiser = load_denoiser(base, args.rank, alpha, args.train_text_encoder, args.gradient_checkpointing, accelerator)
+    samples = Samples(data, args.resolution, encodings)
+    training = Training(
+        accelerator,
+        denoiser,
+        plan_of(args),
+        SubjectWithPrior(samples, len(instances)) if args.with_prior_preservation else samples,
+        save_model=save_state,
+        load_model=load_state,
+        output_dir=args.output_dir,
+        model_name="lora",
+        settings={"data": data.fingerprint, "rank": args.rank, "alpha": alpha},
+    )
+    training.resume(args.resume_from_checkpoint)
+
+    def compute_loss(batch: Any) -> torch.Tensor:
+        batches = batch if args.with_prior_preservation else [batch]  # the subject's, then the class's
+        encoded = [base.encoded(part, accelerator.device) for part in batches]
+        latents = torch.cat([latents for latents, _ in encoded])  # (B or 2 B, 4, H / 8, W / 8)
+        text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (B or 2 B, T, D)
+        if args.train_text_encoder:
+            text = base.tokenize([prompt for part in batches for prompt in part["text"]])
+        text = drop_prompts(text, no_prompt, args.proportion_empty_prompts)
+        # The mean over both halves is half of each one's mean: what counts is the subject's loss plus the class's.
+        weights = [1.0] if len(batches) == 1 else [2.0, 2.0 * args.prior_loss_weight]
+        weights = torch.tensor(weights, device=latents.device).repeat_interleave(len(latents) // len(weights))
+        with accelerator.autocast():
+            return diffusion_loss(
+                lambda noisy_latents, timesteps: training.model(noisy_latents, timesteps, text),
+                base.scheduler,
+                latents,
+                args.snr_gamma,
+                sample_weights=weights,
+            )
+
+    def draw(step: int) -> dict[str, float]:
+        prompts = [args.validation_prompt] * args.num_validation_images
+        picture = args.output_dir / "validation" / f"step-{step:06d}.png"
+        return validate(accelerator, base, denoiser, prompts, args.validation_guidance_scale, args.seed, picture)
+
+    validation_steps = args.validation_epochs * training.steps_an_epoch if args.validation_prompt else 0
+    if training.run(compute_loss, draw, validation_steps) and accelerator.is_main_process:
+        accelerator.print(f"The trained LoRA: {save_lora(denoiser, args.output_dir, args.also_save == 'kohya')}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with fail_clearly():
+        main()

@@ -1,0 +1,65 @@
+"""Training programs as real processes, which can really be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = str(ROOT / "tiny_sd")
+
+
+class Program:
+    """A training program with the flags that all its test runs share."""
+
+    def __init__(self, folder: str, script: str, flags: list[str]) -> None:
+        self.folder = ROOT / folder
+        self.command = [sys.executable, script, *flags]
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+
+    def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
+        """To the end, whatever that is."""
+        return subprocess.run(
+            [*self.command, "--output_dir", str(output_dir), *flags],
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    def train(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
+        """To the end, which must be a good one."""
+        run = self.run(output_dir, *flags)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run
+
+    def start(self, output_dir: Path, *flags: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self.command, "--output_dir", str(output_dir), *flags],
+            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read().decode()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def losses(output_dir: Path) -> list[float]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = {path.parent for path in (output_dir / "logs").rglob("events.out.tfevents.*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars("loss")]
