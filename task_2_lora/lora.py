@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -64,12 +65,14 @@ def load_denoiser(
     alpha: float,
     train_text_encoder: bool,
     gradient_checkpointing: bool,
+    seed: int,
     accelerator: Accelerator,
 ) -> LoraDenoiser:
     """The base's UNet (and text encoder, which `base` then shares) with a fresh LoRA, on the device."""
     unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32)
     place_frozen(unet, accelerator)
     use_fast_attention(unet, accelerator.device)
+    set_seed(seed)  # the same start, whatever was drawn at random before, such as the order of what was encoded
     denoiser = LoraDenoiser(unet, base.text_encoder if train_text_encoder else None, rank, alpha)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()

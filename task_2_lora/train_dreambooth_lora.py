@@ -134,7 +134,9 @@ def main() -> None:
         base.to("cpu")
 
     alpha = args.rank if args.alpha is None else args.alpha
-    denoiser = load_denoiser(base, args.rank, alpha, args.train_text_encoder, args.gradient_checkpointing, accelerator)
+    denoiser = load_denoiser(
+        base, args.rank, alpha, args.train_text_encoder, args.gradient_checkpointing, args.seed, accelerator
+    )
     samples = Samples(data, args.resolution, encodings)
     training = Training(
         accelerator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -21,7 +22,7 @@ def outputs(notebook) -> list:
 
 def test_notebook_runs_headless(tmp_path, monkeypatch):
     unet = UNet2DConditionModel.from_pretrained(ROOT / "tiny_sd" / "unet")
-    ControlNetModel.from_unet(unet, (16, 32, 64, 96)).save_pretrained(tmp_path)
+    ControlNetModel.from_unet(unet, (8, 8, 8, 8)).save_pretrained(tmp_path)
     monkeypatch.setenv("MODEL_DIR", str(ROOT / "tiny_sd"))
     monkeypatch.setenv("CONTROLNET", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
@@ -37,3 +38,9 @@ def test_notebook_runs_headless(tmp_path, monkeypatch):
 def test_notebook_names_both_bases():
     first = next(cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code")
     assert "CompVis/stable-diffusion-v1-4" in first and "../tiny_sd" in first
+
+
+def test_notebook_is_committed_with_the_outputs_of_a_good_run():
+    shown = str(outputs(nbformat.read(NOTEBOOK, 4)))
+    assert shown.count("image/png") == 3
+    assert float(re.search(r"mean_iou\W+([0-9.]+)", shown).group(1)) >= 0.9

@@ -136,20 +136,11 @@ def test_a_model_that_is_nowhere_says_what_to_do(tmp_path):
 
 
 def test_two_processes_train_together_and_resume(tmp_path):
-    """By accelerate's launcher, on one CPU."""
+    """By torchrun, whose processes accelerate joins, on one CPU."""
     flags = ("--max_train_steps", "3", "--checkpointing_steps", "2", "--proportion_empty_prompts", "0")
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
     two = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
-    two.command = [*launch, "--mixed_precision", "no", *PROGRAM.command[1:]]
+    two.command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *PROGRAM.command[1:]]
+    two.environment["ACCELERATE_USE_CPU"] = "true"
     two.environment["OMP_NUM_THREADS"] = "1"
     two.train(tmp_path, *flags)
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
