@@ -4,7 +4,7 @@ PYTHON_COURSE ?= python3.8
 RUN := runs/demo
 BASE := ../tiny_sd
 
-.PHONY: demo test test-course lint
+.PHONY: demo test test-course starter
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -36,3 +36,7 @@ test: .venv/ready
 
 test-course: .venv-course/ready
 	.venv-course/bin/python -m pytest -q
+
+# The student's view of this repository, without the solution.
+starter: .venv/ready
+	.venv/bin/python -m grading.starter --output build/starter

@@ -1,0 +1,121 @@
+"""What the judges of all places use: comparing, and naming what a wrong result is instead."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+import torch
+
+# What PyTorch or Python says, and what it means here.
+HINTS = {
+    "does not support item assignment": "A tuple cannot be changed: build a new one, or change a list of it.",
+    "'tuple' object has no attribute": "A tuple cannot be changed: build a new one, or change a list of it.",
+    "leaf Variable that requires grad": "Change weights with `nn.init`, or inside `with torch.no_grad():`.",
+    "NameError": "What you use beyond the names of the file must be imported or defined between the banners.",
+    "expected an indented block": "Some code must stand between these banners.",
+}
+
+
+def explain_error(error: str, where: str = "the code stops with") -> str:
+    """A sentence about an error that the student's code raised."""
+    if error.startswith("NotImplementedError"):
+        return f"this is still to be done: {error}."
+    hint = first(f" {hint}" for said, hint in HINTS.items() if said in error)
+    return f"{where} {error}.{hint or ''}"
+
+
+def first(problems: Iterable[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def errors(runs: Iterable[dict[str, Any]]) -> str | None:
+    """The first error of several runs, as a sentence."""
+    return first(explain_error(run["error"]) for run in runs if "error" in run)
+
+
+def pair_up(inputs: Sequence[Any], seen: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Each input with what was seen for it.
+
+    Raises:
+        ValueError: if there is not one for each: less would be less to find wrong.
+    """
+    if not isinstance(seen, list) or len(seen) != len(inputs):
+        raise ValueError("there must be one observation for each input")
+    return list(zip(inputs, seen))
+
+
+def judge_layouts(
+    judge: Callable[[list], Iterator[tuple[str, str | None]]],
+    make: Callable[[str], Any],
+    settings: Sequence[tuple[str, Any]],
+    seen: Any,
+) -> list[tuple[str, str | None]]:
+    """The findings of the first layout that has something wrong, else of the last.
+
+    Where all tensors are alike, a mix-up can be named; in the other layouts it often is only an error about shapes.
+
+    Args:
+        judge: yields the findings of a list of (what `make` made, setting, what was seen).
+        make: the right results of a layout.
+        settings: layout and setting of each run.
+        seen: what was seen in each.
+    """
+    groups: dict[str, list] = {}
+    for (layout, setting), run in pair_up(settings, seen):
+        groups.setdefault(layout, []).append((make(layout), setting, run))
+    findings: list[tuple[str, str | None]] = []
+    for runs in groups.values():
+        findings = list(judge(runs))
+        if any(problem for _, problem in findings):
+            break
+    return findings
+
+
+def same(value: Any, expected: torch.Tensor | None) -> bool:
+    """Up to the rounding of float32, which depends on the order of operations."""
+    if expected is None or not torch.is_tensor(value):
+        return value is None and expected is None
+    return value.shape == expected.shape and torch.allclose(value, expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def all_same(values: Any, expected: Sequence[torch.Tensor | None]) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == len(expected)
+        and all(same(value, one) for value, one in zip(values, expected))
+    )
+
+
+def is_whole_list(values: Any) -> bool:
+    """A list or a tuple of tensors and of nothing else."""
+    return isinstance(values, list) and all(torch.is_tensor(value) for value in values)
+
+
+def kind(value: Any) -> str:
+    """What a recorded value is, in words."""
+    if isinstance(value, dict) and set(value) == {"other"}:
+        return f"of type `{value['other']}`"
+    if isinstance(value, list):
+        return "a sequence of other things than tensors"
+    if torch.is_tensor(value):
+        return f"one tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"of type `{type(value).__name__}`"
+
+
+def number_of(items: Sequence[Any]) -> str:
+    """Python's indices in words: `0`, `0 and 3`, `0, 1 and 3`."""
+    texts = [str(item) for item in items]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def what_it_is(value: Any, candidates: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The description of the first candidate that a wrong value equals."""
+    return next((description for description, tensor in candidates if same(value, tensor)), None)
+
+
+def describe_all(wrong: Sequence[tuple[int, str]]) -> str:
+    """A half-sentence for several wrong elements: the indices of each description."""
+    by_description: dict[str, list[int]] = {}
+    for index, description in wrong:
+        by_description.setdefault(description, []).append(index)
+    return "; ".join(f"[{number_of(indices)}] {description}" for description, indices in by_description.items())
