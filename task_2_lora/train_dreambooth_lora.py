@@ -25,15 +25,15 @@ from data import Joined, SubjectImages, Variants
 from drawing import generate, images_at_once, load_pipeline, validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
-from finetune.flags import plan_of, training_parser
+from finetune.flags import plan_of
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from finetune.training import Training
-from lora import load_denoiser, load_state, save_lora, save_state
+from lora import load_denoiser, load_state, lora_parser, save_lora, save_state
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__.splitlines()[0], output_dir=Path("../runs/dreambooth"))
+    parser = lora_parser(__doc__.splitlines()[0], validation_epochs=50, output_dir=Path("../runs/dreambooth"))
     add = parser.add_argument
     add("--instance_data_dir", required=True, help="folder with the pictures of the subject")
     add("--instance_prompt", required=True, help="what they show, with the indicator: 'a photo of a sks cat'")
@@ -42,15 +42,6 @@ def parse_args() -> argparse.Namespace:
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
     add("--num_class_images", type=int, default=100)
     add("--prior_loss_weight", type=float, default=1.0, help="how much the class counts beside the subject")
-    add("--random_flip", action="store_true", help="train on the mirror images too")
-    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
-    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
-    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
-    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
-    add("--num_validation_images", type=int, default=4)
-    add("--validation_epochs", type=int, default=50, help="draw after every so many passes through the data")
     args = parser.parse_args()
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
@@ -60,7 +51,7 @@ def parse_args() -> argparse.Namespace:
 class SubjectWithPrior(Dataset):
     """Item i: variant i of the subject's pictures, and beside it a picture of the class.
 
-    `samples` holds first the `num_instances` items of the subject, then those of the class, which are fewer or more.
+    `samples` holds first the `num_instances` items of the subject, then those of the class; the shorter starts again.
     """
 
     def __init__(self, samples: Samples, num_instances: int) -> None:

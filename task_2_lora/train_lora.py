@@ -19,31 +19,22 @@ from data import CaptionedImages, Variants
 from drawing import validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
-from finetune.flags import plan_of, training_parser
+from finetune.flags import plan_of
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from finetune.training import Training
-from lora import load_denoiser, load_state, save_lora, save_state
+from lora import load_denoiser, load_state, lora_parser, save_lora, save_state
 
 
 def parse_args() -> argparse.Namespace:
-    parser = training_parser(__doc__.splitlines()[0], output_dir=Path("../runs/lora"))
+    parser = lora_parser(__doc__.splitlines()[0], validation_epochs=1, output_dir=Path("../runs/lora"))
     add = parser.add_argument
     add("--dataset_name", default=None, help="pictures with captions: data set of the hub")
     add("--train_data_dir", default=None, help="or a folder of pictures with a metadata.jsonl")
     add("--image_column", default="image", help="the data's column of images")
     add("--caption_column", default="text", help="the data's column of captions")
     add("--max_train_samples", type=int, default=None, help="use the first so many samples only")
-    add("--random_flip", action="store_true", help="train on the mirror images too")
-    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
-    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
-    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
     add("--noise_offset", type=float, default=0.0, help="for very dark or bright styles; 0.05 to 0.1 is usual")
-    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
-    add("--num_validation_images", type=int, default=4)
-    add("--validation_epochs", type=int, default=1, help="draw after every so many passes through the data")
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from finetune.objective import batches_of_indices, diffusion_loss, seed_for
+from finetune.objective import batches_of_indices, diffusion_loss, drop_prompts, seed_for
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -34,6 +34,53 @@ def test_a_perfect_prediction_costs_nothing_and_another_costs_its_error(predicti
         assert loss == pytest.approx(0.25, rel=1e-3)
     else:
         assert 0 < loss < 0.25
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_drawing_timesteps_by_weight_gives_the_weighted_loss(prediction_type):
+    """min-SNR: the mean over all timesteps of min(SNR, gamma) / SNR, or / (SNR + 1), times the error."""
+    scheduler = DDPMScheduler(**BETAS, prediction_type=prediction_type)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weights = snr.clamp(max=5) / (snr if prediction_type == "epsilon" else snr + 1)
+    errors = torch.linspace(1, 3, 1000)
+    torch.manual_seed(0)
+    latents = torch.randn(20_000, 1, 2, 2)
+
+    def predict(noisy, timesteps):
+        alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        noise = (noisy - alphas.sqrt() * latents) / (1 - alphas).sqrt()
+        target = noise if prediction_type == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+        return target + errors[timesteps].sqrt().reshape(-1, 1, 1, 1)
+
+    loss = diffusion_loss(predict, scheduler, latents, 5.0).item()
+    assert loss == pytest.approx((weights * errors).mean().item(), rel=0.01)
+
+
+def test_noise_offset_is_the_same_all_over_a_channel():
+    scheduler = DDPMScheduler(**BETAS)
+    seen = {}
+
+    def predict(noisy, timesteps):
+        alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        seen["noise"] = noisy / (1 - alphas).sqrt()
+        return torch.zeros_like(noisy)
+
+    deviations = []
+    for offset in (0.0, 0.5):
+        torch.manual_seed(0)
+        diffusion_loss(predict, scheduler, torch.zeros(64, 4, 16, 16), noise_offset=offset)
+        deviations.append(seen["noise"].mean((2, 3)).std().item())
+    assert deviations == pytest.approx([1 / 16, (0.5**2 + 1 / 16**2) ** 0.5], rel=0.15)
+
+
+def test_the_asked_share_of_prompts_is_dropped():
+    torch.manual_seed(0)
+    text, none = torch.ones(4000, 3, 2), torch.zeros(1, 3, 2)
+    dropped = drop_prompts(text, none, 0.3)
+    assert set(dropped.mean((1, 2)).tolist()) == {0.0, 1.0}  # whole prompts
+    assert 1 - dropped.mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(drop_prompts(text, none, 0.0), text)
+    assert drop_prompts(torch.ones(8, 5, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long), 1.0).sum() == 0
 
 
 def test_unknown_prediction_types_are_refused():
