@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Iterator
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from .base import BaseModel
-from .checkpoints import write_folder
+from .checkpoints import CheckpointError, finish_folder, write_file
 from .images import square, to_tensor
 
 CACHE_FILE = "cache.json"
 PROMPTS_FILE = "prompts.json"
+# Encodings are flushed to the disk after so many samples: what a killed run loses at most.
+SAVE_EVERY = 1024
 
 
 class Encodings:
@@ -64,10 +69,61 @@ class Samples(Dataset):
         return {"latents": latents, "text_embeddings": text_embeddings, "text": self.encodings.text(index)}
 
 
+class _Rows:
+    """An array on disk whose rows are written from the first to the last; a killed run goes on where it was saved."""
+
+    def __init__(self, folder: Path, name: str, length: int, dtype: str) -> None:
+        self.file, self.progress = folder / f"{name}.npy", folder / f"{name}.done"
+        self.length, self.dtype = length, dtype
+        self.done = self.saved = int(self.progress.read_text()) if self.progress.is_file() else 0
+        self.stream: BinaryIO | None = None
+
+    def append(self, rows: np.ndarray) -> None:
+        rows = rows.astype(self.dtype)
+        if self.stream is None:
+            self.stream = self.open(rows)
+        self.stream.write(rows.tobytes())
+        self.done += len(rows)
+        if self.done - self.saved >= SAVE_EVERY or self.done == self.length:
+            self.save()
+
+    def open(self, rows: np.ndarray) -> BinaryIO:
+        """The file for writing, behind its last row that was saved. Not as a memory map: a full disk would kill it."""
+        header = io.BytesIO()
+        fields = {"descr": rows.dtype.str, "fortran_order": False, "shape": (self.length, *rows.shape[1:])}
+        np.lib.format.write_array_header_1_0(header, fields)
+        stream = self.file.open("r+b" if self.done else "wb")
+        stream.write(header.getvalue())
+        stream.seek(len(header.getvalue()) + self.done * rows[0].nbytes)
+        stream.truncate()
+        return stream
+
+    def save(self) -> None:
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        write_file(self.progress, str(self.done))
+        self.saved = self.done
+        if self.done == self.length:
+            self.stream.close()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write the encodings in {folder}: {error}\nIs the disk full? Free space and start again: it "
+            f"goes on where it stopped."
+        ) from error
+
+
 def load_encodings(
     base: BaseModel, data: Any, resolution: int, cache_dir: Path, accelerator: Accelerator, num_workers: int = 0
 ) -> Encodings:
     """The data's encodings by this base model at this resolution: from `cache_dir` if they are there, else computed.
+
+    What a killed run has computed is not lost: the next one goes on from there.
 
     Args:
         data: `len`, items with `image` (PIL) and `text`, and a string `fingerprint`.
@@ -88,42 +144,62 @@ def load_encodings(
     folder = Path(cache_dir) / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     with accelerator.main_process_first():
         if not _is_valid(folder, key, base, data, resolution, accelerator):
-            loader = DataLoader(Samples(data, resolution, None), batch_size=16, num_workers=num_workers)
-            write_folder(folder, lambda temporary: _write(temporary, key, base, loader, accelerator))
+            unfinished = folder.with_name(f".{folder.name}.unfinished")
+            unfinished.mkdir(parents=True, exist_ok=True)
+            _encode_images(unfinished, key, base, data, num_workers, accelerator)
+            _encode_prompts(unfinished, key, base, accelerator)
+            with _writing(unfinished):
+                (unfinished / CACHE_FILE).write_text(json.dumps(key, indent=2) + "\n")
+                finish_folder(unfinished, folder)
     return Encodings(folder)
 
 
-def _write(folder: Path, key: dict[str, Any], base: BaseModel, loader: DataLoader, accelerator: Accelerator) -> None:
-    latents = None
-    prompts: dict[str, int] = {}
-    prompt_of_sample = np.zeros(key["samples"], np.int64)
-    start = 0
-    for samples in tqdm(loader, desc="Encoding images once", disable=not accelerator.is_local_main_process):
-        with accelerator.autocast():
-            batch = base.encode_images(samples["image"]).cpu().numpy()
-        if latents is None:
-            shape = (key["samples"], *batch.shape[1:])
-            latents = np.lib.format.open_memmap(str(folder / "latents.npy"), "w+", key["dtype"], shape)
-        latents[start : start + len(batch)] = batch
-        prompt_of_sample[start : start + len(batch)] = [
-            prompts.setdefault(text, len(prompts)) for text in samples["text"]
-        ]
-        start += len(batch)
-    latents.flush()
-    np.save(folder / "prompt_of_sample.npy", prompt_of_sample)
+def _encode_images(
+    folder: Path, key: dict[str, Any], base: BaseModel, data: Any, num_workers: int, accelerator: Accelerator
+) -> None:
+    """Writes latents.npy, and texts.jsonl with each sample's prompt."""
+    latents = _Rows(folder, "latents", key["samples"], key["dtype"])
+    texts_file = folder / "texts.jsonl"
+    texts_file.touch()
+    with texts_file.open("rb") as lines:
+        kept = sum(len(line) for line, _ in zip(lines, range(latents.done)))
+    os.truncate(texts_file, kept)
+    rest = Subset(Samples(data, key["resolution"], None), range(latents.done, key["samples"]))
+    progress = tqdm(
+        total=key["samples"],
+        initial=latents.done,
+        desc="Encoding images once",
+        disable=not accelerator.is_local_main_process,
+    )
+    with texts_file.open("a") as lines:
+        for samples in DataLoader(rest, batch_size=16, num_workers=num_workers):
+            with accelerator.autocast():
+                batch = base.encode_images(samples["image"]).cpu().numpy()
+            with _writing(folder):
+                lines.writelines(json.dumps(text) + "\n" for text in samples["text"])
+                lines.flush()  # before the latents: a row that is saved has its text
+                latents.append(batch)
+            progress.update(len(batch))
+    progress.close()
 
-    embeddings = None
-    unique = list(prompts)
-    (folder / PROMPTS_FILE).write_text(json.dumps(unique))
-    for start in tqdm(range(0, len(unique), 64), desc="Encoding prompts once", leave=False):
+
+def _encode_prompts(folder: Path, key: dict[str, Any], base: BaseModel, accelerator: Accelerator) -> None:
+    """Writes prompts.json, each prompt once, embeddings.npy, and prompt_of_sample.npy."""
+    numbers: dict[str, int] = {}
+    with (folder / "texts.jsonl").open() as lines:
+        prompt_of_sample = [numbers.setdefault(json.loads(line), len(numbers)) for line in lines]
+    prompts = list(numbers)
+    np.save(folder / "prompt_of_sample.npy", np.array(prompt_of_sample, np.int64))
+    (folder / PROMPTS_FILE).write_text(json.dumps(prompts))
+
+    embeddings = _Rows(folder, "embeddings", len(prompts), key["dtype"])
+    for start in tqdm(range(embeddings.done, len(prompts), 64), desc="Encoding prompts once", leave=False):
         with accelerator.autocast():
-            batch = base.encode_prompts(unique[start : start + 64]).cpu().numpy()
-        if embeddings is None:
-            shape = (len(unique), *batch.shape[1:])
-            embeddings = np.lib.format.open_memmap(str(folder / "embeddings.npy"), "w+", key["dtype"], shape)
-        embeddings[start : start + len(batch)] = batch
-    embeddings.flush()
-    (folder / CACHE_FILE).write_text(json.dumps(key, indent=2) + "\n")
+            batch = base.encode_prompts(prompts[start : start + 64]).cpu().numpy()
+        with _writing(folder):
+            embeddings.append(batch)
+    for helper in ("texts.jsonl", "latents.done", "embeddings.done"):
+        (folder / helper).unlink()
 
 
 def _is_valid(

@@ -72,6 +72,14 @@ def finish_folder(temporary: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def write_file(path: Path, text: str) -> None:
+    """A text file that is whole or as it was before, whatever happens."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    _flush(temporary)
+    os.replace(temporary, path)
+
+
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Has `write` fill a temporary folder, which becomes `target` when it is whole.
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+import finetune.cache
 from fill50k import RenderedFill50K
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
+from finetune.checkpoints import CheckpointError
 
 BASE = str(Path(__file__).resolve().parent.parent / "tiny_sd")
 
@@ -73,3 +75,48 @@ def test_damaged_encodings_are_noticed_and_computed_again(base, accelerator, tmp
     again = load_encodings(base, data, 64, tmp_path, accelerator)
     assert "computing them again" in capsys.readouterr().out
     assert np.array_equal(again.latents, good)
+
+
+class Counting(RenderedFill50K):
+    """Says which samples were asked for, and stops the program at one of them."""
+
+    stop_at = -1
+
+    def __getitem__(self, index):
+        if index == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(base, accelerator, tmp_path, monkeypatch):
+    whole = load_encodings(base, RenderedFill50K(size=70), 16, tmp_path / "whole", accelerator)
+    monkeypatch.setattr(finetune.cache, "SAVE_EVERY", 16)
+    data = Counting(size=70)
+    data.asked, data.stop_at = [], 50
+    with pytest.raises(KeyboardInterrupt):
+        load_encodings(base, data, 16, tmp_path / "parts", accelerator)
+    (unfinished,) = (tmp_path / "parts").iterdir()
+    with (unfinished / "latents.npy").open("ab") as file:
+        file.write(b"half a row")  # what a killed process may leave
+    data.asked, data.stop_at = [], -1
+    again = load_encodings(base, data, 16, tmp_path / "parts", accelerator)
+    assert data.asked == list(range(48, 70))
+    assert np.array_equal(again.latents, whole.latents) and np.array_equal(again.embeddings, whole.embeddings)
+    assert [again.text(i) for i in range(70)] == [data.render(i).text for i in range(70)]
+    assert not (tmp_path / "parts" / unfinished.name).exists()
+
+
+def test_a_full_disk_is_named_and_a_damaged_picture_is_not_taken_for_one(base, accelerator, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    class Damaged(RenderedFill50K):
+        def __getitem__(self, index):
+            raise OSError("3.png is damaged")
+
+    with pytest.raises(OSError, match="^3.png is damaged$"):
+        load_encodings(base, Damaged(size=3), 16, tmp_path, accelerator)
+    monkeypatch.setattr(finetune.cache._Rows, "append", full)
+    with pytest.raises(CheckpointError, match="No space left.*\n.*Free space and start again"):
+        load_encodings(base, RenderedFill50K(size=3), 16, tmp_path, accelerator)
