@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from finetune.base import BaseModel
+from finetune.base import BaseModel, sampling_scheduler
 from finetune.colors import COLORS
 from scenes import is_held_out
 
@@ -23,7 +23,7 @@ BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UniPCMultistepScheduler
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
 from scenes import NAMES, ONE_CIRCLE, ONE_SHAPE, PLAIN, SHAPES, TWO_SHAPES, is_held_out
 
@@ -47,7 +48,7 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
 
 def main() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
-    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
     images = draw(pipeline, [prompt for prompt, _, _ in prompts_for(templates, 64, seed=0)])

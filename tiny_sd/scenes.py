@@ -1,4 +1,4 @@
-"""The pictures that the embedded base learns from: simple shapes in named colours, each with a caption.
+"""The pictures that the embedded base learns from: simple shapes in named colours, and drawings of everyday things.
 
 A scene is a pure function of its index, so a training set is a range of numbers and needs no files. Colour pairs whose
 `is_held_out` is true never appear together in training; the model card's figures are measured on them.
@@ -10,9 +10,10 @@ import math
 import zlib
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from finetune.colors import COLORS
+from icons import STYLES, icon, load_subjects
 
 CANVAS = 512
 NAMES = list(COLORS)
@@ -44,6 +45,16 @@ ONE_CIRCLE = [
 ONE_SHAPE = [caption.replace("circle", "{s}") for caption in ONE_CIRCLE]
 TWO_SHAPES = ["{a} {s} and {c} {z} with {b} background", "a {a} {s} and a {c} {z} on a {b} background"]
 PLAIN = ["{b} background", "plain {b}", "a {b} picture"]
+# {n} is a thing with its article, "a cat"; {k} the style that it is drawn in.
+ONE_THING = [
+    "{n}",
+    "{n} on a {b} background",
+    "{n} on {b}",
+    "{b} background with {n}",
+    "{k} drawing of {n}",
+    "a {k} drawing of {n} on a {b} background",
+]
+ICON_SIZE = 256  # px at which a drawing is kept; a scene shows it smaller
 
 
 def is_held_out(first: str, second: str) -> bool:
@@ -59,8 +70,22 @@ def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: flo
         draw_on.polygon([(x + size * u, y + size * v) for u, v in corners], fill=COLORS[color])
 
 
-def scene(index: int, resolution: int) -> tuple[Image.Image, list[str]]:
-    """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it."""
+def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator) -> None:
+    """Puts a drawing somewhere into the picture, at some size, mirrored or not; all of it stays in the frame."""
+    side = int(rng.uniform(0.45, 0.95) * CANVAS)
+    drawing = icon(style, name, ICON_SIZE)
+    if rng.random() < 0.5:
+        drawing = ImageOps.mirror(drawing)
+    drawing = drawing.resize((side, side), Image.BICUBIC)
+    left, top = (int(v) for v in rng.integers(0, CANVAS - side + 1, 2))
+    image.paste(drawing, (left, top), drawing)
+
+
+def scene(index: int, resolution: int, icon_share: float = 0.0) -> tuple[Image.Image, list[str]]:
+    """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it.
+
+    Of all scenes, `icon_share` show a drawing of an everyday thing; the others are the same whatever the share.
+    """
     rng = np.random.default_rng([20240927, index])
     kind = rng.random()
     while True:
@@ -71,7 +96,13 @@ def scene(index: int, resolution: int) -> tuple[Image.Image, list[str]]:
 
     image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
     canvas = ImageDraw.Draw(image)
-    if kind < 0.70:
+    n = k = ""
+    if np.random.default_rng([20240928, index]).random() < icon_share:
+        captions, subjects = ONE_THING, load_subjects()
+        k, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
+        n = subjects[name]
+        paste_icon(image, k, name, rng)
+    elif kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
         draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(40, 280), a)
     elif kind < 0.85:
@@ -88,4 +119,4 @@ def scene(index: int, resolution: int) -> tuple[Image.Image, list[str]]:
         captions = PLAIN
 
     image = image.resize((resolution, resolution), Image.BOX)
-    return image, [caption.format(a=a, b=b, c=c, s=s, z=z) for caption in captions]
+    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, k=k) for caption in captions]

@@ -14,18 +14,20 @@ import argparse
 import copy
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.setup import use_fast_attention
+from icons import STYLES, load_subjects
 from scenes import SHAPES, scene
-from train_vae import HERE, render, to_range
+from train_vae import HERE, autocast, on_all_cores, render, to_range
 
 CONTEXT_LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -74,11 +76,12 @@ def build_unet() -> UNet2DConditionModel:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to scaled latents, float16, of an eighth of the size."""
+    """uint8 images to scaled latents of an eighth of the size, float16 on the autoencoder's device."""
     latents = []
     for batch in tqdm(images.split(64), desc=f"Encoding {images.shape[-1]} px"):
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append((vae.encode(to_range(batch)).latent_dist.mean * vae.config.scaling_factor).half())
+        with autocast(vae.device):
+            mean = vae.encode(to_range(batch.to(vae.device))).latent_dist.mean
+        latents.append((mean * vae.config.scaling_factor).half())
     return torch.cat(latents)
 
 
@@ -90,15 +93,17 @@ class BalancedError:
     place of a learnt function.
     """
 
-    def __init__(self, bins: int = 20, timesteps: int = 1000) -> None:
+    def __init__(self, device: torch.device, bins: int = 20, timesteps: int = 1000) -> None:
         self.width = timesteps // bins
-        self.usual = torch.zeros(bins)
+        self.usual = torch.zeros(bins, device=device)
 
     def __call__(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The loss from the errors of a batch, (batch,), and their timesteps."""
         bins = timesteps // self.width
-        for i, error in zip(bins.tolist(), errors.tolist()):
-            self.usual[i] = 0.99 * self.usual[i] + 0.01 * error if self.usual[i] else error
+        count = torch.zeros_like(self.usual).index_add_(0, bins, torch.ones_like(errors))
+        mean = torch.zeros_like(self.usual).index_add_(0, bins, errors.detach()) / count.clamp(min=1)
+        start = torch.where(self.usual > 0, self.usual, mean)  # a bin's first errors are what is usual so far
+        self.usual = mean + (start - mean) * 0.99**count
         return (errors / self.usual[bins]).mean()
 
 
@@ -134,10 +139,77 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
 def load_state(path: Path) -> dict[str, torch.Tensor]:
     """The networks' weights from a state.pt, or in float32 from a pipeline folder."""
     if path.is_file():
-        return torch.load(path)
+        return torch.load(path, map_location="cpu")
     text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
     return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
+
+
+def captions_of(index: int, icon_share: float) -> list[str]:
+    return scene(index, 1, icon_share)[1]
+
+
+class Prompts:
+    """Token ids of all captions of all scenes on one device; a scene is given one of its captions at random."""
+
+    def __init__(self, tokenizer: CLIPTokenizer, captions: list[list[str]], device: torch.device) -> None:
+        def tokenize(texts: list[str]) -> torch.Tensor:
+            settings = {"padding": "max_length", "max_length": CONTEXT_LENGTH, "truncation": True}
+            return tokenizer(texts, return_tensors="pt", **settings).input_ids.to(device)
+
+        self.ids = tokenize([caption for many in captions for caption in many])
+        self.empty = tokenize([""])
+        self.counts = torch.tensor([len(many) for many in captions], device=device)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def draw(self, scenes: torch.Tensor) -> torch.Tensor:
+        """A caption for each scene (batch,), a tenth of them empty: token ids (batch, tokens)."""
+        chance = torch.rand(2, len(scenes), device=scenes.device)
+        tokens = self.ids[self.starts[scenes] + (chance[0] * self.counts[scenes]).long()]
+        return torch.where(chance[1, :, None] < 0.1, self.empty, tokens)
+
+
+def train(
+    networks: torch.nn.ModuleDict,
+    average: torch.nn.ModuleDict,
+    bank: torch.Tensor,
+    prompts: Prompts,
+    minutes: float,
+    batch_size: int,
+    learning_rate: float,
+    state_file: Path,
+) -> None:
+    """One stage: trains `networks` on the latents of all scenes for so long; `average` follows their weights."""
+    device = bank.device
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    progress = tqdm(total=round(minutes * 60), desc=f"{bank.shape[-1] * 8} px, seconds")
+    balanced = BalancedError(device)
+    start, step = time.time(), 0
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - done) + 0.01)
+        scenes = torch.randint(len(bank), (batch_size,), device=device)
+        latents = bank[scenes].float()
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), device=device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with autocast(device):
+            text = networks["text_encoder"](prompts.draw(scenes))[0]
+            predicted = networks["unet"](noisy, timesteps, text).sample
+        balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps).backward()
+        torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.999, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
+
+        step += 1
+        progress.update(round(time.time() - start) - progress.n)
+        if step % 50 == 0:
+            progress.set_postfix(step=step, samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
+        if step % 1000 == 0:
+            torch.save(average.state_dict(), state_file)
+    progress.close()
 
 
 def main() -> None:
@@ -146,64 +218,34 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, nargs=2, default=(64, 32), help="the same, samples a step")
     parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
+    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    captions = [scene(i, 1)[1] for i in tqdm(range(args.images), desc="Captions")]
-    tokenizer = train_tokenizer([c for many in captions for c in many] + list(SHAPES), args.output_dir / "tokenizer")
-    ids = [tokenizer(c, padding="max_length", max_length=CONTEXT_LENGTH, truncation=True).input_ids for c in captions]
-    empty = tokenizer([""], padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    captions = on_all_cores(partial(captions_of, icon_share=args.icon_share), range(args.images), "Captions")
+    words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
+    tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
+    prompts = Prompts(tokenizer, captions, device)
 
-    vae = AutoencoderKL.from_pretrained(HERE / "vae").eval()
-    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()})
+    vae = AutoencoderKL.from_pretrained(args.vae).eval().to(device)
+    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()}).to(device)
     if args.resume:
         networks.load_state_dict(load_state(args.resume))
     average = copy.deepcopy(networks).requires_grad_(False)
-    networks["unet"].set_attn_processor(AttnProcessor())  # on a CPU, at these sizes, faster than the fused attention
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters")
+    use_fast_attention(networks["unet"], device)
+    print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
 
     for resolution, minutes, batch_size, rate in zip((64, 128), args.minutes, args.batch_size, args.learning_rate):
-        if not minutes:
-            continue
-        bank = encode(vae, render(range(args.images), resolution))
-        optimizer = torch.optim.AdamW(networks.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
-        progress = tqdm(total=round(minutes * 60), desc=f"{resolution} px, seconds")
-        balanced = BalancedError()
-        start, step, seen, running = time.time(), 0, 0, 0.0
-        while (done := (time.time() - start) / (60 * minutes)) < 1:
-            optimizer.param_groups[0]["lr"] = rate * min(1, step / 200, 2.5 * (1 - done) + 0.01)
-            chosen = torch.randint(len(bank), (batch_size,))
-            tokens = torch.tensor([ids[i][torch.randint(len(ids[i]), ()).item()] for i in chosen.tolist()])
-            tokens = torch.where(torch.rand(batch_size, 1) < 0.1, empty, tokens)
-            latents = bank[chosen].float()
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch_size,))
-            noisy = scheduler.add_noise(latents, noise, timesteps)
-            with torch.autocast("cpu", torch.bfloat16):
-                text = networks["text_encoder"](tokens)[0]
-                predicted = networks["unet"](noisy, timesteps, text).sample
-            loss = balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            decay = min(0.999, (step + 1) / (step + 10))
-            for ours, theirs in zip(average.parameters(), networks.parameters()):
-                ours.lerp_(theirs.detach(), 1 - decay)
-
-            step, seen, running = step + 1, seen + batch_size, 0.99 * running + 0.01 * balanced.usual.mean().item()
-            progress.update(round(time.time() - start) - progress.n)
-            if step % 50 == 0:
-                progress.set_postfix(step=step, samples=seen, error=f"{running / (1 - 0.99**step):.4f}")
-            if step % 1000 == 0:
-                torch.save(average.state_dict(), args.output_dir / "state.pt")
-        progress.close()
-        networks.load_state_dict(average.state_dict())
-        torch.save(average.state_dict(), args.output_dir / "state.pt")
-    save(args.output_dir, vae, average["text_encoder"], tokenizer, average["unet"])
+        if minutes:
+            latents = encode(vae, render(range(args.images), resolution, args.icon_share))
+            train(networks, average, latents, prompts, minutes, batch_size, rate, args.output_dir / "state.pt")
+            networks.load_state_dict(average.state_dict())
+            torch.save(average.state_dict(), args.output_dir / "state.pt")
+    save(args.output_dir, vae.cpu(), average["text_encoder"].cpu(), tokenizer, average["unet"].cpu())
 
 
 if __name__ == "__main__":
