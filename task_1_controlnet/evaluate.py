@@ -4,6 +4,7 @@
 
 writes generated/0.png to 4.png (the course's five conditions and prompts), grid.png (condition, image, score) and
 metrics.json (scores of the five, of held-out rendered conditions, and of the same with the ControlNet switched off).
+For a ControlNet that learnt edges, --edges names the folder that make_canny.py made; its last samples are drawn.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from fill50k import RenderedFill50K
+from fill50k import RenderedFill50K, load_data
 from finetune.images import square
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
-from metrics import DiscScore, score, summary
+from metrics import DiscScore, edge_f1, score, summary
 from utils import draw_grid, load_pipeline, load_test_data
 
 # CIEDE2000 between the two colours of a held-out sample: where they are closer, no metric can see the disc.
@@ -90,11 +92,77 @@ def results_grid(
     return draw_grid(rows, ["condition", "generated"])
 
 
+def evaluate_discs(
+    pipeline: StableDiffusionControlNetPipeline, num_conditions: int, settings: dict[str, Any], output_dir: Path
+) -> dict[str, Any]:
+    """Scores the five test conditions and `num_conditions` held-out ones, and prints the table."""
+    conditions, prompts = load_test_data()
+    images = generate(pipeline, conditions, prompts, **settings)
+    scores = score_all(images, conditions, prompts)
+    save_images(images, results_grid(images, conditions, prompts, scores), output_dir)
+    results = {"test": summary(scores), "test_scores": [asdict(s) for s in scores]}
+
+    if num_conditions:
+        data = RenderedFill50K("test", num_conditions, min_color_difference=MIN_COLOR_DIFFERENCE)
+        samples = [data[i] for i in range(len(data))]
+        conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
+        for name, scale in (("held_out", 1.0), ("held_out_without_controlnet", 0.0)):
+            images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
+            scores = score_all(images, conditions, prompts)
+            results[name] = summary(scores)
+            if scale:
+                results["held_out_scores"] = [asdict(s) for s in scores]
+
+    print(f"{'':30}{'mean IoU':>10}{'IoU > 0.8':>11}{'disc colour':>13}{'background':>12}")
+    for name in ("test", "held_out", "held_out_without_controlnet"):
+        if name in results:
+            row = results[name]
+            print(
+                f"{name:30}{row['mean_iou']:10.3f}{row['share_above_0.8']:11.0%}"
+                f"{row['median_disc_color_difference']:13.1f}{row['median_background_color_difference']:12.1f}"
+            )
+    return results
+
+
+def evaluate_edges(
+    pipeline: StableDiffusionControlNetPipeline,
+    folder: str,
+    num_conditions: int,
+    settings: dict[str, Any],
+    output_dir: Path,
+) -> dict[str, Any]:
+    """Scores the last `num_conditions` samples of make_canny.py's folder, and prints the table."""
+    data = load_data(folder, "image", "conditioning_image", "text", None)
+    samples = [data[i] for i in range(max(0, len(data) - num_conditions), len(data))]
+    conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
+    results: dict[str, Any] = {}
+    print(f"{'':30}{'mean F1 of edges':>18}")
+    for name, scale in (("held_out_without_controlnet", 0.0), ("held_out", 1.0)):
+        images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
+        scores = [edge_f1(image, condition) for image, condition in zip(images, conditions)]
+        results[name] = {"mean_edge_f1": float(np.mean(scores)), "edge_f1": scores}
+        print(f"{name:30}{results[name]['mean_edge_f1']:18.3f}")
+    rows = [
+        ([sample["conditioning_image"], image], f"{sample['text']}\n\nF1 of edges {one:.3f}")
+        for sample, image, one in zip(samples[:5], images, scores)
+    ]
+    save_images(images[:5], draw_grid(rows, ["condition", "generated"]), output_dir)
+    return results
+
+
+def save_images(images: Sequence[Image.Image], grid: Image.Image, output_dir: Path) -> None:
+    (output_dir / "generated").mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(output_dir / "generated" / f"{i}.png")
+    grid.save(output_dir / "grid.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
-    parser.add_argument("--num_conditions", type=int, default=100, help="held-out rendered conditions (0: none)")
+    parser.add_argument("--edges", default=None, metavar="FOLDER", help="score edges on this folder of make_canny.py")
+    parser.add_argument("--num_conditions", type=int, default=100, help="held-out conditions (0: none)")
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument("--seed", type=int, default=0)
@@ -110,36 +178,13 @@ def main() -> None:
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
     }
-    conditions, prompts = load_test_data()
-    images = generate(pipeline, conditions, prompts, **settings)
-    scores = score_all(images, conditions, prompts)
-    (args.output_dir / "generated").mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        image.save(args.output_dir / "generated" / f"{i}.png")
-    grid = results_grid(images, conditions, prompts, scores)
-    grid.save(args.output_dir / "grid.png")
-    results = {"settings": settings, "test": summary(scores), "test_scores": [asdict(s) for s in scores]}
-
-    if args.num_conditions:
-        data = RenderedFill50K("test", args.num_conditions, min_color_difference=MIN_COLOR_DIFFERENCE)
-        samples = [data[i] for i in range(len(data))]
-        conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
-        for name, scale in (("held_out", 1.0), ("held_out_without_controlnet", 0.0)):
-            images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
-            results[name] = summary(score_all(images, conditions, prompts))
-            if scale:
-                results["held_out_scores"] = [asdict(s) for s in score_all(images, conditions, prompts)]
-    (args.output_dir / "metrics.json").write_text(json.dumps(results, indent=2) + "\n")
-
-    print(f"{'':30}{'mean IoU':>10}{'IoU > 0.8':>11}{'disc colour':>13}{'background':>12}")
-    for name in ("test", "held_out", "held_out_without_controlnet"):
-        if name in results:
-            row = results[name]
-            print(
-                f"{name:30}{row['mean_iou']:10.3f}{row['share_above_0.8']:11.0%}"
-                f"{row['median_disc_color_difference']:13.1f}{row['median_background_color_difference']:12.1f}"
-            )
-    print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {args.output_dir / 'metrics.json'}")
+    if args.edges:
+        results = evaluate_edges(pipeline, args.edges, args.num_conditions, settings, args.output_dir)
+    else:
+        results = evaluate_discs(pipeline, args.num_conditions, settings, args.output_dir)
+    metrics = args.output_dir / "metrics.json"
+    metrics.write_text(json.dumps({"settings": settings, **results}, indent=2) + "\n")
+    print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {metrics}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-from fill50k import TEST_DISCS, RenderedFill50K, render_condition
+from fill50k import TEST_DISCS, RenderedFill50K, load_data, render_condition
 from finetune.colors import COLORS
-from metrics import inside_outline, named_colors, score, summary
+from metrics import canny_edges, edge_f1, inside_outline, named_colors, score, summary
 
+ROOT = Path(__file__).resolve().parent.parent
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
 SAMPLES = [DATA[i] for i in range(len(DATA))]
 
@@ -96,3 +103,52 @@ def test_prompts_are_read_with_and_without_articles():
         assert disc[1] < -20 and background[0] > 95  # Lab: clearly green, and nearly white
     assert named_colors("a photo of a cat") is None
     assert named_colors("reddish circle with white background") is None
+
+
+def drawing(seed: int) -> Image.Image:
+    """Some bars at random, 128 px."""
+    rng, image = np.random.default_rng(seed), Image.new("RGB", (128, 128), "navajowhite")
+    for _ in range(4):
+        left, top = rng.integers(5, 80, 2)
+        ImageDraw.Draw(image).rectangle([left, top, left + rng.integers(10, 40), top + rng.integers(10, 40)], "navy")
+    return image
+
+
+def test_edges_of_the_picture_itself_score_one_and_of_others_low():
+    pictures = [drawing(i) for i in range(6)]
+    edges = [canny_edges(picture) for picture in pictures]
+    assert all(edge_f1(picture, edge) == 1 for picture, edge in zip(pictures, edges))
+    assert np.mean([edge_f1(picture, edge) for picture, edge in zip(pictures, edges[1:])]) < 0.5
+
+
+def test_edges_too_many_or_too_few_cost_the_same_score():
+    few, many = Image.new("RGB", (128, 128), "white"), Image.new("RGB", (128, 128), "white")
+    for image, boxes in ((few, [(20, 20, 60, 60)]), (many, [(20, 20, 60, 60), (80, 80, 120, 120)])):
+        for box in boxes:
+            ImageDraw.Draw(image).rectangle(box, "black")
+    missing, extra = edge_f1(few, canny_edges(many)), edge_f1(many, canny_edges(few))
+    assert missing == pytest.approx(2 / 3, abs=0.02) and extra == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_a_flat_picture_has_no_edges():
+    flat = Image.new("RGB", (64, 64), "red")
+    assert edge_f1(flat, canny_edges(drawing(0))) == 0
+    assert edge_f1(flat, canny_edges(flat)) == 1
+
+
+def test_edges_become_a_data_set_that_training_reads(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for i in range(3):
+        drawing(i).save(tmp_path / "pictures" / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(rows))
+    command = [sys.executable, "make_canny.py", "--dataset_name", str(tmp_path / "pictures"), "--resolution", "128"]
+    run = [*command, "--output_dir", str(tmp_path / "edges")]
+    folder, environment = ROOT / "task_1_controlnet", {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+    data = load_data(str(tmp_path / "edges"), "image", "conditioning_image", "text", None)
+    assert [data[i]["text"] for i in range(3)] == ["picture 0", "picture 1", "picture 2"]
+    assert all(edge_f1(data[i]["image"], data[i]["conditioning_image"]) == 1 for i in range(3))
+    again = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+    assert again.returncode == 1 and "is there already" in again.stderr and "Traceback" not in again.stderr

@@ -1,16 +1,23 @@
 """The pictures that the embedded base learns from: simple shapes in named colours, and drawings of everyday things.
 
 A scene is a pure function of its index, so a training set is a range of numbers and needs no files. Colour pairs whose
-`is_held_out` is true never appear together in training; the model card's figures are measured on them.
+`is_held_out` is true never appear together in training; the model card's figures are measured on them. Run as a program
+it writes scenes with captions to a folder, for other trainings:
+
+    PYTHONPATH=. python tiny_sd/scenes.py --number 2000 --icon_share 1 --output_dir runs/pictures
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
+from tqdm.auto import tqdm
 
 from finetune.colors import COLORS
 from icons import STYLES, icon, load_subjects
@@ -120,3 +127,24 @@ def scene(index: int, resolution: int, icon_share: float = 0.0) -> tuple[Image.I
 
     image = image.resize((resolution, resolution), Image.BOX)
     return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, k=k) for caption in captions]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes scenes and a metadata.jsonl with one caption of each.")
+    parser.add_argument("--number", type=int, required=True, help="how many scenes")
+    parser.add_argument("--start", type=int, default=0, help="the first one's number")
+    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--resolution", type=int, default=128, help="px")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    with (args.output_dir / "metadata.jsonl").open("w") as lines:
+        for index in tqdm(range(args.start, args.start + args.number), desc="Scenes"):
+            image, captions = scene(index, args.resolution, args.icon_share)
+            image.save(args.output_dir / f"{index:08d}.png")
+            caption = captions[index % len(captions)]
+            lines.write(json.dumps({"file_name": f"{index:08d}.png", "text": caption}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

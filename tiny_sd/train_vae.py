@@ -78,13 +78,21 @@ def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
     return vae
 
 
-def random_pieces(bank: torch.Tensor, batch_size: int, device: torch.device) -> torch.Tensor:
-    """64 px training pieces in -1..1: half are whole 128 px scenes made small, half are crops at full size."""
+def random_pieces(bank: torch.Tensor, batch_size: int, whole: bool, device: torch.device) -> torch.Tensor:
+    """Scenes in -1..1: whole ones of 128 px, or pieces of 64 px, half of them made small and half cut out."""
     images = to_range(bank[torch.randint(len(bank), (batch_size,))].to(device))
+    if whole:
+        return images
     if torch.rand(()) < 0.5:
         return F.avg_pool2d(images, 2)
     top, left = torch.randint(0, 65, (2,)).tolist()
     return images[:, :, top : top + 64, left : left + 64]
+
+
+def edge_weights(images: torch.Tensor) -> torch.Tensor:
+    """How much each pixel's error counts, (batch, 1, height, width): five times as much at most, beside an edge."""
+    change = F.max_pool2d(images, 3, 1, 1) + F.max_pool2d(-images, 3, 1, 1)  # largest minus smallest value around
+    return 1 + 4 * change.amax(1, keepdim=True).clamp(max=1)
 
 
 @torch.no_grad()
@@ -107,6 +115,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000, help="how many scenes to train on")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
     parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64), help="widths of the four levels")
+    parser.add_argument("--resume", type=Path, help="go on from this folder, such as tiny_sd/vae")
+    parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
+    parser.add_argument("--whole_scenes", action="store_true", help="learn at 128 px: slower, and as it is used")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     args = parser.parse_args()
 
@@ -114,20 +125,26 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank = render(range(args.images), 128, args.icon_share)
     held_out = render(range(VALIDATION_START, VALIDATION_START + 128), 128, args.icon_share)
-    vae = build_vae(tuple(args.channels)).to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    vae = AutoencoderKL.from_pretrained(args.resume) if args.resume else build_vae(tuple(args.channels))
+    vae.to(device).train()
+    if args.decoder_only:
+        vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1)
 
     progress = tqdm(range(1, args.steps + 1), desc="Autoencoder")
     for step in progress:
-        images = random_pieces(bank, args.batch_size, device)
+        images = random_pieces(bank, args.batch_size, args.whole_scenes, device)
         with autocast(device):
             posterior = vae.encode(images).latent_dist
             reconstruction = vae.decode(posterior.sample()).sample
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        l1 = F.l1_loss(reconstruction.float(), images)
+        l1 = (edge_weights(images) * (reconstruction.float() - images).abs()).mean()
         (l1 + args.kl_weight * kl).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -139,7 +156,8 @@ def main() -> None:
             tqdm.write(
                 f"step {step}: mean absolute error {error:.4f} at 128 px, standard deviation of latents {std:.3f}"
             )
-            vae.register_to_config(scaling_factor=round(1 / std, 5))
+            if not args.decoder_only:
+                vae.register_to_config(scaling_factor=round(1 / std, 5))
             vae.save_pretrained(args.output_dir / "vae")
 
 
