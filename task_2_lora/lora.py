@@ -6,7 +6,6 @@ zero, so that an untrained LoRA changes nothing (Hu et al., 2021, https://arxiv.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -20,29 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from finetune.base import BaseModel, load_part
-from finetune.flags import training_parser
 from finetune.setup import place_frozen, use_fast_attention
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
-
-
-def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that both LoRA trainings have; `validation_epochs` and `defaults` are the program's own defaults."""
-    parser = training_parser(description, **defaults)
-    add = parser.add_argument
-    add("--random_flip", action="store_true", help="train on the mirror images too")
-    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
-    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
-    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
-    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
-    add("--num_validation_images", type=int, default=4)
-    add("--validation_epochs", type=int, default=validation_epochs, help="draw after so many passes through the data")
-    return parser
 
 
 class LoraDenoiser(torch.nn.Module):

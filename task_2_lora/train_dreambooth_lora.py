@@ -16,20 +16,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from data import Joined, SubjectImages, Variants
-from drawing import generate, images_at_once, load_pipeline, validate
-from finetune.base import BaseModel
-from finetune.cache import Samples, load_encodings
-from finetune.flags import plan_of
-from finetune.objective import diffusion_loss, drop_prompts
+from drawing import generate, images_at_once, load_pipeline
+from finetune.cache import Samples
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from finetune.training import Training
-from lora import load_denoiser, load_state, lora_parser, save_lora, save_state
+from training import LoraTraining, lora_parser, lora_plan_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,77 +95,28 @@ def main() -> None:
         args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
     instances = Variants(subject, args.random_flip, args.random_crop)
-    parts = [instances]
-    if args.with_prior_preservation:
-        draw_class_images(
-            args.pretrained_model_name_or_path,
-            args.class_prompt,
-            args.class_data_dir,
-            args.num_class_images,
-            args.validation_guidance_scale,
-            accelerator,
-        )
-        parts.append(SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images))
-    data = Joined(parts)
+    plan = lora_plan_of(args)
+    if not args.with_prior_preservation:
+        training = LoraTraining(accelerator, plan, instances)
+        training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
+        return
 
-    # The data are encoded once, after which the encoders leave the device.
-    base = BaseModel.load(args.pretrained_model_name_or_path)
-    base.to(accelerator.device)
-    no_prompt = base.tokenize([""]) if args.train_text_encoder else base.encode_prompts([""])
-    encodings = None
-    if not args.no_cache:
-        encodings = load_encodings(
-            base, data, args.resolution, args.output_dir / "cache", accelerator, args.dataloader_num_workers
-        )
-        base.to("cpu")
-
-    alpha = args.rank if args.alpha is None else args.alpha
-    denoiser = load_denoiser(
-        base, args.rank, alpha, args.train_text_encoder, args.gradient_checkpointing, args.seed, accelerator
-    )
-    samples = Samples(data, args.resolution, encodings)
-    training = Training(
+    draw_class_images(
+        plan.base,
+        args.class_prompt,
+        args.class_data_dir,
+        args.num_class_images,
+        args.validation_guidance_scale,
         accelerator,
-        denoiser,
-        plan_of(args),
-        SubjectWithPrior(samples, len(instances)) if args.with_prior_preservation else samples,
-        save_model=save_state,
-        load_model=load_state,
-        output_dir=args.output_dir,
-        model_name="lora",
-        settings={"data": data.fingerprint, "rank": args.rank, "alpha": alpha},
     )
-    training.resume(args.resume_from_checkpoint)
-
-    def compute_loss(batch: Any) -> torch.Tensor:
-        batches = batch if args.with_prior_preservation else [batch]  # the subject's, then the class's
-        encoded = [base.encoded(part, accelerator.device) for part in batches]
-        latents = torch.cat([latents for latents, _ in encoded])  # (B or 2 B, 4, H / 8, W / 8)
-        text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (B or 2 B, T, D)
-        if args.train_text_encoder:
-            text = base.tokenize([prompt for part in batches for prompt in part["text"]])
-        text = drop_prompts(text, no_prompt, args.proportion_empty_prompts)
-        # The mean over both halves is half of each one's mean: what counts is the subject's loss plus the class's.
-        weights = [1.0] if len(batches) == 1 else [2.0, 2.0 * args.prior_loss_weight]
-        weights = torch.tensor(weights, device=latents.device).repeat_interleave(len(latents) // len(weights))
-        with accelerator.autocast():
-            return diffusion_loss(
-                lambda noisy_latents, timesteps: training.model(noisy_latents, timesteps, text),
-                base.scheduler,
-                latents,
-                args.snr_gamma,
-                sample_weights=weights,
-            )
-
-    def draw(step: int) -> dict[str, float]:
-        prompts = [args.validation_prompt] * args.num_validation_images
-        picture = args.output_dir / "validation" / f"step-{step:06d}.png"
-        return validate(accelerator, base, denoiser, prompts, args.validation_guidance_scale, args.seed, picture)
-
-    validation_steps = args.validation_epochs * training.steps_an_epoch if args.validation_prompt else 0
-    if training.run(compute_loss, draw, validation_steps) and accelerator.is_main_process:
-        accelerator.print(f"The trained LoRA: {save_lora(denoiser, args.output_dir, args.also_save == 'kohya')}")
-    accelerator.end_training()
+    class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
+    training = LoraTraining(
+        accelerator,
+        plan,
+        Joined([instances, class_images]),
+        arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
+    )
+    training.run(lambda batch: training.loss(batch, (1.0, args.prior_loss_weight)), args.resume_from_checkpoint)
 
 
 if __name__ == "__main__":

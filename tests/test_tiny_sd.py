@@ -16,7 +16,7 @@ from finetune.colors import COLORS
 from scenes import is_held_out
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
-EMBEDDING_RMS = 0.836529
+EMBEDDING_RMS = 0.825887
 BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
 
 

@@ -1,0 +1,250 @@
+"""Grades hand-ins by the assignment's rubric, on a machine without a GPU.
+
+    python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of zips
+    python -m grading.autograder FOLDER --set train_steps=600 --jobs 2    # with another number of grading/numbers.py
+    python -m grading.autograder --gradescope                             # what run_autograder does
+
+For each hand-in it writes results.json, and for the teacher grades.csv and index.html, a page with the pictures. Each
+is graded by a process of its own: whatever happens to that, there are results. As root, student's code runs as another
+user (see grading/sandbox.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Iterator, Mapping, Sequence
+
+from .alignment import PREPARE_SECONDS, Shared, prepare, share
+from .grade import grade_hand_in, real_judges
+from .numbers import Numbers, with_settings
+from .results import gallery, not_graded, results_of, write_atomically, write_table
+from .sandbox import Sandbox
+from .teacher_page import page
+from .trusted import ROOT, GraderError
+from .watch import SandboxError
+
+RESULTS, GALLERY = "results.json", "gallery.json"
+PREPARED = ROOT / "build" / "prepared"
+# Of the total time, for ending what runs and writing the results.
+LAST_SECONDS = 30.0
+TAIL_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process that grades one hand-in is told; `hidden` must be out of the student's sight."""
+
+    hand_in: str
+    shared: str
+    hidden: list[str]
+    settings: list[str]
+    gaps: list[str]
+    seconds: float
+    output: str
+
+
+def run_job(job: Job) -> None:
+    """Grades one hand-in, in this process, and writes results.json and gallery.json into the job's output folder."""
+    start = time.monotonic()
+    numbers = with_settings(Numbers(), job.settings)
+    with private_folder() as work:
+        hidden = [work, *map(Path, job.hidden)]
+        judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
+        evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
+    results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+    (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
+    (Path(job.output) / RESULTS).write_text(json.dumps(results))
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A temporary folder that only this user can look into."""
+    with tempfile.TemporaryDirectory(prefix="grading-") as folder:
+        yield Path(folder).resolve()
+
+
+def supervise(job: Job, numbers: Numbers, command: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Has another process do a job, and returns its results and gallery; where it fails, results that say so."""
+    process = subprocess.Popen(
+        [*command, json.dumps(asdict(job))], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        said = process.communicate(timeout=job.seconds + LAST_SECONDS)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its sandboxes end with it
+        process.communicate()
+        return not_graded(f"it took longer than {numbers.total_seconds / 60:.0f} minutes.", numbers), []
+    if process.returncode:
+        print(said[-TAIL_CHARACTERS:], file=sys.stderr)
+        return not_graded("the grader stopped.", numbers), []
+    results, rows = (json.loads((Path(job.output) / name).read_text()) for name in (RESULTS, GALLERY))
+    return results, rows
+
+
+CHILD = (sys.executable, "-m", "grading.autograder", "--job")
+
+
+def grade_into(
+    hand_in: Path,
+    target: Path,
+    shared: Path,
+    hidden: Sequence[Path],
+    settings: Sequence[str],
+    gaps: Sequence[str],
+    seconds: float,
+    command: Sequence[str] = CHILD,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Grades one hand-in and writes the file `target`, which is there from the beginning and whole at every moment."""
+    numbers = with_settings(Numbers(), settings)
+    write_results(target, not_graded("the grading was not finished.", numbers))
+    with private_folder() as output:
+        job = Job(
+            hand_in=str(hand_in.resolve()),
+            shared=str(shared),
+            hidden=[str(path.resolve()) for path in (output, target.parent, hand_in, *hidden)],
+            settings=list(settings),
+            gaps=list(gaps),
+            seconds=seconds,
+            output=str(output),
+        )
+        results, rows = supervise(job, numbers, command)
+    write_results(target, results)
+    return results, rows
+
+
+def write_results(target: Path, results: Mapping[str, Any]) -> None:
+    write_atomically(target, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def ready(prepared: Path, numbers: Numbers, seconds: float) -> Iterator[tuple[Path, list[str]]]:
+    """The folder of what all hand-ins share, and what is missing of the sandbox's isolation.
+
+    Args:
+        seconds: for computing what `prepared` does not have.
+
+    Raises:
+        GraderError, SandboxError: if this machine cannot grade.
+    """
+    prepare(prepared, numbers, seconds)
+    with Sandbox() as sandbox:
+        gaps = sandbox.gaps()
+    with tempfile.TemporaryDirectory(prefix="grading-shared-") as folder:
+        os.chmod(folder, 0o755)
+        yield share(prepared, Path(folder).resolve()).folder, gaps
+
+
+def hand_ins(path: Path) -> dict[str, Path]:
+    """The hand-ins by name: one zip, one unpacked hand-in, or all zips of a folder.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    if path.is_file():
+        return {path.stem: path}
+    zips = {zip_.stem: zip_ for zip_ in sorted(path.glob("*.zip"))}
+    if zips:
+        return zips
+    if path.is_dir():
+        return {path.resolve().name: path}
+    raise FileNotFoundError(f"There is no {path}: name a zip, or a folder of zips.")
+
+
+def folder_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+
+
+def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int) -> dict[str, Any]:
+    """Grades all hand-ins and writes the teacher's files; results by name.
+
+    Raises:
+        FileNotFoundError: if there are no hand-ins.
+        GraderError, SandboxError: if this machine cannot grade.
+    """
+    numbers = with_settings(Numbers(), settings)
+    found = hand_ins(path)
+    output.mkdir(parents=True, exist_ok=True)
+    results, rows = {}, {}
+    with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
+        for gap in gaps:
+            print(f"Note: the sandbox is not complete here, as {gap} (see docs/teacher.md).")
+        grade_one = partial(
+            grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
+            seconds=numbers.total_seconds - LAST_SECONDS,
+        )  # fmt: skip
+        waiting = {}
+        for name, hand_in in found.items():
+            folder = output / folder_name(name)
+            folder.mkdir(exist_ok=True)
+            waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
+        for name, future in waiting.items():
+            results[name], rows[name] = future.result()
+            print(f"{name}: {results[name]['score']:g} points", flush=True)
+            write_table(output / "grades.csv", results)
+            write_atomically(output / "index.html", page(results, rows, numbers))
+    return results
+
+
+def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Grades what is in `root`/submission and writes `root`/results/results.json, in whatever way this ends."""
+    start = time.monotonic()
+    numbers = with_settings(Numbers(), settings)
+    target = root / "results" / RESULTS
+    target.parent.mkdir(exist_ok=True)
+    write_results(target, not_graded("the grading was not finished.", numbers))
+    try:
+        with ready(prepared, numbers, numbers.total_seconds / 2) as (shared, gaps):
+            left = numbers.total_seconds - LAST_SECONDS - (time.monotonic() - start)
+            return grade_into(root / "submission", target, shared, [root], settings, gaps, left)[0]
+    except (GraderError, SandboxError, OSError) as error:
+        print(error, file=sys.stderr)
+        results = not_graded("the grader does not work.", numbers)
+        write_results(target, results)
+        return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("hand_in", type=Path, nargs="?", help="a zip, an unpacked one, or a folder of zips")
+    add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
+    add("--jobs", type=int, default=1, help="hand-ins at the same time; each uses all cores and up to 5 GB")
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")
+    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
+    add("--prepare", action="store_true", help="compute that, and do nothing else")
+    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help="grade in its folders")
+    add("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        return run_job(Job(**json.loads(args.job)))
+    try:
+        numbers = with_settings(Numbers(), args.settings)
+        if args.prepare:
+            return prepare(args.prepared, numbers)
+        if args.gradescope:
+            grade_on_gradescope(args.gradescope, args.prepared, args.settings)
+        elif args.hand_in:
+            grade_all(args.hand_in, args.output, args.prepared, args.settings, args.jobs)
+            print(f"The page: {args.output / 'index.html'}   The table: {args.output / 'grades.csv'}")
+        else:
+            parser.error("name a zip or a folder of zips, or give --gradescope")
+    except (GraderError, SandboxError, OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What a hand-in consists of, by the rules of the assignment, and where that is in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TASK_1 = "task_1_controlnet"
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+LORAS = {"lora_1": "Task 2-1", "lora_2": "Task 2-2"}
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a hand-in consists of: a missing item is None and has its sentence in `problems`.
+
+    `report` is a PDF, `task_1` a folder, `lora_1` and `lora_2` are files. `extra` names what does not belong there.
+    """
+
+    report: Path | None
+    task_1: Path | None
+    lora_1: Path | None
+    lora_2: Path | None
+    problems: tuple[str, ...]
+    extra: tuple[str, ...]
+
+
+def shown(name: object) -> str:
+    """A name as it is put into messages: quoted, unprintable characters escaped, short."""
+    text = str(name)
+    return ascii(text if len(text) <= 80 else text[:77] + "...")
+
+
+def is_item(path: Path) -> bool:
+    return path.is_dir() if path.name in (TASK_1, *LORAS) else path.suffix.lower() == ".pdf" and path.is_file()
+
+
+def find_report(folder: Path) -> tuple[Path | None, str | None]:
+    reports = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".pdf" and path.is_file()]
+    if len(reports) == 1:
+        return reports[0], None
+    if not reports:
+        return None, f"The report is missing: put one PDF, named after your student id, beside {TASK_1}/."
+    names = ", ".join(shown(path.name) for path in reports[:3])
+    return None, f"There are {len(reports)} PDFs beside {TASK_1}/ ({names}): leave only the report."
+
+
+def find_lora(folder: Path, name: str) -> tuple[Path | None, str | None]:
+    path = folder / name / WEIGHTS_FILE
+    if path.is_file():
+        return path, None
+    others = sorted(folder.glob(f"{name}/*.safetensors"))
+    if others:
+        return None, f"{name}/ has {shown(others[0].name)}: the LoRA of {LORAS[name]} must be named {WEIGHTS_FILE}."
+    return None, f"The LoRA of {LORAS[name]} is missing: put {WEIGHTS_FILE}, which its training writes, into {name}/."
+
+
+def find_items(folder: Path) -> Items:
+    """The items in the folder that `unpack` returns; each missing one has a sentence that says what to do."""
+    report, no_report = find_report(folder)
+    task_1 = folder / TASK_1
+    no_task_1 = None
+    if not task_1.is_dir():
+        task_1, no_task_1 = None, f"The code of Task 1 is missing: put your folder {TASK_1}/ on top of the hand-in."
+    loras, no_loras = zip(*(find_lora(folder, name) for name in LORAS))
+    extra = [path for path in folder.iterdir() if not is_item(path)]
+    extra += [path for name in LORAS for path in (folder / name).glob("*") if path.name != WEIGHTS_FILE]
+    return Items(
+        report,
+        task_1,
+        *loras,
+        problems=tuple(problem for problem in (no_report, no_task_1, *no_loras) if problem),
+        extra=tuple(sorted(path.relative_to(folder).as_posix() for path in extra)),
+    )

@@ -1,0 +1,120 @@
+"""Judges the two LoRAs: by their files, and where they belong to the embedded base by what they draw."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import mean
+from typing import Mapping, Sequence
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from .alignment import BASE, Shared
+from .items import LORAS
+from .lora_files import SD_1, LoraReport, inspect_lora
+from .numbers import Numbers
+from .pictures import calm, change, contrast, read_picture, smoothness
+from .rubric import Lora
+from .student_code import ROOT
+from .tensors import read_tensors
+from .trusted import run_trusted
+
+TASK_2 = "task_2_lora"
+PROGRAM = ROOT / "grading" / "programs" / "draw_loras.py"
+PLAIN = "plain"
+
+
+def judge_files(files: Mapping[str, Path]) -> tuple[dict[str, Lora], dict[str, LoraReport]]:
+    """What the files alone say of each LoRA, and the reports of those that are good so far."""
+    judged, good, seen = {}, {}, {}
+    for name, path in files.items():
+        report = inspect_lora(path)
+        facts = f"A LoRA of rank {report.rank} for {report.base}." if report.ok else ""
+        problem = report.problem
+        if report.ok and report.digest in seen:
+            problem = f"It has the same weights as {seen[report.digest]}: {LORAS[name]} needs a LoRA of its own."
+        if problem is None:
+            good[name] = report
+            seen[report.digest] = name
+        judged[name] = Lora(problem, " ".join(part for part in (facts, report.warning) if part))
+    return judged, good
+
+
+def judge_norm(report: LoraReport, numbers: Numbers) -> str | None:
+    """What is wrong with how much a LoRA adds to the weights of its base model."""
+    norm = math.hypot(*report.norms.values())
+    least, most = numbers.lora_norm
+    if norm < least:
+        return f"It adds nearly nothing to the weights (norm {norm:.2g}, usual is {least} and more): train it longer."
+    if norm > most:
+        return f"It adds so much to the weights (norm {norm:.2g}) that the model is lost: train at a lower rate."
+    return None
+
+
+def draw(
+    files: Mapping[str, Path], shared: Shared, numbers: Numbers, seconds: float, folder: Path
+) -> dict[str, tuple[bytes, ...]]:
+    """The pictures as PNG files, of the plain base model and of each LoRA, by name.
+
+    Raises:
+        GraderError: if they cannot be drawn.
+    """
+    clean = {}
+    for name, path in files.items():  # only the numbers: what else the file says is not looked at
+        clean[name] = folder / f"{name}.safetensors"
+        save_file(read_tensors(path), clean[name])
+    arguments = ["--base", str(shared.base), "--output_dir", str(folder), "--seed", str(numbers.seed)]
+    arguments += ["--guidance_scale", str(numbers.guidance_scale)]
+    arguments += [text for prompt in numbers.lora_prompts for text in ("--prompt", prompt)]
+    arguments += [text for name, path in clean.items() for text in ("--lora", f"{name}={path}")]
+    run_trusted([str(PROGRAM), *arguments], ROOT / TASK_2, seconds)
+    indices = range(len(numbers.lora_prompts))
+    return {name: tuple((folder / f"{name}-{i}.png").read_bytes() for i in indices) for name in (PLAIN, *clean)}
+
+
+def is_noise(pixels: np.ndarray, numbers: Numbers) -> bool:
+    return smoothness(pixels) < numbers.least_smoothness and calm(pixels) < numbers.least_calm
+
+
+def judge_pictures(pictures: Sequence[bytes], plain: Sequence[bytes], numbers: Numbers) -> tuple[str | None, str]:
+    """What is wrong with a LoRA's pictures, and what was measured."""
+    drawn, without = ([read_picture(data) for data in some] for some in (pictures, plain))
+    changed = mean(change(one, other) for one, other in zip(drawn, without))
+    flat = sum(contrast(one) < numbers.least_contrast <= contrast(other) for one, other in zip(drawn, without))
+    noisy = sum(is_noise(one, numbers) for one in drawn)
+    facts = f"Its pictures differ from those without it by {changed:.1f} of 255."
+    if changed < numbers.least_change:
+        return f"It does not visibly change the pictures ({changed:.1f} of 255): train it longer.", facts
+    if 2 * flat > len(drawn):
+        return f"{flat} of {len(drawn)} pictures with it are one flat colour: train it at a lower rate.", facts
+    if 2 * noisy > len(drawn):
+        return f"{noisy} of {len(drawn)} pictures with it are noise: train it at a lower rate.", facts
+    return None, facts
+
+
+def judge_loras(
+    files: Mapping[str, Path], shared: Shared, numbers: Numbers, seconds: float, folder: Path
+) -> tuple[dict[str, Lora], tuple[bytes, ...]]:
+    """The judgement of each LoRA, and the pictures that the plain base model draws.
+
+    Args:
+        seconds: for the drawing.
+        folder: an empty one, to work in.
+
+    Raises:
+        GraderError: if pictures cannot be drawn.
+    """
+    judged, good = judge_files(files)
+    own = {name: files[name] for name, report in good.items() if report.base == BASE}
+    for name, report in good.items():
+        if report.base == SD_1:
+            facts = f"{judged[name].facts} Judged by its structure and norms; no pictures were drawn."
+            judged[name] = Lora(judge_norm(report, numbers), facts)
+    if not own:
+        return judged, ()
+    drawn = draw(own, shared, numbers, seconds, folder)
+    for name in own:
+        problem, facts = judge_pictures(drawn[name], drawn[PLAIN], numbers)
+        judged[name] = Lora(problem, f"{judged[name].facts} {facts}", drawn[name])
+    return judged, drawn[PLAIN]

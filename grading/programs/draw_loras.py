@@ -1,0 +1,48 @@
+"""Draws prompts with a base model, without and with each of some LoRAs, from the same noise.
+
+    cd task_2_lora && python ../grading/programs/draw_loras.py --base ../tiny_sd --output_dir pictures \
+        --prompt "a red car" --lora lora_1=FILE --lora lora_2=FILE
+
+writes plain-0.png, lora_1-0.png, lora_2-0.png and so on, by the number of the prompt. The grader runs this; it uses the
+code of Task 2, in whose folder it must start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, os.getcwd())
+
+from drawing import generate, load_pipeline
+from finetune.setup import fail_clearly
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", required=True, help="base model: folder or hub name")
+    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--lora", action="append", default=[], metavar="NAME=FILE", help="may be given several times")
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args = parser.parse_args()
+
+    pipeline = load_pipeline(args.base)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    seeds = range(args.seed, args.seed + len(args.prompt))
+    for item in ["plain", *args.lora]:
+        name, _, file = item.partition("=")
+        if file:
+            pipeline.load_lora_weights(str(Path(file).parent), weight_name=Path(file).name)
+        for i, image in enumerate(generate(pipeline, args.prompt, seeds, args.guidance_scale)):
+            image.save(args.output_dir / f"{name}-{i}.png")
+        if file:
+            pipeline.unload_lora_weights()
+
+
+if __name__ == "__main__":
+    with fail_clearly():
+        main()

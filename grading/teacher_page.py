@@ -1,0 +1,146 @@
+"""The teacher's page: all hand-ins in one HTML file, with points, reasons and pictures; it needs nothing else."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import asdict
+from typing import Any, Mapping, Sequence
+
+from .numbers import Numbers
+from .results import first_line, tasks_of
+from .rubric import FULL, TASKS
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
+td.points, th.points { text-align: right; white-space: nowrap; }
+section { border-top: 3px solid #222; margin-top: 2.5em; }
+.full { background: #e2f2e4; } .half { background: #fff3cf; } .zero { background: #fbdfdc; }
+pre { background: #f4f4f4; padding: .6em; overflow-x: auto; font-size: 12px; max-height: 24em; }
+figure { display: inline-block; margin: 0 .6em .8em 0; }
+figure img { width: 128px; height: 128px; display: block; background: #eee; }
+figcaption { font-size: 12px; color: #555; }
+.rows { display: flex; flex-wrap: wrap; gap: 0 2em; } .row p { margin: .4em 0; font-size: 13px; }
+.wrong { color: #a4231a; font-weight: 600; } .right { color: #1d6b2a; }
+"""
+
+
+def escape(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def render(markdown: str) -> str:
+    """The little Markdown of the reasons, as HTML: paragraphs, lists, **bold**, and fenced blocks as they are.
+
+    All of it is escaped: it quotes what students wrote.
+    """
+    parts = []
+    for quoted, text in pieces(markdown):
+        if quoted:
+            parts.append(f"<pre>{escape(text)}</pre>")
+            continue
+        lines = []
+        for line in text.splitlines():
+            line = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(line))
+            lines.append(f"<li>{line[2:]}</li>" if line.startswith("- ") else f"<p>{line}</p>" if line.strip() else "")
+        parts.append("\n".join(lines))
+    return re.sub(r"((?:<li>.*</li>\s*)+)", r"<ul>\1</ul>", "\n".join(parts))
+
+
+def pieces(markdown: str) -> list[tuple[bool, str]]:
+    """The text in pieces: is it a fenced block, and what does it say."""
+    found: list[tuple[bool, list[str]]] = [(False, [])]
+    fence = None
+    for line in markdown.splitlines():
+        if line == fence:
+            fence = None
+            found.append((False, []))
+        elif fence is None and re.fullmatch("`{3,}", line):
+            fence = line
+            found.append((True, []))
+        else:
+            found[-1][1].append(line)
+    return [(quoted, "\n".join(lines)) for quoted, lines in found]
+
+
+def kind(score: float) -> str:
+    return "full" if score == FULL else "zero" if score == 0 else "half"
+
+
+def summary_row(name: str, anchor: str, result: Mapping[str, Any]) -> str:
+    cells = [f'<td><a href="#{anchor}">{escape(name)}</a></td><td class="points"><b>{result["score"]:g}</b></td>']
+    for test in tasks_of(result):
+        reason = escape(first_line(test["output"]))
+        cells.append(f'<td class="points {kind(test["score"])}">{test["score"]:g}</td><td>{reason}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def picture_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures in groups, such as a condition and what was generated for it, each with its prompt."""
+    shown = []
+    for title in dict.fromkeys(row["title"] for row in rows):
+        groups = []
+        for row in rows:
+            if row["title"] == title:
+                figures = "".join(
+                    f'<figure><img alt="{escape(p["caption"])}" src="data:image/png;base64,{escape(p["png"])}">'
+                    f"<figcaption>{escape(p['caption'])}</figcaption></figure>"
+                    for p in row["pictures"]
+                )
+                groups.append(f'<div class="row"><p>{escape(row["text"])}</p>{figures}</div>')
+        shown.append(f'<h3>{escape(title)}: pictures</h3><div class="rows">{"".join(groups)}</div>')
+    return "".join(shown)
+
+
+def hand_in_section(name: str, anchor: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    tests = []
+    for test in result["tests"]:
+        points = f"{test['score']:g} of {test['max_score']:g}" if test["max_score"] else ""
+        passed = test["status"] == "passed"
+        mark = f'<span class="{"right" if passed else "wrong"}">{"right" if passed else "wrong"}</span>'
+        style = kind(test["score"]) if test["max_score"] else ""
+        tests.append(
+            f'<tr><td>{escape(test["name"])}</td><td class="points {style}">{points}</td><td>{mark}</td>'
+            f"<td>{render(test['output'])}</td></tr>"
+        )
+    return (
+        f'<section id="{anchor}"><h2>{escape(name)}: {result["score"]:g} points</h2>'
+        f"<table>{''.join(tests)}</table>{picture_rows(rows)}</section>"
+    )
+
+
+def isolation(results: Mapping[str, Mapping[str, Any]]) -> str:
+    gaps = dict.fromkeys(gap for result in results.values() for gap in result["extra_data"]["gaps"])
+    if not gaps:
+        return "<p>Student's code ran as another user, without a network, out of sight of everything else.</p>"
+    listed = "".join(f"<li>{escape(gap)}</li>" for gap in gaps)
+    return f'<p class="wrong">The sandbox was not complete on this machine:</p><ul>{listed}</ul>'
+
+
+def page(
+    results: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Numbers
+) -> str:
+    """The page as HTML.
+
+    Args:
+        results: the contents of results.json by hand-in.
+        rows: the pictures, as `results.gallery` makes them.
+    """
+    anchors = {name: f"hand-in-{i}" for i, name in enumerate(results)}
+    heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
+    summary = "".join(summary_row(name, anchors[name], result) for name, result in results.items())
+    sections = "".join(hand_in_section(name, anchors[name], results[name], rows[name]) for name in results)
+    settings = "\n".join(f"{name} = {value!r}" for name, value in asdict(numbers).items())
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>Grades</title><style>{STYLE}</style></head><body>
+<h1>Grades</h1>
+<p>Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 are
+a proposal, and the last word is yours.</p>
+{isolation(results)}
+<table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
+{sections}
+<section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>
+</body></html>
+"""

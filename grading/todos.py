@@ -1,0 +1,67 @@
+"""Checks the student's TODO places: runs them in the sandbox, and judges out here what they did there."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from .banners import TODOS
+from .numbers import Numbers
+from .rubric import Todos
+from .sandbox import Sandbox
+from .student_code import how_it_ended, lay_out
+from .watch import Outcome, SandboxError
+
+FOLDER = "observations"
+
+
+def check_todos(parts: Mapping[str, str], numbers: Numbers, hidden: Sequence[Path]) -> Todos:
+    """What is wrong with each text.
+
+    All are run in one process; those that look wrong then, or that it did not get to, each in a process of its own, so
+    that none can be blamed on another.
+    """
+    problems, _ = run_and_judge(parts, TODOS, numbers.observe_seconds, numbers, hidden)
+    stuck = []
+    for todo in [todo for todo in TODOS if problems[todo]]:
+        alone, ended = run_and_judge(parts, [todo], numbers.observe_one_seconds, numbers, hidden)
+        problems[todo] = alone[todo]
+        if not ended:
+            stuck.append(todo)
+    return Todos(problems, tuple(stuck))
+
+
+def run_and_judge(
+    parts: Mapping[str, str], todos: Sequence[str], seconds: float, numbers: Numbers, hidden: Sequence[Path]
+) -> tuple[dict[str, tuple[str, ...]], bool]:
+    """The problems by TODO, and whether the program came to its end."""
+    seed = secrets.randbelow(2**31)  # nobody knows the right results before
+    with Sandbox(hidden) as sandbox:
+        code = sandbox.folder / "code"
+        task_1 = lay_out(code, parts)
+        arguments = ["--task-1", str(task_1), "--seed", str(seed), "--output", FOLDER, "--todo", *todos]
+        outcome = sandbox.run(
+            [sys.executable, "-m", "grading.observe", *arguments], numbers.limits(seconds), {"PYTHONPATH": str(code)}
+        )
+        problems = {todo: judge_file(sandbox, todo, seed, outcome, numbers.observation_bytes) for todo in todos}
+    return problems, outcome.succeeded
+
+
+def judge_file(sandbox: Sandbox, todo: str, seed: int, outcome: Outcome, max_bytes: int) -> tuple[str, ...]:
+    """The problems of one TODO, from the file that the program wrote about it."""
+    from .checks import judge  # imports PyTorch, which takes seconds
+    from .observe import unpack
+
+    try:
+        data = sandbox.collect(f"{FOLDER}/{todo}.safetensors", max_bytes)
+    except SandboxError as error:
+        return (f"TODO ({todo}): its results cannot be taken: {error}",)
+    if data is None:
+        return (f"TODO ({todo}): the program that runs it {how_it_ended(outcome)}, before there were any results.",)
+    try:
+        seen = unpack(data)
+    except ValueError:
+        return (f"TODO ({todo}): its results are no results of the program that runs it.",)
+    return tuple(result.message for result in judge(todo, seed, seen) if not result.passed)

@@ -1,0 +1,181 @@
+"""What the style and the DreamBooth training share: base, encodings, LoRA, loss, pictures, and the file at the end."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from drawing import validate
+from finetune.base import BaseModel
+from finetune.cache import Samples, load_encodings
+from finetune.flags import plan_of, training_parser
+from finetune.objective import diffusion_loss, drop_prompts
+from finetune.training import Plan, Training
+from lora import load_denoiser, load_state, save_lora, save_state
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """What is trained and shown: what the flags of the same names say. `optimisation` says how."""
+
+    base: str
+    output_dir: Path
+    resolution: int
+    rank: int
+    alpha: float
+    train_text_encoder: bool
+    gradient_checkpointing: bool
+    encode_once: bool
+    snr_gamma: float | None
+    proportion_empty_prompts: float
+    also_save: str | None
+    validation_prompt: str | None
+    num_validation_images: int
+    validation_epochs: int
+    validation_guidance_scale: float
+    optimisation: Plan
+
+
+def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that both trainings have; `validation_epochs` and `defaults` are the program's own defaults."""
+    parser = training_parser(description, **defaults)
+    add = parser.add_argument
+    add("--random_flip", action="store_true", help="train on the mirror images too")
+    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
+    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
+    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
+    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
+    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
+    add("--num_validation_images", type=int, default=4)
+    add("--validation_epochs", type=int, default=validation_epochs, help="draw after so many passes through the data")
+    return parser
+
+
+def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
+    return LoraPlan(
+        base=args.pretrained_model_name_or_path,
+        output_dir=args.output_dir,
+        resolution=args.resolution,
+        rank=args.rank,
+        alpha=args.rank if args.alpha is None else args.alpha,
+        train_text_encoder=args.train_text_encoder,
+        gradient_checkpointing=args.gradient_checkpointing,
+        encode_once=not args.no_cache,
+        snr_gamma=args.snr_gamma,
+        proportion_empty_prompts=args.proportion_empty_prompts,
+        also_save=args.also_save,
+        validation_prompt=args.validation_prompt,
+        num_validation_images=args.num_validation_images,
+        validation_epochs=args.validation_epochs,
+        validation_guidance_scale=args.validation_guidance_scale,
+        optimisation=plan_of(args),
+    )
+
+
+class LoraTraining:
+    """Trains a LoRA on `data`.
+
+    Args:
+        data: `len`, items with `image` (PIL) and `text`, and a string `fingerprint`.
+        arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
+
+    Raises:
+        BaseModelError: if the base model cannot be loaded.
+        CheckpointError: if the encodings cannot be written.
+        SetupError: if the optimiser asked for is not installed.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        plan: LoraPlan,
+        data: Any,
+        arrange: Callable[[Samples], Dataset] = lambda samples: samples,
+    ) -> None:
+        self.accelerator = accelerator
+        self.plan = plan
+        optimisation = plan.optimisation
+        self.base = BaseModel.load(plan.base).to(accelerator.device)
+        self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
+        encodings = None
+        if plan.encode_once:  # after which the encoders leave the device
+            cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers
+            encodings = load_encodings(self.base, data, plan.resolution, cache, accelerator, workers)
+            self.base.to("cpu")
+        self.denoiser = load_denoiser(
+            self.base,
+            plan.rank,
+            plan.alpha,
+            plan.train_text_encoder,
+            plan.gradient_checkpointing,
+            optimisation.seed,
+            accelerator,
+        )
+        self.training = Training(
+            accelerator,
+            self.denoiser,
+            optimisation,
+            arrange(Samples(data, plan.resolution, encodings)),
+            save_model=save_state,
+            load_model=load_state,
+            output_dir=plan.output_dir,
+            model_name="lora",
+            settings={"data": data.fingerprint, "rank": plan.rank, "alpha": plan.alpha},
+        )
+
+    def loss(
+        self, batches: Sequence[dict[str, Any]], weights: Sequence[float] = (1.0,), noise_offset: float = 0.0
+    ) -> torch.Tensor:
+        """The loss of one or several batches of B samples in one pass, each counting `weights` of its own mean."""
+        device = self.accelerator.device
+        encoded = [self.base.encoded(batch, device) for batch in batches]
+        latents = torch.cat([latents for latents, _ in encoded])  # (N * B, 4, H / 8, W / 8)
+        text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (N * B, T, D)
+        if self.plan.train_text_encoder:
+            text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
+        text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
+        # The mean over all samples is one N-th of each batch's mean.
+        sample_weights = len(batches) * torch.tensor(weights, device=device)
+        with self.accelerator.autocast():
+            return diffusion_loss(
+                lambda noisy_latents, timesteps: self.training.model(noisy_latents, timesteps, text),
+                self.base.scheduler,
+                latents,
+                self.plan.snr_gamma,
+                noise_offset,
+                sample_weights.repeat_interleave(len(latents) // len(batches)),
+            )
+
+    def draw(self, step: int) -> dict[str, float]:
+        """Draws the validation prompt with the LoRA as it is now into `validation/step-NNNNNN.png` and the log."""
+        plan = self.plan
+        return validate(
+            self.accelerator,
+            self.base,
+            self.denoiser,
+            [plan.validation_prompt] * plan.num_validation_images,
+            plan.validation_guidance_scale,
+            plan.optimisation.seed,
+            plan.output_dir / "validation" / f"step-{step:06d}.png",
+        )
+
+    def run(self, compute_loss: Callable[[Any], torch.Tensor], resume_from_checkpoint: str | None) -> None:
+        """Trains to the end, or until a signal stops it, and at the end writes the file that `load_lora_weights` reads.
+
+        Raises:
+            NonFiniteLossError, CheckpointError: as `Training.run`.
+        """
+        self.training.resume(resume_from_checkpoint)
+        drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
+        finished = self.training.run(compute_loss, self.draw, drawing_steps)
+        if finished and self.accelerator.is_main_process:
+            file = save_lora(self.denoiser, self.plan.output_dir, kohya=self.plan.also_save == "kohya")
+            self.accelerator.print(f"The trained LoRA: {file}")
+        self.accelerator.end_training()
