@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
+from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
 from .numbers import Numbers, with_settings
 from .results import gallery, not_graded, results_of, write_atomically, write_table
@@ -222,7 +223,7 @@ def main() -> None:
     add = parser.add_argument
     add("hand_in", type=Path, nargs="?", help="a zip, an unpacked one, or a folder of zips")
     add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
-    add("--jobs", type=int, default=1, help="hand-ins at the same time; each uses all cores and up to 5 GB")
+    add("--jobs", type=int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")
     add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
     add("--prepare", action="store_true", help="compute that, and do nothing else")
@@ -233,6 +234,8 @@ def main() -> None:
         return run_job(Job(**json.loads(args.job)))
     try:
         numbers = with_settings(Numbers(), args.settings)
+        cores = min(usable_cores(), numbers.gradescope_cores) if args.gradescope else usable_cores()
+        os.environ.update(thread_environment(max(1, cores // args.jobs)))  # for all processes that are started
         if args.prepare:
             return prepare(args.prepared, numbers)
         if args.gradescope:

@@ -27,6 +27,7 @@ from typing import Sequence
 import psutil
 
 from .confine import Confinement
+from .cores import thread_environment
 from .watch import Limits, Outcome, SandboxError, watch
 
 CONFINE = Path(__file__).resolve().with_name("confine.py")
@@ -82,7 +83,6 @@ def free_user() -> int:
 
 def clean_environment(home: Path) -> dict[str, str]:
     """What the code finds set: nothing of the grader's, and no more threads than cores."""
-    cores = str(len(os.sched_getaffinity(0)))
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": str(home),
@@ -92,8 +92,7 @@ def clean_environment(home: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": cores,
-        "MKL_NUM_THREADS": cores,
+        **thread_environment(),
         "TOKENIZERS_PARALLELISM": "false",
     }
 

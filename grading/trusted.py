@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Sequence
 
+from .cores import thread_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 TAIL_CHARACTERS = 2000
 
@@ -23,7 +25,8 @@ def run_trusted(arguments: Sequence[str], folder: Path, seconds: float) -> str:
     Raises:
         GraderError: if it fails or takes longer.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, **thread_environment(), **own}
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

@@ -27,7 +27,7 @@ def report(pages: int = 2) -> bytes:
     return file.getvalue()
 
 
-def lora_tensors(seed: int, b: float = 0.1, sd_1: bool = False) -> dict[str, np.ndarray]:
+def lora_tensors(seed: int, b: float = 0.02, sd_1: bool = False) -> dict[str, np.ndarray]:
     """Random matrices for the attention of the embedded base or of Stable Diffusion 1; `b` is the deviation of B."""
     base = base_from("SD", SD_1_UNET, SD_1_TEXT_ENCODER) if sd_1 else known_bases()[1]
     source = np.random.default_rng(seed)

@@ -25,6 +25,7 @@ from safetensors.numpy import save
 from grading import autograder, todos
 from grading.autograder import LAST_SECONDS, grade_all, grade_into, grade_on_gradescope, hand_ins
 from grading.banners import TODOS
+from grading.cores import usable_cores
 from grading.gradescope import SETUP, write_autograder
 from grading.handed_out import ROOT, Change
 from grading.loras import judge_files, judge_norm, judge_pictures
@@ -36,6 +37,7 @@ from grading.teacher_page import page, render
 from grading.trusted import GraderError, run_trusted
 
 NUMBERS = Numbers()
+PROMPT = "sea green circle with a light cyan background"
 RIGHT = Todos({todo: () for todo in TODOS})
 WRONG = Todos({**RIGHT.problems, "3": ("TODO (3): the residuals are not kept.",)})
 ALIGNED = Alignment(ious=(0.9, 0.8, 0.9, 0.8, 0.9), held_out=(0.7, 0.9))
@@ -280,6 +282,21 @@ def test_gradescope_gets_results_when_the_grader_cannot_even_start(tmp_path, mon
     assert written["score"] == 0 and "the grader does not work" in written["tests"][0]["output"]
 
 
+def test_threads_are_as_many_as_there_is_time_for(tmp_path, monkeypatch):
+    visible = len(os.sched_getaffinity(0))
+    for text, expected in (
+        ("max 100000", visible),
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("9900000 100000", visible),
+    ):
+        (tmp_path / "cpu.max").write_text(text)
+        assert usable_cores(tmp_path / "cpu.max") == expected
+    assert usable_cores(tmp_path / "missing") == visible
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run_trusted(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], tmp_path, 10) == "7\n"
+
+
 def test_a_trusted_program_has_limits(tmp_path):
     assert run_trusted(["-c", "print('hello')"], tmp_path, 10) == "hello\n"
     with pytest.raises(GraderError, match="lost"):
@@ -428,7 +445,13 @@ def test_a_real_hand_in_is_graded(tmp_path):
     write_zip(hand_in(**{LORA_2: save(lora_tensors(2, b=1e-6))}), tmp_path / "20241234_Kim.zip")
     command = [sys.executable, "-m", "grading.autograder", tmp_path / "20241234_Kim.zip", "--output", tmp_path / "out"]
     command += ["--prepared", tmp_path / "prepared"]
-    for setting in ("train_steps=2", "train_samples=8", "train_batch_size=4", "held_out=1", "lora_prompts=('a cat',)"):
+    for setting in (
+        "train_steps=2",
+        "train_samples=8",
+        "train_batch_size=4",
+        "held_out=1",
+        f"lora_prompts=('{PROMPT}',)",
+    ):
         command += ["--set", setting]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from grading.handed_out import ROOT, current_code
 from grading.items import TASK_1
 from grading.loras import judge_files
 from grading.numbers import Numbers
+from grading.report_pdf import PdfReport, inspect_report
 from grading.rubric import Alignment, Todos
 from grading.sandbox import Sandbox, namespace_command
 from grading.todos import FOLDER, judge_file
@@ -76,10 +78,29 @@ def shared(tmp_path_factory) -> Shared:
     return Shared(folder)
 
 
+@lru_cache(maxsize=1)
+def code_now() -> dict[str, str]:
+    return current_code()
+
+
+@lru_cache(maxsize=None)
+def inspect_content(content: bytes, folder: Path) -> PdfReport:
+    path = folder / PDF
+    path.write_bytes(content)
+    return inspect_report(path)
+
+
+@pytest.fixture(autouse=True)
+def quick_reports(monkeypatch, tmp_path_factory):
+    """Each report is read once, in another process as always, and not again for every hand-in that has it."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setattr("grading.grade.inspect_report", lambda path: inspect_content(path.read_bytes(), folder))
+
+
 @pytest.fixture(autouse=True)
 def handed_out(monkeypatch):
     """What was handed out is what is here now."""
-    code = current_code()
+    code = code_now()
     monkeypatch.setattr(student_code, "read_handed_out", lambda: code)
     monkeypatch.setattr("grading.grade.read_handed_out", lambda: code)
 
