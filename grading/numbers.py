@@ -25,9 +25,10 @@ class Numbers:
     conditioning_channels: tuple[int, ...] = (8, 16, 32, 64)
     seed: int = 0
     # The overlap (IoU) of the five test conditions and of held-out ones together. Without ControlNet it is about 0.15.
+    # Measured after 450 steps: the right solution 0.63, one with TODO (3) wrong 0.20.
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
-    least_iou: float = 0.55
+    least_iou: float = 0.40
     # More text than this between the banners cannot be a solution, but could hold weights.
     text_bytes: int = 20_000
 
