@@ -33,13 +33,16 @@ demo: .venv/ready
 	cd task_1_controlnet && ../.venv/bin/python evaluate.py --base $(BASE) --controlnet ../$(RUN)/controlnet \
 		--guidance_scale 3 --num_inference_steps 12 --output_dir ../$(RUN)
 
+# The test files are spread over the cores, each with one thread: more would wait for each other.
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
+test-course: export OMP_NUM_THREADS = 1
 test-course: .venv-course/ready
-	.venv-course/bin/python -m pytest -q
+	.venv-course/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # The student's view of this repository, without the solution.
 starter: .venv/ready

@@ -25,11 +25,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
 from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
+from .isolation import check_packages, isolation_gaps
 from .numbers import Numbers, with_settings
 from .results import gallery, not_graded, results_of, write_atomically, write_table
 from .sandbox import Sandbox
@@ -143,7 +144,8 @@ def ready(prepared: Path, numbers: Numbers, seconds: float) -> Iterator[tuple[Pa
     """
     prepare(prepared, numbers, seconds)
     with Sandbox() as sandbox:
-        gaps = sandbox.gaps()
+        check_packages(sandbox)
+        gaps = isolation_gaps(sandbox)
     with tempfile.TemporaryDirectory(prefix="grading-shared-") as folder:
         os.chmod(folder, 0o755)
         yield share(prepared, Path(folder).resolve()).folder, gaps
@@ -165,8 +167,15 @@ def hand_ins(path: Path) -> dict[str, Path]:
     raise FileNotFoundError(f"There is no {path}: name a zip, or a folder of zips.")
 
 
-def folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+def folder_names(names: Iterable[str]) -> dict[str, str]:
+    """A plain name of its own for the folder of each hand-in."""
+    folders: dict[str, str] = {}
+    for name in names:
+        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+        while folder in folders.values():
+            folder += "_"
+        folders[name] = folder
+    return folders
 
 
 def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int) -> dict[str, Any]:
@@ -187,9 +196,9 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
             seconds=numbers.total_seconds - LAST_SECONDS,
         )  # fmt: skip
-        waiting = {}
+        waiting, folders = {}, folder_names(found)
         for name, hand_in in found.items():
-            folder = output / folder_name(name)
+            folder = output / folders[name]
             folder.mkdir(exist_ok=True)
             waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
         for name, future in waiting.items():

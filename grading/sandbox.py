@@ -4,8 +4,8 @@
         outcome = sandbox.run([sys.executable, "train.py"], Limits(wall_seconds=60))
         weights = sandbox.collect("output/weights.safetensors", max_bytes=100_000_000)
 
-As root on Linux everything that this promises holds. Elsewhere as much as can be had, and `Sandbox.gaps` says what is
-missing: without root the code runs as the same user, and where a container forbids namespaces, only permissions hide
+As root on Linux everything that this promises holds. Elsewhere as much as can be had, and `grading.isolation` says what
+is missing: without root the code runs as the same user, and where a container forbids namespaces, only permissions hide
 files, so those must not be readable by others (`chmod o=`).
 """
 
@@ -38,31 +38,6 @@ SCRATCH = ("/tmp", "/var/tmp", "/dev/shm")
 NAMESPACES = ["--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child"]
 REMOVAL_SECONDS = 30.0
 MARK = "GRADING_SANDBOX"
-# Run inside, it prints the doors that are open.
-PROBE = """
-import json, os, socket, sys
-
-def readable(top, shared):
-    for folder, folders, files in os.walk(top):
-        folders[:] = [name for name in folders if os.path.join(folder, name) not in shared]
-        for name in files:
-            try:
-                open(os.path.join(folder, name), "rb").close()
-                return True
-            except OSError:
-                pass
-    return os.path.isfile(top) and os.access(top, os.R_OK) and os.path.getsize(top) > 0
-
-hidden, shared = json.loads(sys.argv[1])
-try:
-    if [name for _, name in socket.if_nameindex()] != ["lo"]:
-        print("the network can be reached")
-except OSError:
-    pass
-for path in hidden:
-    if readable(path, shared):
-        print(f"{path} can be read")
-"""
 
 
 @lru_cache(maxsize=None)
@@ -267,22 +242,6 @@ class Sandbox:
             raise SandboxError(f"{name} cannot be read ({error.strerror}): it may be a link.") from error
         finally:
             os.close(handle)
-
-    def gaps(self) -> list[str]:
-        """What of the isolation is missing here, found out from inside; empty if nothing is.
-
-        Raises:
-            SandboxError: if Python cannot be started inside.
-        """
-        known = (list(map(str, self.hidden)), list(map(str, self.shared)))
-        outcome = self.run([sys.executable, "-I", "-S", "-c", PROBE, json.dumps(known)], Limits())
-        if outcome.exit_code or outcome.limit:
-            raise SandboxError(
-                f"Python does not start in the sandbox: {outcome.tail.strip() or outcome.limit}. {sys.executable} and "
-                f"its packages must be readable by every user."
-            )
-        same_user = ["the code runs as the grader's own user"] if self.user is None else []
-        return [*same_user, *(line for line in outcome.tail.splitlines() if line)]
 
 
 def owner(path: Path) -> int | None:

@@ -61,7 +61,7 @@ def with_text(todo: str, text: str) -> dict[str, bytes]:
 
 
 def write_zip(files: dict[str, bytes], path: Path) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return path

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from grading import autograder, todos
-from grading.autograder import LAST_SECONDS, grade_all, grade_into, grade_on_gradescope, hand_ins
+from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope, hand_ins
 from grading.banners import TODOS
 from grading.cores import usable_cores
 from grading.gradescope import SETUP, write_autograder
@@ -321,6 +321,11 @@ def test_hand_ins_are_found(tmp_path):
     assert hand_ins(folder) == {"20240003_Park": folder}
     with pytest.raises(FileNotFoundError, match="nowhere"):
         hand_ins(tmp_path / "nowhere")
+
+
+def test_no_two_hand_ins_share_a_folder():
+    names = ["Kim Lee", "Kim_Lee", "..", "Kim/Lee", "김"]
+    assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
 
 
 def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from grading.isolation import check_packages, isolation_gaps
 from grading.sandbox import MARK, ROOT, SCRATCH, Sandbox, SandboxError, namespace_command
 from grading.watch import Limits
 
@@ -169,7 +170,7 @@ def test_it_sees_neither_the_repository_nor_what_is_hidden(tmp_path):
                 script = f"import os\np = {str(path)!r}\nprint(os.listdir(p) if os.path.isdir(p) else open(p).read())"
                 assert run(sandbox, script).exit_code == 1, path
             run(sandbox, f"open({str(results)!r}, 'w').write('forged')")
-            assert sandbox.gaps() == []
+            assert isolation_gaps(sandbox) == []
     assert results.read_text() == "{}"
 
 
@@ -184,7 +185,7 @@ def test_without_namespaces_permissions_hide_and_gaps_are_told(tmp_path):
         parent.chmod(0o755)
     with Sandbox([closed, open_], namespaces=False) as sandbox:
         sandbox.hidden = [closed, open_]
-        assert sandbox.gaps() == [f"{open_} can be read"]
+        assert isolation_gaps(sandbox) == [f"{open_} can be read"]
         command = [
             "/bin/sh",
             "-c",
@@ -197,8 +198,15 @@ def test_without_namespaces_permissions_hide_and_gaps_are_told(tmp_path):
 
 def test_the_same_user_is_told(tmp_path):
     with Sandbox(other_user=False) as sandbox:
-        assert "the code runs as the grader's own user" in sandbox.gaps()
+        assert "the code runs as the grader's own user" in isolation_gaps(sandbox)
         assert run(sandbox, "print(open('/proc/self/status').read())").tail.count("0000000000000000") >= 5
+
+
+def test_missing_packages_are_no_fault_of_a_hand_in(sandbox, monkeypatch):
+    check_packages(sandbox)
+    monkeypatch.setattr("grading.isolation.NEEDED", ("numpy", "no_such_package"))
+    with pytest.raises(SandboxError, match=r"\(no_such_package\): install requirements.txt"):
+        check_packages(sandbox)
 
 
 def test_its_environment_is_clean(sandbox, monkeypatch):

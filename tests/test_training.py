@@ -90,7 +90,9 @@ def test_a_finished_run_says_what_it_reuses(straight):
 
 def test_cached_and_uncached_training_are_the_same(straight, tmp_path):
     train(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "6", "--no_cache")
-    assert losses(tmp_path) == pytest.approx(losses(straight), rel=1e-4)
+    # Encoded in other batches, the latents differ in the last bits, and Adam makes more of it with each step.
+    assert losses(tmp_path)[0] == pytest.approx(losses(straight)[0], rel=1e-4)
+    assert losses(tmp_path) == pytest.approx(losses(straight), rel=1e-3)
     for name, tensor in weights(tmp_path).items():
         assert torch.allclose(tensor, weights(straight)[name], atol=2e-3), name
 
