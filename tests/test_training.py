@@ -137,6 +137,9 @@ def test_a_model_that_is_nowhere_says_what_to_do(tmp_path):
     assert "Cannot load" in run.stderr and "hf auth login" in run.stderr and "Traceback" not in run.stderr
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on a CPU need PyTorch 2.2 or later"
+)
 def test_two_processes_train_together_and_resume(tmp_path):
     """By torchrun, whose processes accelerate joins, on one CPU."""
     flags = ("--max_train_steps", "3", "--checkpointing_steps", "2", "--proportion_empty_prompts", "0")

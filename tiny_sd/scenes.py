@@ -79,7 +79,7 @@ def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: flo
 
 def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator) -> None:
     """Puts a drawing somewhere into the picture, at some size, mirrored or not; all of it stays in the frame."""
-    side = int(rng.uniform(0.45, 0.95) * CANVAS)
+    side = int(rng.uniform(0.55, 0.95) * CANVAS)
     drawing = icon(style, name, ICON_SIZE)
     if rng.random() < 0.5:
         drawing = ImageOps.mirror(drawing)

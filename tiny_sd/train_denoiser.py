@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from scenes import SHAPES, scene
 from train_vae import HERE, autocast, on_all_cores, render, to_range
 
 CONTEXT_LENGTH = 32
+VOCABULARY = 2000  # enough for every word of the captions to become one token
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -37,7 +37,7 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """A byte-level BPE tokenizer in CLIP's file layout: any text can be encoded, the words of `captions` are short."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>"))
+    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=VOCABULARY, end_of_word_suffix="</w>"))
     merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -136,12 +136,22 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         file.chmod(0o644)
 
 
-def load_state(path: Path) -> dict[str, torch.Tensor]:
-    """The networks' weights from a state.pt, or in float32 from a pipeline folder."""
+def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict) -> dict[str, torch.Tensor]:
+    """The networks' weights from a state.pt, or in float32 from a pipeline folder.
+
+    A folder may have another tokenizer: a token that both know keeps its embedding, the others take that of `fresh`.
+    """
     if path.is_file():
         return torch.load(path, map_location="cpu")
     text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
+    old = text_encoder.get_input_embeddings().weight
+    embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
+    for token, row in tokenizer.get_vocab().items():
+        if token in known:
+            embeddings[row] = old[known[token]].detach()
+    text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(embeddings))
     return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
 
 
@@ -174,20 +184,19 @@ def train(
     average: torch.nn.ModuleDict,
     bank: torch.Tensor,
     prompts: Prompts,
-    minutes: float,
+    steps: int,
     batch_size: int,
     learning_rate: float,
     state_file: Path,
 ) -> None:
-    """One stage: trains `networks` on the latents of all scenes for so long; `average` follows their weights."""
+    """One stage: trains `networks` on the latents of all scenes; `average` follows their weights."""
     device = bank.device
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    progress = tqdm(total=round(minutes * 60), desc=f"{bank.shape[-1] * 8} px, seconds")
     balanced = BalancedError(device)
-    start, step = time.time(), 0
-    while (done := (time.time() - start) / (60 * minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - done) + 0.01)
+    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
+    for step in progress:
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - step / steps) + 0.01)
         scenes = torch.randint(len(bank), (batch_size,), device=device)
         latents = bank[scenes].float()
         noise = torch.randn_like(latents)
@@ -200,21 +209,18 @@ def train(
         torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(0.999, (step + 1) / (step + 10))
+        decay = min(0.999, step / (step + 9))
         torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
 
-        step += 1
-        progress.update(round(time.time() - start) - progress.n)
         if step % 50 == 0:
-            progress.set_postfix(step=step, samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
-        if step % 1000 == 0:
+            progress.set_postfix(samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
+        if step % 500 == 0:
             torch.save(average.state_dict(), state_file)
-    progress.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, nargs=2, default=(24, 60), help="training time at 64 px and at 128 px")
+    parser.add_argument("--steps", type=int, nargs=2, default=(3000, 6000), help="at 64 px and at 128 px")
     parser.add_argument("--batch_size", type=int, nargs=2, default=(64, 32), help="the same, samples a step")
     parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
@@ -234,15 +240,15 @@ def main() -> None:
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(device)
     networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()}).to(device)
     if args.resume:
-        networks.load_state_dict(load_state(args.resume))
+        networks.load_state_dict(load_state(args.resume, tokenizer, networks))
     average = copy.deepcopy(networks).requires_grad_(False)
     use_fast_attention(networks["unet"], device)
     print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
 
-    for resolution, minutes, batch_size, rate in zip((64, 128), args.minutes, args.batch_size, args.learning_rate):
-        if minutes:
+    for resolution, steps, batch_size, rate in zip((64, 128), args.steps, args.batch_size, args.learning_rate):
+        if steps:
             latents = encode(vae, render(range(args.images), resolution, args.icon_share))
-            train(networks, average, latents, prompts, minutes, batch_size, rate, args.output_dir / "state.pt")
+            train(networks, average, latents, prompts, steps, batch_size, rate, args.output_dir / "state.pt")
             networks.load_state_dict(average.state_dict())
             torch.save(average.state_dict(), args.output_dir / "state.pt")
     save(args.output_dir, vae.cpu(), average["text_encoder"].cpu(), tokenizer, average["unet"].cpu())

@@ -1,0 +1,98 @@
+"""How close did pictures come to the training images: in style, and in the subject that they show?
+
+Both measures need only the base's VAE, so they work without a hub: its encoder's activations are the features. What
+they are worth is measured in tests/test_lora_metrics.py on true images of the style and of the subject.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from finetune.images import square, to_tensor
+
+GRID = 16  # parts of a picture along each side, for the subject
+
+
+@torch.no_grad()
+def encoder_features(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> list[torch.Tensor]:
+    """What the VAE's encoder makes of pictures at each of its levels: tensors (images, channels, height, width)."""
+    kept: list[torch.Tensor] = []
+    layers = [vae.encoder.conv_in, *(block.resnets[-1] for block in vae.encoder.down_blocks)]
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: kept.append(output.float())) for layer in layers
+    ]
+    try:
+        pixels = torch.stack([to_tensor(square(image, resolution)) for image in images]) * 2 - 1  # (N, 3, H, W)
+        vae.encoder(pixels.to(vae.device, vae.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """How channels go together, wherever: (images, channels, channels) of (images, channels, height, width)."""
+    flat = features.flatten(2)  # (N, C, H * W)
+    return flat @ flat.transpose(1, 2) / flat.shape[2]
+
+
+def style_distances(
+    vae: AutoencoderKL, images: Sequence[Image.Image], style: Sequence[Image.Image], resolution: int
+) -> list[float]:
+    """How far each picture's style is from that of the training images: 0 is the same, 1 about as far as a flat colour.
+
+    The Gram matrices of the features say which colours, lines and textures there are and not where (Gatys et al., 2016,
+    https://arxiv.org/abs/1508.06576, equation 3). The distance is between a picture's and the mean of the training
+    images', relative to the latter's size, over all levels of the encoder.
+    """
+    distances = []
+    for own, wanted in zip(encoder_features(vae, images, resolution), encoder_features(vae, style, resolution)):
+        target = gram(wanted).mean(0)
+        distances.append((gram(own) - target).flatten(1).norm(dim=1) / target.norm())
+    return torch.stack(distances).mean(0).tolist()
+
+
+def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
+    """Every picture as GRID x GRID parts: the features of the encoder's levels, (images, parts, channels)."""
+    levels = encoder_features(vae, images, resolution)[
+        1:-1
+    ]  # the first sees single pixels, the last is made for latents
+    grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]
+    return torch.cat([F.interpolate(grid, (GRID, GRID)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
+
+
+def subject_scores(
+    vae: AutoencoderKL, images: Sequence[Image.Image], subject: Sequence[Image.Image], resolution: int
+) -> list[float]:
+    """How much of the training images' subject is found in each picture, wherever it stands: 1 is all of it.
+
+    Every part of a training image looks for the part of the picture that is most like it (cosine of their features,
+    each brought to mean 0 and deviation 1 over the training images); the mean over parts is the score. A part counts as
+    far as the other training images hold it too, and not at all if half of the parts are more widely shared: what they
+    have in common is the subject, what is in one only is the place.
+    """
+    wanted = parts_of(vae, subject, resolution)  # (M, P, C)
+    mean, deviation = wanted.mean((0, 1)), wanted.std((0, 1))
+    wanted = F.normalize((wanted - mean) / deviation, dim=2)
+    found_in_others = [
+        torch.stack([best(parts, others) for j, others in enumerate(wanted) if j != i]).mean(0)
+        for i, parts in enumerate(wanted)
+    ]
+    shared = torch.stack(found_in_others)  # (M, P)
+    weights = (shared - shared.median()).clamp(min=0)
+    weights /= weights.sum()
+    pictures = F.normalize((parts_of(vae, images, resolution) - mean) / deviation, dim=2)
+    return [
+        sum((weight * best(parts, picture)).sum().item() for weight, parts in zip(weights, wanted))
+        for picture in pictures
+    ]
+
+
+def best(parts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """The highest cosine of each of `parts`, (P, C), with any of `others`, (Q, C): shape (P,)."""
+    return (parts @ others.T).max(1).values

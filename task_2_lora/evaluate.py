@@ -1,0 +1,128 @@
+"""Measures a LoRA: how much closer do the pictures come to the training images than the base's, prompt by prompt?
+
+    python evaluate.py --base ../tiny_sd --guidance_scale 3 --measure style --lora ../runs/lora-custom \
+        --train_data_dir sample_data/artistic-custom/train --output_dir ../runs/lora-custom/evaluation
+
+writes base/ and lora/ (the same prompts and seeds without and with the LoRA, with a metadata.jsonl), grid.png (both
+side by side) and metrics.json. --clip and --dino add the usual scores by models of the hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from closeness import style_distances, subject_scores
+from data import SubjectImages
+from drawing import generate, in_a_row, load_pipeline
+from finetune.setup import fail_clearly, require_hardware, use_fast_attention
+from hub_metrics import clip_scores, dino_scores
+
+PROMPTS = {
+    "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
+    "subject": [
+        "a sks cat",
+        "a sks cat in a garden",
+        "a sks cat on a beach",
+        "a sks cat at night",
+        "a sks cat in snow",
+    ],
+}
+
+
+def draw(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], num_seeds: int, settings: dict[str, Any], folder: Path
+) -> list[Image.Image]:
+    """`num_seeds` pictures a prompt, the same seeds for each, also written to `folder` with their prompts."""
+    texts = [prompt for prompt in prompts for _ in range(num_seeds)]
+    images = generate(pipeline, texts, list(range(num_seeds)) * len(prompts), **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
+        for i, (image, text) in enumerate(zip(images, texts)):
+            image.save(folder / f"{i:03d}.png")
+            lines.write(json.dumps({"file_name": f"{i:03d}.png", "text": text}) + "\n")
+    return images
+
+
+def compare(
+    pipeline: StableDiffusionPipeline, measure: str, images: Sequence[Image.Image], training: Sequence[Image.Image]
+) -> list[float]:
+    """Each picture's style distance (low is good) or subject score (high is good)."""
+    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    function = {"style": style_distances, "subject": subject_scores}[measure]
+    return function(pipeline.vae, images, training, resolution)
+
+
+def leave_one_out(pipeline: StableDiffusionPipeline, measure: str, training: Sequence[Image.Image]) -> list[float]:
+    """What true images reach: each training image against the others."""
+    return [
+        compare(pipeline, measure, [image], [other for other in training if other is not image])[0]
+        for image in training
+    ]
+
+
+def side_by_side(base: Sequence[Image.Image], lora: Sequence[Image.Image], num_seeds: int) -> Image.Image:
+    """A row for each prompt: the base's pictures, and on the right the LoRA's of the same seeds."""
+    halves = [in_a_row(images, columns=num_seeds) for images in (base, lora)]
+    return in_a_row(halves, gap=24)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lora", required=True, help="folder or file of a trained LoRA")
+    parser.add_argument("--measure", choices=list(PROMPTS), required=True, help="what the LoRA has learnt")
+    parser.add_argument("--train_data_dir", required=True, help="folder of the images that it learnt from")
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
+    parser.add_argument("--num_seeds", type=int, default=4, help="pictures a prompt")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument(
+        "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"
+    )
+    parser.add_argument("--dino", default=None, metavar="MODEL", help="DINO score by facebook/dino-vits16")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    args = parser.parse_args()
+    require_hardware(args.base)
+
+    prompts = args.prompts or PROMPTS[args.measure]
+    data = SubjectImages(args.train_data_dir, prompt="")
+    training = [data[i]["image"] for i in range(len(data))]
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    pipeline = load_pipeline(args.base)
+    use_fast_attention(pipeline.unet, pipeline.device)
+    images = {"base": draw(pipeline, prompts, args.num_seeds, settings, args.output_dir / "base")}
+    pipeline.load_lora_weights(args.lora)
+    images["lora"] = draw(pipeline, prompts, args.num_seeds, settings, args.output_dir / "lora")
+
+    texts = [prompt for prompt in prompts for _ in range(args.num_seeds)]
+    scores = {name: {args.measure: compare(pipeline, args.measure, some, training)} for name, some in images.items()}
+    scores["true"] = {args.measure: leave_one_out(pipeline, args.measure, training)}
+    for name, some in images.items():
+        if args.clip:
+            scores[name].update(clip_scores(args.clip, some, texts, training))
+        if args.dino:
+            scores[name].update(dino_scores(args.dino, some, training))
+    means = {name: {key: float(np.mean(values)) for key, values in some.items()} for name, some in scores.items()}
+
+    columns = {"style": "style distance", "subject": "subject score"}
+    print(f"{'':8}" + "".join(f"{columns.get(key, key):>18}" for key in means["base"]))
+    for name, row in means.items():
+        print(f"{name:8}" + "".join(f"{value:18.3f}" for value in row.values()))
+    side_by_side(images["base"], images["lora"], args.num_seeds).save(args.output_dir / "grid.png")
+    metrics = args.output_dir / "metrics.json"
+    metrics.write_text(
+        json.dumps({"settings": settings, "prompts": prompts, "means": means, "scores": scores}, indent=2) + "\n"
+    )
+    print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {metrics}")
+
+
+if __name__ == "__main__":
+    with fail_clearly():
+        main()

@@ -1,0 +1,84 @@
+"""What the measures of Task 2 are worth: true images of the style or the subject score well, others do not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from processes import ROOT
+
+from closeness import style_distances, subject_scores
+from scenes import scene
+
+SAMPLES = ROOT / "task_2_lora" / "sample_data"
+spec = importlib.util.spec_from_file_location("sample_data_draw", SAMPLES / "draw.py")
+samples = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(samples)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(ROOT / "tiny_sd" / "vae")
+
+
+@pytest.fixture(scope="module")
+def style() -> list[Image.Image]:
+    return [Image.open(path) for path in sorted((SAMPLES / "artistic-custom" / "train").glob("*.png"))]
+
+
+@pytest.fixture(scope="module")
+def cat() -> list[Image.Image]:
+    return [Image.open(path) for path in sorted((SAMPLES / "dreambooth-cat").glob("*.png"))]
+
+
+@pytest.fixture(scope="module")
+def things() -> list[Image.Image]:
+    """What the base draws without a LoRA: everyday things on plain backgrounds."""
+    return [scene(i, 128, 1.0)[0] for i in range(24)]
+
+
+@pytest.fixture(scope="module")
+def other_cats() -> list[Image.Image]:
+    return [scene(i, 128, 1.0)[0] for i in range(4000) if "a cat" in scene(i, 1, 1.0)[1]]
+
+
+def test_true_images_of_the_style_are_near_and_others_far(vae, style, cat, things):
+    icons = json.loads((ROOT / "tiny_sd" / "icons" / "noto.json").read_text())
+    true = [
+        samples.in_style(icons["icons"][name], icons["view"], seed)
+        for seed, name in enumerate(("house", "fish", "rabbit", "umbrella", "deciduous-tree"))
+    ]
+    near = style_distances(vae, true, style, 128)
+    far = style_distances(vae, [*things, *cat], style, 128)
+    assert max(near) < min(far)
+    assert sum(near) / len(near) < sum(far) / len(far) / 3
+
+
+def test_a_true_image_scores_high_and_another_cat_does_not(vae, cat, other_cats, things):
+    unseen = [samples.cat(pose, place) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3), (5, 6), (2, 0))]
+    true = subject_scores(vae, unseen, cat, 128)
+    assert min(true) > 0.85
+    assert max(subject_scores(vae, [*other_cats, *things], cat, 128)) < min(true)
+    mean = sum(subject_scores(vae, other_cats, cat, 128)) / len(other_cats)
+    assert mean < 0.8
+
+
+def test_the_subject_is_found_wherever_it_stands_and_its_colors_matter(vae, cat):
+    mirrored = [image.transpose(Image.FLIP_LEFT_RIGHT) for image in cat]
+    other_colors = [Image.merge("RGB", image.convert("RGB").split()[::-1]) for image in cat]  # a blue cat
+    found, missed = (subject_scores(vae, images, cat, 128) for images in (mirrored, other_colors))
+    assert min(found) > 0.85
+    assert all(other < same - 0.05 for other, same in zip(missed, found))
+    assert sum(missed) / 4 < 0.8
+
+
+def test_a_picture_is_measured_by_itself(vae, style, cat, things):
+    for measure, training in ((style_distances, style), (subject_scores, cat)):
+        together = measure(vae, things[:3], training, 128)
+        alone = [measure(vae, [image], training, 128)[0] for image in things[:3]]
+        assert together == pytest.approx(alone, rel=1e-3)
+    assert torch.tensor(style_distances(vae, style[:1], style[:1], 128)).item() == pytest.approx(0, abs=1e-3)

@@ -1,0 +1,154 @@
+"""Task 2's evaluation and notebook: real runs, and the hub's measures on small models of the same layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from nbclient import NotebookClient
+from PIL import Image
+from processes import BASE, ROOT
+from test_lora import random_lora
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+from finetune.base import BaseModelError
+from hub_metrics import clip_scores, dino_scores
+from lora import save_lora
+
+TASK = ROOT / "task_2_lora"
+NOTEBOOK = TASK / "inference.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    return save_lora(random_lora(), tmp_path_factory.mktemp("lora"), kohya=False)
+
+
+def noise_pictures(count: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)) for _ in range(count)]
+
+
+def test_the_program_writes_pictures_and_figures(lora, tmp_path):
+    training = tmp_path / "training"
+    training.mkdir()
+    for i, image in enumerate(noise_pictures(2)):
+        image.save(training / f"{i}.png")
+    flags = ["--base", BASE, "--lora", str(lora), "--measure", "style", "--train_data_dir", str(training)]
+    flags += ["--prompts", "a cat", "gold circle", "--num_seeds", "2", "--num_inference_steps", "2"]
+    run = subprocess.run(
+        [sys.executable, "evaluate.py", *flags, "--output_dir", str(tmp_path / "out")],
+        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [len(results["scores"][name]["style"]) for name in ("base", "lora", "true")] == [4, 4, 2]
+    assert results["means"]["base"]["style"] == pytest.approx(np.mean(results["scores"]["base"]["style"]))
+    assert f"{results['means']['lora']['style']:.3f}" in run.stdout
+    for name in ("base", "lora"):
+        lines = [json.loads(line) for line in (tmp_path / "out" / name / "metadata.jsonl").read_text().splitlines()]
+        assert [line["text"] for line in lines] == ["a cat", "a cat", "gold circle", "gold circle"]
+        assert all((tmp_path / "out" / name / line["file_name"]).exists() for line in lines)
+    pictures = [np.asarray(Image.open(tmp_path / "out" / name / "000.png")) for name in ("base", "lora")]
+    assert not np.array_equal(*pictures)
+    assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 128
+
+
+def test_a_lora_that_is_not_there_is_named(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(tmp_path / "none"), "--measure", "style",
+         "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(tmp_path)],
+        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "Traceback" not in run.stderr and str(tmp_path / "none") in run.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CLIP and DINO
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("clip"))
+    tokenizer = CLIPTokenizer.from_pretrained(BASE, subfolder="tokenizer")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {
+        **small,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 32,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_are_the_librarys(clip_folder):
+    images, prompts = noise_pictures(3), ["a cat", "gold circle", "a red car"]
+    scores = clip_scores(clip_folder, images, prompts, images[:1])
+    clip, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    with torch.no_grad():
+        output = clip(**processor(text=prompts, images=images, return_tensors="pt", padding=True))
+        cosines = output.logits_per_image / clip.logit_scale.exp()
+    assert scores["CLIP-T"] == pytest.approx(cosines.diagonal().tolist(), abs=1e-5)
+    assert scores["CLIP-I"][0] == pytest.approx(1, abs=1e-5)
+    assert max(scores["CLIP-I"][1:]) < 0.9999
+
+
+def test_dino_scores_compare_with_all_training_images(tmp_path):
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    one, other, third = noise_pictures(3)
+    (alone,) = dino_scores(str(tmp_path), [one], [one])["DINO"]
+    (different,) = dino_scores(str(tmp_path), [one], [other])["DINO"]
+    assert alone == pytest.approx(1, abs=1e-5) and different < 0.9999
+    both = dino_scores(str(tmp_path), [one, third], [one, other])["DINO"]
+    assert both[0] == pytest.approx((alone + different) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("scores", (lambda name: clip_scores(name, [], [], []), lambda name: dino_scores(name, [], [])))
+def test_a_model_out_of_reach_says_what_to_do(tmp_path, scores):
+    with pytest.raises(BaseModelError, match="(?s)Cannot load .*leave --clip and --dino away"):
+        scores(str(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The notebook
+
+
+def outputs(notebook) -> list:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def test_the_notebook_runs_headless(lora, monkeypatch):
+    monkeypatch.setenv("MODEL_NAME", BASE)
+    for name in ("STYLE_LORA", "SUBJECT_LORA"):
+        monkeypatch.setenv(name, str(lora.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = nbformat.read(NOTEBOOK, 4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(TASK)}}).execute()
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 7
