@@ -147,6 +147,11 @@ def evaluate_edges(
         for sample, image, one in zip(samples[:5], images, scores)
     ]
     save_images(images[:5], draw_grid(rows, ["condition", "generated"]), output_dir)
+    (output_dir / "conditions").mkdir(exist_ok=True)  # the report shows them beside the images
+    for i, condition in enumerate(conditions[:5]):
+        condition.save(output_dir / "conditions" / f"{i}.png")
+    named = {f"{i}.png": prompt for i, prompt in enumerate(prompts[:5])}
+    (output_dir / "generated" / "prompts.json").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
     return results
 
 

@@ -3,8 +3,9 @@
     python evaluate.py --base ../tiny_sd --guidance_scale 3 --measure style --lora ../runs/lora-custom \
         --train_data_dir sample_data/artistic-custom/train --output_dir ../runs/lora-custom/evaluation
 
-writes base/ and lora/ (the same prompts and seeds without and with the LoRA, with a metadata.jsonl), grid.png (both
-side by side) and metrics.json. --clip and --dino add the usual scores by models of the hub.
+writes base/ and lora/ (the same prompts and seeds without and with the LoRA), generated/ (the LoRA's first picture of
+each prompt, for the report), grid.png (base and LoRA side by side) and metrics.json. --clip and --dino add the usual
+scores by models of the hub.
 """
 
 from __future__ import annotations
@@ -37,17 +38,20 @@ PROMPTS = {
 
 
 def draw(
-    pipeline: StableDiffusionPipeline, prompts: Sequence[str], num_seeds: int, settings: dict[str, Any], folder: Path
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], num_seeds: int, settings: dict[str, Any]
 ) -> list[Image.Image]:
-    """`num_seeds` pictures a prompt, the same seeds for each, also written to `folder` with their prompts."""
+    """`num_seeds` pictures a prompt, the same seeds for each."""
     texts = [prompt for prompt in prompts for _ in range(num_seeds)]
-    images = generate(pipeline, texts, list(range(num_seeds)) * len(prompts), **settings)
+    return generate(pipeline, texts, list(range(num_seeds)) * len(prompts), **settings)
+
+
+def save(images: Sequence[Image.Image], texts: Sequence[str], folder: Path) -> None:
+    """Pictures as 0.png, 1.png, ..., and their prompts by file name in prompts.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
-        for i, (image, text) in enumerate(zip(images, texts)):
-            image.save(folder / f"{i:03d}.png")
-            lines.write(json.dumps({"file_name": f"{i:03d}.png", "text": text}) + "\n")
-    return images
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+    prompts = {f"{i}.png": text for i, text in enumerate(texts)}
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(
@@ -97,11 +101,14 @@ def main() -> None:
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     pipeline = load_pipeline(args.base)
     use_fast_attention(pipeline.unet, pipeline.device)
-    images = {"base": draw(pipeline, prompts, args.num_seeds, settings, args.output_dir / "base")}
+    images = {"base": draw(pipeline, prompts, args.num_seeds, settings)}
     pipeline.load_lora_weights(args.lora)
-    images["lora"] = draw(pipeline, prompts, args.num_seeds, settings, args.output_dir / "lora")
-
+    images["lora"] = draw(pipeline, prompts, args.num_seeds, settings)
     texts = [prompt for prompt in prompts for _ in range(args.num_seeds)]
+    for name, some in images.items():
+        save(some, texts, args.output_dir / name)
+    save(images["lora"][:: args.num_seeds], prompts, args.output_dir / "generated")
+
     scores = {name: {args.measure: compare(pipeline, args.measure, some, training)} for name, some in images.items()}
     scores["true"] = {args.measure: leave_one_out(pipeline, args.measure, training)}
     for name, some in images.items():

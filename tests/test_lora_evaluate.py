@@ -60,11 +60,11 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     assert [len(results["scores"][name]["style"]) for name in ("base", "lora", "true")] == [4, 4, 2]
     assert results["means"]["base"]["style"] == pytest.approx(np.mean(results["scores"]["base"]["style"]))
     assert f"{results['means']['lora']['style']:.3f}" in run.stdout
-    for name in ("base", "lora"):
-        lines = [json.loads(line) for line in (tmp_path / "out" / name / "metadata.jsonl").read_text().splitlines()]
-        assert [line["text"] for line in lines] == ["a cat", "a cat", "gold circle", "gold circle"]
-        assert all((tmp_path / "out" / name / line["file_name"]).exists() for line in lines)
-    pictures = [np.asarray(Image.open(tmp_path / "out" / name / "000.png")) for name in ("base", "lora")]
+    for name, count in (("base", 2), ("lora", 2), ("generated", 1)):
+        prompts = json.loads((tmp_path / "out" / name / "prompts.json").read_text())
+        assert list(prompts.values()) == ["a cat"] * count + ["gold circle"] * count
+        assert all((tmp_path / "out" / name / file).exists() for file in prompts)
+    pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 128
 
