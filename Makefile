@@ -33,7 +33,7 @@ demo: .venv/ready
 	cd task_1_controlnet && ../.venv/bin/python evaluate.py --base $(BASE) --controlnet ../$(RUN)/controlnet \
 		--guidance_scale 3 --num_inference_steps 12 --output_dir ../$(RUN)
 
-# The test files are spread over the cores, each with one thread: more would wait for each other.
+# One thread for each process of the tests: threads of several would wait for each other.
 test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	.venv/bin/ruff check .
