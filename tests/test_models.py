@@ -234,6 +234,14 @@ def test_wrong_residuals_are_refused(models):
         controlnet(**inputs(), controlnet_cond=condition(64, 64))
 
 
+def test_an_embedded_condition_gives_the_same_residuals(models):
+    _, controlnet, _, _ = models
+    embedded = controlnet.controlnet_cond_embedding(condition())
+    down, mid = controlnet(**inputs(), controlnet_cond=embedded, return_dict=False)
+    plain_down, plain_mid = residuals(controlnet)
+    assert all(torch.equal(*pair) for pair in zip(down, plain_down)) and torch.equal(mid, plain_mid)
+
+
 def test_attention_processors_can_be_exchanged(models):
     unet, _, their_unet, _ = models
     assert set(unet.attn_processors) == set(their_unet.attn_processors)

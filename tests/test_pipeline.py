@@ -536,6 +536,16 @@ def test_default_size_is_that_of_the_condition_rounded_down(pipelines):
     assert draw(pipelines[0], image=tensor(71, 90), width=48).shape == (1, 64, 48, 3)
 
 
+def test_the_condition_is_embedded_once_for_all_steps(pipelines):
+    calls = []
+    hook = pipelines[0].controlnet.controlnet_cond_embedding.register_forward_hook(lambda *call: calls.append(call))
+    try:
+        draw(pipelines[0], num_inference_steps=3)
+    finally:
+        hook.remove()
+    assert len(calls) == 1
+
+
 def test_one_negative_prompt_serves_all_prompts(pipelines):
     prompts = ["red disc", "blue"]
     assert np.array_equal(

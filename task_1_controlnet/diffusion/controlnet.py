@@ -171,7 +171,9 @@ class ControlNetModel(StableDiffusionModel):
             sample: noisy latents, (batch, in_channels, height, width).
             timestep: one for all, or (batch,).
             encoder_hidden_states: text embeddings, (batch, tokens, cross_attention_dim).
-            controlnet_cond: condition images in 0..1, (batch, conditioning_channels, 8 * height, 8 * width).
+            controlnet_cond: condition images in 0..1, (batch, conditioning_channels, 8 * height, 8 * width); or what
+                `controlnet_cond_embedding` makes of them, (batch, block_out_channels[0], height, width), which does not
+                depend on the timestep and so needs computing only once.
             conditioning_scale: a factor on all residuals.
             cross_attention_kwargs: passed to the attention processors.
             guess_mode: scale the residuals from 0.1 at the first skip connection to 1 at the mid block.
@@ -181,7 +183,9 @@ class ControlNetModel(StableDiffusionModel):
         """
         # fmt: off
         emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
-        condition = self.controlnet_cond_embedding(controlnet_cond)                                # (B, C0, H, W)
+        condition = controlnet_cond
+        if condition.shape[1:] != (self.config.block_out_channels[0], *sample.shape[-2:]):
+            condition = self.controlnet_cond_embedding(controlnet_cond)                            # (B, C0, H, W)
         if condition.shape[-2:] != sample.shape[-2:]:
             raise ValueError(
                 f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "

@@ -266,6 +266,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         height, width = self.image_size(images[0][0], height, width)
         conditions = [self.prepare_condition(*pair, height, width, num_images) for pair in zip(nets, images)]
         conditions = [condition.to(device, net.dtype) for condition, net in zip(conditions, nets)]
+        embedded: dict[bool, list[torch.Tensor]] = {}  # the conditions for the whole batch, and for one half of it
 
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt,
@@ -296,8 +297,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
 
                 step_scales = scales_at(i / len(timesteps), (i + 1) / len(timesteps), scales, starts, ends)
+                doubled = guided and not guess_mode
+                if doubled not in embedded:  # once: it does not depend on the timestep
+                    embedded[doubled] = [embed(*pair, 1 + doubled) for pair in zip(nets, conditions)]
                 down_block_res_samples, mid_block_res_sample = self.control_residuals(
-                    latent_model_input, t, prompt_embeds, conditions, step_scales, guided, guess_mode
+                    latent_model_input, t, prompt_embeds, embedded[doubled], step_scales, guided, guess_mode
                 )
                 noise_pred = self.unet(                                                             # (2 * B, 4, H, W)
                     latent_model_input,
@@ -351,15 +355,14 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         """What the UNet is to add to its skip connections and its mid block; (None, None) where every scale is 0.
 
         With guidance, `sample` and `prompt_embeds` hold the unconditional half of the batch and then the conditional,
-        and so do the residuals. Conditions have the size of one half.
+        and so do the residuals. Conditions, as images or embedded, are for the halves that see them: with `guess_mode`
+        only the conditional one.
         """
         if not any(scales):
             return None, None
         conditional_half_only = guess_mode and guided
         if conditional_half_only:
             sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]
-        elif guided:
-            conditions = [torch.cat([condition] * 2) for condition in conditions]
         if not hasattr(self.controlnet, "nets"):
             conditions, scales = conditions[0], scales[0]
         down_block_res_samples, mid_block_res_sample = self.controlnet(
@@ -523,6 +526,17 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
 def check_member(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
+
+
+def embed(controlnet: torch.nn.Module, condition: torch.Tensor, repeats: int) -> torch.Tensor:
+    """A batch of so many times the condition, embedded; as images where only the model's own call may embed them.
+
+    A model that is offloaded comes to the device when it is called, and another class may not know embedded conditions.
+    """
+    condition = torch.cat([condition] * repeats)
+    if not isinstance(controlnet, ControlNetModel) or hasattr(controlnet, "_hf_hook"):
+        return condition
+    return controlnet.controlnet_cond_embedding(condition)
 
 
 def check_control_interval(starts: Sequence[float], ends: Sequence[float]) -> None:
