@@ -1,36 +1,150 @@
-"""Draws the README's figures from real runs: `make demo` first, then `python asset/draw_figures.py`."""
+"""Draws the README's figures from real runs: `python asset/draw_figures.py` draws those whose runs are there.
+
+| figure | needs |
+|---|---|
+| demo.png | `make demo` |
+| fill50k.png, lora.png | nothing |
+| style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
+| canny.png | Task 1-1 on the embedded base, with its evaluation |
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
+from typing import Sequence
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "task_1_controlnet" / "data"
-RUN = ROOT / "runs" / "demo"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RUNS = ROOT / "runs"
+TASK_1, TASK_2 = ROOT / "task_1_controlnet", ROOT / "task_2_lora"
+
+
+def sheet(
+    name: str,
+    rows: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str],
+    titles: Sequence[str],
+    notes: Sequence[str] | None = None,
+) -> None:
+    """Pictures in rows with a label each, a title above every column and a note below; rows may be shorter."""
+    columns = max(len(row) for row in rows)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(2.2 * columns, 2.2 * len(rows) + 0.8), constrained_layout=True, squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(False)
+    for row, (images, label) in enumerate(zip(rows, labels)):
+        axes[row][0].set_ylabel(label, fontsize=10)
+        for axis, image in zip(axes[row], images):
+            axis.imshow(image)
+    for axis, title in zip(axes[0], titles):
+        axis.set_title("\n".join(textwrap.wrap(title, 24)), fontsize=9)
+    for axis, note in zip(axes[-1], notes or []):
+        axis.set_xlabel(note, fontsize=10)
+    figure.savefig(HERE / name, dpi=110)
+    plt.close(figure)
+
+
+def open_all(folder: Path, names: Sequence[str]) -> list[Image.Image]:
+    return [Image.open(folder / f"{name}.png") for name in names]
 
 
 def demo() -> None:
-    """asset/demo.png: the five test conditions above what was drawn for them, with prompt and score."""
-    prompts = json.loads((DATA / "test_prompts.json").read_text())
-    scores = json.loads((RUN / "metrics.json").read_text())["test_scores"]
-    figure, axes = plt.subplots(2, len(prompts), figsize=(2.2 * len(prompts), 5.2), constrained_layout=True)
-    for column, (key, prompt) in enumerate(prompts.items()):
-        for row, path in enumerate((DATA / "test_conditions" / f"{key}.png", RUN / "generated" / f"{key}.png")):
-            axis = axes[row][column]
-            axis.imshow(Image.open(path))
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[0][column].set_title("\n".join(textwrap.wrap(prompt, 24)), fontsize=9)
-        axes[1][column].set_xlabel(f"IoU {scores[column]['iou']:.3f}", fontsize=10)
-    axes[0][0].set_ylabel("condition", fontsize=10)
-    axes[1][0].set_ylabel("generated", fontsize=10)
-    figure.savefig(Path(__file__).with_name("demo.png"), dpi=110)
+    """The five test conditions above what was drawn for them, with prompt and score."""
+    prompts = json.loads((TASK_1 / "data" / "test_prompts.json").read_text())
+    scores = json.loads((RUNS / "demo" / "metrics.json").read_text())["test_scores"]
+    conditions = open_all(TASK_1 / "data" / "test_conditions", list(prompts))
+    rows = [conditions, open_all(RUNS / "demo" / "generated", list(prompts))]
+    notes = [f"IoU {score['iou']:.3f}" for score in scores]
+    sheet("demo.png", rows, ["condition", "generated"], list(prompts.values()), notes)
+
+
+def fill50k() -> None:
+    """Five samples of the rendered Fill50K: condition, image and caption."""
+    sys.path.insert(0, str(TASK_1))
+    from fill50k import RenderedFill50K
+
+    data = RenderedFill50K("train", 5)
+    samples = [data[i] for i in range(5)]
+    rows = [[sample[key] for sample in samples] for key in ("conditioning_image", "image")]
+    sheet("fill50k.png", rows, ["condition", "image"], [sample["text"] for sample in samples])
+
+
+def lora() -> None:
+    """How a LoRA adds to a weight matrix."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    frozen, trained = "#c9d7ee", "#f6c9a8"
+    axis.add_patch(Rectangle((0.6, 1.2), 2.4, 2.4, facecolor=frozen, edgecolor="black"))
+    axis.text(1.8, 2.4, "$W_0$\n$d \\times k$, frozen", ha="center", va="center", fontsize=11)
+    axis.add_patch(Polygon([(4.2, 1.2), (6.6, 1.2), (5.8, 2.3), (5.0, 2.3)], facecolor=trained, edgecolor="black"))
+    axis.text(5.4, 1.7, "$A$: $r \\times k$", ha="center", va="center", fontsize=11)
+    axis.add_patch(Polygon([(5.0, 2.5), (5.8, 2.5), (6.6, 3.6), (4.2, 3.6)], facecolor=trained, edgecolor="black"))
+    axis.text(5.4, 3.15, "$B$: $d \\times r$, starts at 0", ha="center", va="center", fontsize=11)
+    axis.text(3.6, 0.1, "$x$", ha="center", va="center", fontsize=13)
+    axis.text(3.6, 4.75, "$h = W_0 x + \\frac{\\alpha}{r} B A x$", ha="center", va="center", fontsize=13)
+    axis.text(3.6, 4.05, "+", ha="center", va="center", fontsize=15)
+    for start, end in (
+        ((3.5, 0.3), (1.8, 1.15)), ((3.7, 0.3), (5.4, 1.15)), ((1.8, 3.65), (3.4, 4.0)), ((5.4, 3.65), (3.8, 4.0)),
+    ):  # fmt: skip
+        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color="black"))
+    axis.set_xlim(0, 7.2)
+    axis.set_ylim(-0.2, 5.1)
+    axis.axis("off")
+    figure.savefig(HERE / "lora.png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def taught(name: str, training: Path, run: Path) -> None:
+    """What a LoRA learnt from, and below it what the base and the LoRA draw for the same prompts and seeds."""
+    results = json.loads((run / "metrics.json").read_text())
+    seeds = len(results["scores"]["base"][name]) // len(results["prompts"])
+    chosen = [str(i * seeds) for i in range(len(results["prompts"]))]
+    rows = [
+        [Image.open(path).resize((256, 256)) for path in sorted(training.glob("*.png"))],
+        open_all(run / "base", chosen),
+        open_all(run / "lora", chosen),
+    ]
+    measure = {"style": "distance", "subject": "score"}[name]
+    labels = ["learnt from"] + [f"{key}, {measure} {results['means'][key][name]:.2f}" for key in ("base", "lora")]
+    sheet(f"{name}.png", rows, labels, [], results["prompts"])
+
+
+def canny() -> None:
+    """Edges as the condition: five held-out ones with what was drawn for them."""
+    run = RUNS / "controlnet-canny"
+    scores = json.loads((run / "metrics.json").read_text())["held_out"]["edge_f1"]
+    prompts = json.loads((run / "generated" / "prompts.json").read_text())
+    names = [file[: -len(".png")] for file in prompts]
+    rows = [open_all(run / folder, names) for folder in ("conditions", "generated")]
+    notes = [f"F1 of edges {score:.2f}" for score in scores[: len(names)]]
+    sheet("canny.png", rows, ["condition", "generated"], list(prompts.values()), notes)
+
+
+def main() -> None:
+    fill50k()
+    lora()
+    style, subject = RUNS / "lora-custom" / "evaluation", RUNS / "dreambooth-cat" / "evaluation"
+    figures = {
+        RUNS / "demo": demo,
+        style: lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style),
+        subject: lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject),
+        RUNS / "controlnet-canny": canny,
+    }
+    for run, draw in figures.items():
+        if (run / "metrics.json").is_file():
+            draw()
+        else:
+            print(f"No figure of {run}: it has not been evaluated.")
 
 
 if __name__ == "__main__":
-    demo()
+    main()

@@ -1,0 +1,85 @@
+"""The models that the benchmarks time, at the embedded base's size or Stable Diffusion 1.4's, without a download."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY_SD = ROOT / "tiny_sd"
+
+
+@dataclass
+class Models:
+    """The library's models with random weights or the embedded base's, in float32 on the CPU."""
+
+    resolution: int
+    unet_config: dict[str, Any]
+    controlnet_config: dict[str, Any]
+    unet: diffusers.UNet2DConditionModel
+    controlnet: diffusers.ControlNetModel
+    vae: diffusers.AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: diffusers.DDPMScheduler
+
+
+def sd14_configs() -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
+    """UNet, VAE and text encoder of Stable Diffusion 1.4, as its published configuration files give them."""
+    unet = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+    vae = {
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "sample_size": 512,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }  # fmt: skip
+    text = CLIPTextConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+    )
+    return unet, vae, text
+
+
+def build_models(size: str) -> Models:
+    """Models of the size `tiny_sd` (the embedded base's weights) or `sd14` (random weights)."""
+    torch.manual_seed(0)
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_SD, subfolder="tokenizer")
+    if size == "tiny_sd":
+        unet = diffusers.UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet")
+        vae = diffusers.AutoencoderKL.from_pretrained(TINY_SD, subfolder="vae")
+        text_encoder = CLIPTextModel.from_pretrained(TINY_SD, subfolder="text_encoder")
+        condition_channels = (8, 16, 32, 64)
+    else:
+        unet_config, vae_config, text_config = sd14_configs()
+        unet = diffusers.UNet2DConditionModel(**unet_config)
+        vae = diffusers.AutoencoderKL(**vae_config)
+        text_encoder = CLIPTextModel(text_config)
+        condition_channels = (16, 32, 96, 256)
+    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=condition_channels)
+    for convolution in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+        torch.nn.init.normal_(convolution.weight, std=0.01)  # a trained one's are not zero
+    return Models(
+        resolution=unet.config.sample_size * 8,
+        unet_config=public_config(unet),
+        controlnet_config=public_config(controlnet),
+        unet=unet,
+        controlnet=controlnet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+    )
+
+
+def public_config(model: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+
+
+def device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"

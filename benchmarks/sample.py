@@ -1,0 +1,99 @@
+"""Times our sampling pipeline against diffusers' on the same weights, scheduler and noise, and compares the images.
+
+    python benchmarks/sample.py                      # the embedded base and a ControlNet on it
+    python benchmarks/sample.py --size sd14          # Stable Diffusion 1.4's size with random weights: a GPU's work
+
+Both are timed in turn, so that what else the machine does hits both. The images must be equal, or the run fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import diffusers
+import numpy as np
+import torch
+
+from models import ROOT, Models, build_models, device_name
+
+sys.path.insert(0, str(ROOT / "task_1_controlnet"))
+
+from diffusion.controlnet import ControlNetModel
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.base import sampling_scheduler
+
+
+def ours(models: Models) -> StableDiffusionControlNetPipeline:
+    unet, controlnet = UNet2DConditionModel(**models.unet_config), ControlNetModel(**models.controlnet_config)
+    return assemble(StableDiffusionControlNetPipeline, unet, controlnet, models)
+
+
+def library(models: Models) -> diffusers.StableDiffusionControlNetPipeline:
+    unet = diffusers.UNet2DConditionModel(**models.unet_config)
+    controlnet = diffusers.ControlNetModel(**models.controlnet_config)
+    return assemble(diffusers.StableDiffusionControlNetPipeline, unet, controlnet, models)
+
+
+def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.Module, models: Models) -> Any:
+    unet.load_state_dict(models.unet.state_dict())
+    controlnet.load_state_dict(models.controlnet.state_dict())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    scheduler = sampling_scheduler(models.scheduler.config)
+    pipeline = pipeline_class(
+        models.vae, models.text_encoder, models.tokenizer, unet, controlnet, scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device, dtype)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
+    parser.add_argument("--batch_size", type=int, default=4, help="images drawn at once")
+    parser.add_argument("--num_inference_steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
+    args = parser.parse_args()
+
+    models = build_models(args.size)
+    condition = torch.rand(args.batch_size, 3, models.resolution, models.resolution)
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": 3.0, "output_type": "np"}
+
+    def draw(pipeline: Callable) -> tuple[np.ndarray, float]:
+        generator = torch.Generator().manual_seed(0)
+        start = time.perf_counter()
+        images = pipeline(["gold circle"] * args.batch_size, condition, generator=generator, **settings).images
+        return images, time.perf_counter() - start
+
+    pipelines = {"library": library(models), "ours": ours(models)}
+    images = {name: draw(pipeline)[0] for name, pipeline in pipelines.items()}  # and warms up
+    difference = float(np.abs(images["ours"] - images["library"]).max())
+    if difference > (0 if pipelines["ours"].device.type == "cpu" else 0.02):
+        sys.exit(f"The images differ by up to {difference}: the times mean nothing.")
+    seconds = {name: [] for name in pipelines}
+    for _ in range(args.repeats):
+        for name, pipeline in pipelines.items():
+            seconds[name].append(draw(pipeline)[1] / args.batch_size)
+
+    ratios = [library / own for library, own in zip(seconds["library"], seconds["ours"])]
+    sizes = f"{models.resolution} px, {args.num_inference_steps} steps, batch {args.batch_size}"
+    print(f"{device_name()}, {args.size}, {sizes}")
+    for name, values in seconds.items():
+        print(f"{name:8} {statistics.median(values):8.3f} s an image ({min(values):.3f} to {max(values):.3f})")
+    print(f"ours is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})")
+    if args.output:
+        result = {"device": device_name(), "size": args.size, "seconds_an_image": seconds, "ratios": ratios}
+        args.output.write_text(json.dumps({**result, "largest_difference": difference}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

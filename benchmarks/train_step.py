@@ -1,0 +1,274 @@
+"""Times one training step by three recipes, on the same machine and in the same run, and counts the memory it takes.
+
+    python benchmarks/train_step.py                                # the embedded base's size, on any machine
+    python benchmarks/train_step.py --size sd14                    # Stable Diffusion 1.4's size, on a GPU
+    python benchmarks/train_step.py --size sd14 --task lora
+
+course:  the assignment's recipe: float32, one image four times a step, gradient checkpointing, 8-bit Adam if installed,
+         images decoded in the main process, VAE and text encoder in every step
+library: the usual example script's step with diffusers' models at its best flags: bfloat16 where it is fast, TF32, no
+         checkpointing, images decoded for it beforehand; VAE and text encoder in every step
+ours:    this repository's step: latents and text embeddings from the cache, frozen weights in half precision on a GPU
+ours, low memory: the same with gradient checkpointing and 8-bit Adam if installed
+
+Each recipe runs in a process of its own, all of them once in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import ROOT, Models, build_models, device_name
+
+sys.path.insert(0, str(ROOT / "task_1_controlnet"))
+
+from diffusion.controlnet import ControlNetModel
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.images import square, to_tensor
+from finetune.objective import diffusion_loss
+from finetune.optimizer import build_optimizer
+from finetune.setup import bf16_is_fast, place_frozen, use_fast_attention
+
+# bf16 tensor-core peaks without sparsity, from NVIDIA's data sheets, in FLOP/s.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the ways to train; `fast_precision` is bfloat16 where the device is fast in it."""
+
+    own: bool
+    fast_precision: bool
+    checkpointing: bool
+    eight_bit: bool
+    decode: bool = False
+    accumulate_single_images: bool = False
+
+
+RECIPES = {
+    "course": Recipe(
+        own=False, fast_precision=False, checkpointing=True, eight_bit=True, decode=True, accumulate_single_images=True
+    ),
+    "library": Recipe(own=False, fast_precision=True, checkpointing=False, eight_bit=False),
+    "ours": Recipe(own=True, fast_precision=True, checkpointing=False, eight_bit=False),
+    "ours, low memory": Recipe(own=True, fast_precision=True, checkpointing=True, eight_bit=True),
+}
+
+
+class Step:
+    """One optimisation step on `batch_size` images by a recipe: `step()`."""
+
+    def __init__(self, recipe: Recipe, task: str, models: Models, batch_size: int) -> None:
+        self.recipe, self.task, self.models = recipe, task, models
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = "bf16" if recipe.fast_precision and bf16_is_fast(self.device) else "no"
+        self.accelerator = Accelerator(mixed_precision=precision)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.fast_precision
+        self.micro_batches, self.micro_size = (batch_size, 1) if recipe.accumulate_single_images else (1, batch_size)
+
+        self.unet, trained = self.build()
+        if recipe.checkpointing:
+            trained.enable_gradient_checkpointing()
+            self.unet.enable_gradient_checkpointing()
+        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        eight_bit = recipe.eight_bit and importlib.util.find_spec("bitsandbytes") is not None
+        optimizer = build_optimizer(parameters, 1e-5, eight_bit, self.device)
+        self.parameters = parameters
+        self.trained, self.optimizer = self.accelerator.prepare(trained.train().to(self.device), optimizer)
+        self.prepare_data()
+
+    def build(self) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """The UNet, and what is trained: a ControlNet, or the same UNet with a LoRA of rank 4."""
+        models, unet = self.models, self.models.unet
+        if self.task == "controlnet" and self.recipe.own:
+            unet = UNet2DConditionModel(**models.unet_config)
+            unet.load_state_dict(models.unet.state_dict())
+        if self.recipe.own:
+            place_frozen(unet, self.accelerator)
+            use_fast_attention(unet, self.device)
+        unet.requires_grad_(False).to(self.device)
+        if self.task == "lora":
+            unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+            for parameter in unet.parameters():
+                parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
+            return unet, unet
+        controlnet = models.controlnet
+        if self.recipe.own:
+            controlnet = ControlNetModel(**models.controlnet_config)
+            controlnet.load_state_dict(models.controlnet.state_dict())
+            use_fast_attention(controlnet, self.device)
+        return unet, controlnet.requires_grad_(True)
+
+    def prepare_data(self) -> None:
+        """Noise for pictures: what is in them takes no time. The encoders are dropped where nothing needs them."""
+        side, models = self.models.resolution, self.models
+        rng = np.random.default_rng(0)
+        self.files = []
+        for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
+            self.files.append(file.getvalue())
+        self.pixels = torch.rand(self.micro_size, 3, side, side, device=self.device)
+        self.tokens = models.tokenizer(
+            ["gold circle with navy background"] * self.micro_size,
+            padding="max_length", max_length=models.text_encoder.config.max_position_embeddings, return_tensors="pt",
+        ).input_ids.to(self.device)  # fmt: skip
+        if self.recipe.own:
+            hidden = models.text_encoder.config.hidden_size
+            self.latents = torch.randn(self.micro_size, 4, side // 8, side // 8, device=self.device)
+            self.text = torch.randn(*self.tokens.shape, hidden, device=self.device)
+            models.vae = models.text_encoder = None
+            return
+        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
+        for encoder in (models.vae, models.text_encoder):
+            encoder.requires_grad_(False).to(self.device, dtype)
+
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, text embeddings and conditions of one micro-batch."""
+        condition, image = self.pixels, self.pixels
+        if self.recipe.decode:
+            image, condition = (
+                to_tensor(square(Image.open(io.BytesIO(file)), self.models.resolution))[None].to(self.device)
+                for file in self.files
+            )
+        if self.recipe.own:
+            return self.latents, self.text, condition
+        with torch.no_grad():
+            vae = self.models.vae
+            latents = vae.encode((image * 2 - 1).to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
+            return latents.float(), self.models.text_encoder(self.tokens)[0], condition
+
+    def loss(self) -> torch.Tensor:
+        latents, text, condition = self.inputs()
+
+        def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            if self.task == "lora":
+                return self.trained(noisy, timesteps, text).sample
+            down, mid = self.trained(noisy, timesteps, text, condition, return_dict=False)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            return self.unet(noisy, timesteps, text, **residuals).sample
+
+        with self.accelerator.autocast():
+            return diffusion_loss(predict, self.models.scheduler, latents)
+
+    def __call__(self) -> None:
+        for _ in range(self.micro_batches):
+            self.accelerator.backward(self.loss() / self.micro_batches)
+        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def measure(recipe: str, task: str, size: str, batch_size: int, steps: int) -> dict[str, float]:
+    """Seconds an image, FLOPs an image, and bytes: at the peak, and of weights, gradients and optimiser."""
+    step = Step(RECIPES[recipe], task, build_models(size), batch_size)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    step()
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    seconds = (time.perf_counter() - start) / steps / batch_size
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": seconds, "flops": counter.get_total_flops() / batch_size, "peak": peak, **held_bytes(step)}
+
+
+def held_bytes(step: Step) -> dict[str, float]:
+    """Bytes of the weights on the device, of gradients, and of the optimiser's state."""
+    modules = [step.unet, step.trained, step.models.vae, step.models.text_encoder]
+    weights = {p.data_ptr(): p.numel() * p.element_size() for m in modules if m is not None for p in m.parameters()}
+    tensors = [t for state in step.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+    return {
+        "weights": sum(weights.values()),
+        "gradients": sum(p.numel() * p.element_size() for p in step.parameters),
+        "optimizer": sum(t.numel() * t.element_size() for t in tensors),
+    }
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_own_process(recipe: str, args: argparse.Namespace) -> dict[str, float]:
+    flags = ["--task", args.task, "--size", args.size, "--batch_size", str(args.batch_size), "--steps", str(args.steps)]
+    run = subprocess.run(
+        [sys.executable, __file__, *flags, "--only", recipe], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """A row for each recipe: images a second with their spread, ratios, memory, and the share of the GPU's peak."""
+    peak = next((flops for name, flops in PEAKS.items() if name in device_name()), None)
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(run[key] for run in results[name])
+
+    lines = ["| recipe | images a second | against library | peak memory | weights + gradients + optimiser | of peak |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, runs in results.items():
+        rates = sorted(1 / run["seconds"] for run in runs)
+        ratio = median("library", "seconds") / median(name, "seconds") if "library" in results else float("nan")
+        held = " + ".join(f"{median(name, key) / 2**30:.2f}" for key in ("weights", "gradients", "optimizer"))
+        share = f"{median(name, 'flops') / median(name, 'seconds') / peak:.0%}" if peak else ""
+        lines.append(
+            f"| {name} | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {ratio:.2f} "
+            f"| {median(name, 'peak') / 2**30:.2f} GiB | {held} GiB | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["controlnet", "lora"], default="controlnet")
+    parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
+    parser.add_argument("--batch_size", type=int, default=16, help="images a step, the same for all recipes")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--output", type=Path, default=None, help="write all figures to this JSON file too")
+    parser.add_argument("--only", choices=list(RECIPES), default=None, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(measure(args.only, args.task, args.size, args.batch_size, args.steps)))
+        return
+
+    results: dict[str, Any] = {recipe: [] for recipe in args.recipes}
+    for number in range(args.rounds):
+        for recipe in args.recipes:
+            print(f"round {number + 1} of {args.rounds}: {recipe}", file=sys.stderr)
+            results[recipe].append(in_own_process(recipe, args))
+    print(f"{args.task}, {args.size}, batch {args.batch_size}, on {device_name()}\n\n{table(results)}")
+    if args.output:
+        described = {"device": device_name(), "task": args.task, "size": args.size, "batch_size": args.batch_size}
+        args.output.write_text(json.dumps({**described, "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
