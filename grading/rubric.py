@@ -145,7 +145,8 @@ def judge_task_2(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
     if not bad:
         return FULL, "Both LoRAs are good."
     reasons = "".join(f"\n- {name}: {problem}" for name, problem in bad.items())
-    return (HALF if len(bad) == 1 else numbers.both_loras_wrong), f"Not both LoRAs are good:{reasons}"
+    points = HALF if len(bad) == 1 else numbers.both_loras_wrong
+    return points, f"Not both LoRAs are good: see {' and '.join(bad)}.{reasons}"
 
 
 def all_loras(evidence: Evidence) -> dict[str, Lora]:

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.base import BaseModel, sampling_scheduler
 from finetune.colors import COLORS
-from scenes import is_held_out
+from recognition import recognise
+from scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
 EMBEDDING_RMS = 0.825887
@@ -85,3 +87,15 @@ def test_it_draws_the_named_colors_of_unseen_pairs_at_many_places(pipeline):
             differences.append(deltaE_ciede2000(np.median(lab[mask], axis=0), color))
     assert np.median(differences) < 12
     assert np.std(centers, axis=0).min() > 8
+
+
+def test_true_drawings_are_recognised_and_others_are_not_taken_for_them():
+    scenes = [scene(10_000_000 + i, 128, 1.0) for i in range(60)]
+    found = recognise([image for image, _ in scenes])
+    wanted = [captions[0] for _, captions in scenes]
+    assert np.mean([one == other for one, other in zip(found, wanted)]) > 0.95
+    assert np.mean([one == other for one, other in zip(found, wanted[1:])]) < 0.05
+
+
+def test_a_plain_picture_shows_nothing():
+    assert recognise([Image.new("RGB", (128, 128), "teal")]) == [None]

@@ -1,7 +1,7 @@
 """Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
 
-Writes tiny_sd/samples.png (64 prompts over unseen colour pairs, seeds 0 to 63, nothing chosen) and prints how far the
-drawn colours are from the named ones.
+Writes tiny_sd/samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the
+named ones, and how many of 200 everyday things are recognised in what was drawn for them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
-from scenes import NAMES, ONE_CIRCLE, ONE_SHAPE, PLAIN, SHAPES, TWO_SHAPES, is_held_out
+from icons import STYLES, load_subjects
+from recognition import recognise
+from scenes import NAMES, ONE_CIRCLE, ONE_SHAPE, ONE_THING, PLAIN, SHAPES, TWO_SHAPES, is_held_out
 
 HERE = Path(__file__).resolve().parent
 GUIDANCE_SCALE = 3.0
@@ -32,6 +34,16 @@ def prompts_for(templates: list[str], count: int, seed: int) -> list[tuple[str, 
         if is_held_out(a, b) and deltaE_ciede2000(*lab) >= 20:
             template = templates[len(chosen) % len(templates)]
             chosen.append((template.format(a=a, b=b, c=c, s=s, z=z), a, b))
+    return chosen
+
+
+def prompts_for_things(count: int, seed: int) -> list[tuple[str, str]]:
+    """Prompts for different everyday things in all wordings, and what each asks for."""
+    rng, subjects = np.random.default_rng(seed), list(load_subjects().values())
+    chosen = []
+    for i, subject in enumerate(rng.permutation(subjects)[:count]):
+        words = {"n": subject, "b": str(rng.choice(NAMES)), "k": str(rng.choice(list(STYLES)))}
+        chosen.append((ONE_THING[i % len(ONE_THING)].format(**words), str(subject)))
     return chosen
 
 
@@ -51,7 +63,8 @@ def main() -> None:
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
-    images = draw(pipeline, [prompt for prompt, _, _ in prompts_for(templates, 64, seed=0)])
+    prompts = [prompt for prompt, *_ in prompts_for(templates, 24, seed=0) + prompts_for_things(40, seed=0)]
+    images = draw(pipeline, prompts)
     grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
     Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
 
@@ -71,6 +84,11 @@ def main() -> None:
     print(f"median colour difference (CIEDE2000): disc {np.median(shapes):.1f}, background {np.median(grounds):.1f}")
     print(f"discs cover {np.min(areas):.0%} to {np.max(areas):.0%} of the picture (median {np.median(areas):.0%})")
     print(f"standard deviation of their centres: {np.std(centers, axis=0).round(1)} px")
+
+    things = prompts_for_things(200, seed=1)
+    images = [Image.fromarray((i * 255).round().astype(np.uint8)) for i in draw(pipeline, [p for p, _ in things])]
+    shown = [found == subject for found, (_, subject) in zip(recognise(images), things)]
+    print(f"200 prompts for everyday things, one each, seeds 0 to 199: {np.mean(shown):.0%} are recognised")
 
 
 if __name__ == "__main__":
