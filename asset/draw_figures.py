@@ -88,7 +88,8 @@ def lora() -> None:
     axis.add_patch(Polygon([(4.2, 1.2), (6.6, 1.2), (5.8, 2.3), (5.0, 2.3)], facecolor=trained, edgecolor="black"))
     axis.text(5.4, 1.7, "$A$: $r \\times k$", ha="center", va="center", fontsize=11)
     axis.add_patch(Polygon([(5.0, 2.5), (5.8, 2.5), (6.6, 3.6), (4.2, 3.6)], facecolor=trained, edgecolor="black"))
-    axis.text(5.4, 3.15, "$B$: $d \\times r$, starts at 0", ha="center", va="center", fontsize=11)
+    axis.text(5.4, 3.1, "$B$: $d \\times r$", ha="center", va="center", fontsize=11)
+    axis.text(6.5, 2.4, "trained;\n$B$ starts at 0", ha="left", va="center", fontsize=10)
     axis.text(3.6, 0.1, "$x$", ha="center", va="center", fontsize=13)
     axis.text(3.6, 4.75, "$h = W_0 x + \\frac{\\alpha}{r} B A x$", ha="center", va="center", fontsize=13)
     axis.text(3.6, 4.05, "+", ha="center", va="center", fontsize=15)
@@ -96,7 +97,7 @@ def lora() -> None:
         ((3.5, 0.3), (1.8, 1.15)), ((3.7, 0.3), (5.4, 1.15)), ((1.8, 3.65), (3.4, 4.0)), ((5.4, 3.65), (3.8, 4.0)),
     ):  # fmt: skip
         axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color="black"))
-    axis.set_xlim(0, 7.2)
+    axis.set_xlim(0, 8.2)
     axis.set_ylim(-0.2, 5.1)
     axis.axis("off")
     figure.savefig(HERE / "lora.png", dpi=110, bbox_inches="tight")
