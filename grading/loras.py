@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Mapping, Sequence
@@ -52,25 +54,49 @@ def judge_norm(report: LoraReport, numbers: Numbers) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a base model drew without and with each LoRA, by name: PNG files, and scores by models of the hub."""
+
+    pictures: Mapping[str, tuple[bytes, ...]]
+    scores: Mapping[str, Mapping[str, float]]
+
+
 def draw(
-    files: Mapping[str, Path], shared: Shared, numbers: Numbers, seconds: float, folder: Path
-) -> dict[str, tuple[bytes, ...]]:
-    """The pictures as PNG files, of the plain base model and of each LoRA, by name.
+    files: Mapping[str, Path], base: str, guidance_scale: float, numbers: Numbers, seconds: float, folder: Path
+) -> Drawn:
+    """Draws the prompts without a LoRA and with each.
+
+    Args:
+        base: folder or name of the base model that all of them belong to.
 
     Raises:
         GraderError: if they cannot be drawn.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     clean = {}
     for name, path in files.items():  # only the numbers: what else the file says is not looked at
         clean[name] = folder / f"{name}.safetensors"
         save_file(read_tensors(path), clean[name])
-    arguments = ["--base", str(shared.base), "--output_dir", str(folder), "--seed", str(numbers.seed)]
-    arguments += ["--guidance_scale", str(numbers.guidance_scale)]
+    arguments = ["--base", base, "--output_dir", str(folder), "--seed", str(numbers.seed)]
+    arguments += ["--guidance_scale", str(guidance_scale)]
+    arguments += ["--clip", numbers.clip_model, "--dino", numbers.dino_model]
     arguments += [text for prompt in numbers.lora_prompts for text in ("--prompt", prompt)]
     arguments += [text for name, path in clean.items() for text in ("--lora", f"{name}={path}")]
     run_trusted([str(PROGRAM), *arguments], ROOT / TASK_2, seconds)
     indices = range(len(numbers.lora_prompts))
-    return {name: tuple((folder / f"{name}-{i}.png").read_bytes() for i in indices) for name in (PLAIN, *clean)}
+    pictures = {name: tuple((folder / f"{name}-{i}.png").read_bytes() for i in indices) for name in (PLAIN, *clean)}
+    return Drawn(pictures, json.loads((folder / "scores.json").read_text()))
+
+
+def scores_in_words(own: Mapping[str, float], plain: Mapping[str, float]) -> str:
+    """What the hub's models say of a LoRA's pictures, beside those without it; empty without such scores."""
+    meaning = {"CLIP-T": "follow their prompts", "DINO": "are like each other"}
+    return "".join(
+        f" They {words} by {own[name]:.2f} ({name}), without it by {plain[name]:.2f}."
+        for name, words in meaning.items()
+        if name in own
+    )
 
 
 def is_noise(pixels: np.ndarray, numbers: Numbers) -> bool:
@@ -106,15 +132,21 @@ def judge_loras(
         GraderError: if pictures cannot be drawn.
     """
     judged, good = judge_files(files)
-    own = {name: files[name] for name, report in good.items() if report.base == BASE}
-    for name, report in good.items():
-        if report.base == SD_1:
-            facts = f"{judged[name].facts} Judged by its structure and norms; no pictures were drawn."
-            judged[name] = Lora(judge_norm(report, numbers), facts)
-    if not own:
-        return judged, ()
-    drawn = draw(own, shared, numbers, seconds, folder)
-    for name in own:
-        problem, facts = judge_pictures(drawn[name], drawn[PLAIN], numbers)
-        judged[name] = Lora(problem, f"{judged[name].facts} {facts}", drawn[name])
-    return judged, drawn[PLAIN]
+    plain: tuple[bytes, ...] = ()
+    for base, model, guidance_scale in (
+        (BASE, str(shared.base), numbers.guidance_scale),
+        (SD_1, numbers.sd_base, numbers.sd_guidance_scale),
+    ):
+        own = {name: files[name] for name, report in good.items() if report.base == base}
+        if own and model:
+            drawn = draw(own, model, guidance_scale, numbers, seconds, folder / Path(model).name)
+            plain = plain or drawn.pictures[PLAIN]
+        for name in own:
+            if model:
+                problem, facts = judge_pictures(drawn.pictures[name], drawn.pictures[PLAIN], numbers)
+                facts += scores_in_words(drawn.scores[name], drawn.scores[PLAIN])
+                judged[name] = Lora(problem, f"{judged[name].facts} {facts}", drawn.pictures[name])
+            else:
+                facts = f"{judged[name].facts} Judged by its structure and norms; no pictures were drawn."
+                judged[name] = Lora(judge_norm(good[name], numbers), facts)
+    return judged, plain

@@ -48,6 +48,13 @@ class Numbers:
     # 0.45 and 0.15.
     least_smoothness: float = 0.5
     least_calm: float = 0.25
+    # LoRAs of Stable Diffusion are drawn as well, and all pictures scored by CLIP and DINO, where a GPU and these
+    # models are at hand: folders, or names that the hub's cache holds, such as CompVis/stable-diffusion-v1-4,
+    # openai/clip-vit-large-patch14 and facebook/dino-vits16. Empty: without.
+    sd_base: str = ""
+    clip_model: str = ""
+    dino_model: str = ""
+    sd_guidance_scale: float = 7.5
     # The norm of all that a LoRA of Stable Diffusion adds, where no pictures are drawn. One step of training at the
     # usual learning rate makes 0.03, a whole training makes 1 and more; 1000 would bury the weights it is added to.
     lora_norm: tuple[float, float] = (0.1, 1000.0)

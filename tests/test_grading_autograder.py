@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,10 +16,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hand_ins import LORA_2, hand_in, lora_tensors, write_folder, write_zip
+from hub_models import save_small_clip, save_small_dino
 from PIL import Image
 from safetensors.numpy import save
 
@@ -28,7 +31,7 @@ from grading.banners import TODOS
 from grading.cores import usable_cores
 from grading.gradescope import SETUP, write_autograder
 from grading.handed_out import ROOT, Change
-from grading.loras import judge_files, judge_norm, judge_pictures
+from grading.loras import judge_files, judge_loras, judge_norm, judge_pictures
 from grading.numbers import Numbers, with_settings
 from grading.pictures import calm, change, contrast, read_picture, smoothness
 from grading.results import results_of, write_table
@@ -209,6 +212,25 @@ def test_loras_of_stable_diffusion_are_judged_by_their_norms(tmp_path):
         assert judged["lora_1"].problem is None and good["lora_1"].base == "Stable Diffusion 1.x"
         problem = judge_norm(good["lora_1"], NUMBERS)
         assert (problem is None) == (words is None) and (words or "") in (problem or "")
+
+
+def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(tmp_path, monkeypatch):
+    """The embedded base stands for Stable Diffusion, small models of the same layout for CLIP and DINO."""
+    monkeypatch.setattr("grading.loras.BASE", "another base")
+    monkeypatch.setattr("grading.loras.SD_1", "tiny_sd")
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(save(lora_tensors(1)))
+    shared = SimpleNamespace(base=tmp_path / "nowhere")
+    judged, plain = judge_loras({"lora_1": file}, shared, NUMBERS, 300, tmp_path / "work")
+    assert not plain and "no pictures were drawn" in judged["lora_1"].facts
+
+    clip, dino = save_small_clip(tmp_path / "clip"), save_small_dino(tmp_path / "dino")
+    numbers = replace(NUMBERS, sd_base=str(ROOT / "tiny_sd"), clip_model=clip, dino_model=dino)
+    judged, plain = judge_loras({"lora_1": file}, shared, numbers, 300, tmp_path / "work")
+    assert len(plain) == len(judged["lora_1"].pictures) == len(NUMBERS.lora_prompts)
+    scores = re.findall(r"by (-?[0-9.]+) \((CLIP-T|DINO)\), without it by (-?[0-9.]+)\.", judged["lora_1"].facts)
+    assert [name for _, name, _ in scores] == ["CLIP-T", "DINO"]
+    assert all(-1 <= float(value) <= 1 for own, _, without in scores for value in (own, without))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

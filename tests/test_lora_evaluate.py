@@ -11,20 +11,12 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from hub_models import save_small_clip, save_small_dino
 from nbclient import NotebookClient
 from PIL import Image
 from processes import BASE, ROOT
 from test_lora import random_lora
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    ViTConfig,
-    ViTImageProcessor,
-    ViTModel,
-)
+from transformers import CLIPModel, CLIPProcessor
 
 from finetune.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
@@ -85,21 +77,7 @@ def test_a_lora_that_is_not_there_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("clip"))
-    tokenizer = CLIPTokenizer.from_pretrained(BASE, subfolder="tokenizer")
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {
-        **small,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 32,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {**small, "image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPProcessor(CLIPImageProcessor(**size), tokenizer).save_pretrained(folder)
-    return folder
+    return save_small_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_scores_are_the_librarys(clip_folder):
@@ -115,10 +93,7 @@ def test_clip_scores_are_the_librarys(clip_folder):
 
 
 def test_dino_scores_compare_with_all_training_images(tmp_path):
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    ViTModel(ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False).save_pretrained(tmp_path)
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    save_small_dino(tmp_path)
     one, other, third = noise_pictures(3)
     (alone,) = dino_scores(str(tmp_path), [one], [one])["DINO"]
     (different,) = dino_scores(str(tmp_path), [one], [other])["DINO"]

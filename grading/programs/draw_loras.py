@@ -3,21 +3,38 @@
     cd task_2_lora && python ../grading/programs/draw_loras.py --base ../tiny_sd --output_dir pictures \
         --prompt "a red car" --lora lora_1=FILE --lora lora_2=FILE
 
-writes plain-0.png, lora_1-0.png, lora_2-0.png and so on, by the number of the prompt. The grader runs this; it uses the
-code of Task 2, in whose folder it must start.
+writes plain-0.png, lora_1-0.png, lora_2-0.png and so on, by the number of the prompt, and scores.json: with --clip how
+well the pictures follow their prompts, with --dino how much they have in common with each other, both as cosines. The
+grader runs this; it uses the code of Task 2, in whose folder it must start.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Sequence
+
+from PIL import Image
 
 sys.path.insert(0, os.getcwd())
 
 from drawing import generate, load_pipeline
 from finetune.setup import fail_clearly
+from hub_metrics import clip_scores, dino_scores
+
+
+def score(images: Sequence[Image.Image], prompts: Sequence[str], clip: str, dino: str) -> dict[str, float]:
+    """Means over the pictures; a score whose model is not given is left out."""
+    scores = {}
+    if clip:
+        scores["CLIP-T"] = sum(clip_scores(clip, images, prompts, images)["CLIP-T"]) / len(images)
+    if dino and len(images) > 1:
+        with_itself = sum(dino_scores(dino, images, images)["DINO"]) / len(images)
+        scores["DINO"] = (len(images) * with_itself - 1) / (len(images) - 1)  # every picture is like itself
+    return scores
 
 
 def main() -> None:
@@ -27,20 +44,26 @@ def main() -> None:
     parser.add_argument("--lora", action="append", default=[], metavar="NAME=FILE", help="may be given several times")
     parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clip", default="", help="CLIP model: folder or hub name")
+    parser.add_argument("--dino", default="", help="DINO model: folder or hub name")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
     pipeline = load_pipeline(args.base)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seed, args.seed + len(args.prompt))
+    scores = {}
     for item in ["plain", *args.lora]:
         name, _, file = item.partition("=")
         if file:
             pipeline.load_lora_weights(str(Path(file).parent), weight_name=Path(file).name)
-        for i, image in enumerate(generate(pipeline, args.prompt, seeds, args.guidance_scale)):
+        images = generate(pipeline, args.prompt, seeds, args.guidance_scale)
+        for i, image in enumerate(images):
             image.save(args.output_dir / f"{name}-{i}.png")
+        scores[name] = score(images, args.prompt, args.clip, args.dino)
         if file:
             pipeline.unload_lora_weights()
+    (args.output_dir / "scores.json").write_text(json.dumps(scores))
 
 
 if __name__ == "__main__":
