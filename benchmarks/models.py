@@ -20,8 +20,6 @@ class Models:
     """The library's models with random weights or the embedded base's, in float32 on the CPU."""
 
     resolution: int
-    unet_config: dict[str, Any]
-    controlnet_config: dict[str, Any]
     unet: diffusers.UNet2DConditionModel
     controlnet: diffusers.ControlNetModel
     vae: diffusers.AutoencoderKL
@@ -64,8 +62,6 @@ def build_models(size: str) -> Models:
         torch.nn.init.normal_(convolution.weight, std=0.01)  # a trained one's are not zero
     return Models(
         resolution=unet.config.sample_size * 8,
-        unet_config=public_config(unet),
-        controlnet_config=public_config(controlnet),
         unet=unet,
         controlnet=controlnet,
         vae=vae,
@@ -75,8 +71,11 @@ def build_models(size: str) -> Models:
     )
 
 
-def public_config(model: torch.nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in model.config.items() if not name.startswith("_")}
+def copy_as(model_class: type, model: torch.nn.Module) -> torch.nn.Module:
+    """The same model in another class, with weights of its own."""
+    copy = model_class.from_config(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy
 
 
 def device_name() -> str:

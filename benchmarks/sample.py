@@ -20,7 +20,7 @@ import diffusers
 import numpy as np
 import torch
 
-from models import ROOT, Models, build_models, device_name
+from models import ROOT, Models, build_models, copy_as, device_name
 
 sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
@@ -31,19 +31,16 @@ from finetune.base import sampling_scheduler
 
 
 def ours(models: Models) -> StableDiffusionControlNetPipeline:
-    unet, controlnet = UNet2DConditionModel(**models.unet_config), ControlNetModel(**models.controlnet_config)
-    return assemble(StableDiffusionControlNetPipeline, unet, controlnet, models)
+    parts = copy_as(UNet2DConditionModel, models.unet), copy_as(ControlNetModel, models.controlnet)
+    return assemble(StableDiffusionControlNetPipeline, *parts, models)
 
 
 def library(models: Models) -> diffusers.StableDiffusionControlNetPipeline:
-    unet = diffusers.UNet2DConditionModel(**models.unet_config)
-    controlnet = diffusers.ControlNetModel(**models.controlnet_config)
-    return assemble(diffusers.StableDiffusionControlNetPipeline, unet, controlnet, models)
+    parts = copy_as(diffusers.UNet2DConditionModel, models.unet), copy_as(diffusers.ControlNetModel, models.controlnet)
+    return assemble(diffusers.StableDiffusionControlNetPipeline, *parts, models)
 
 
 def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.Module, models: Models) -> Any:
-    unet.load_state_dict(models.unet.state_dict())
-    controlnet.load_state_dict(models.controlnet.state_dict())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     scheduler = sampling_scheduler(models.scheduler.config)

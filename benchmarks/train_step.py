@@ -36,7 +36,7 @@ from peft import LoraConfig
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import ROOT, Models, build_models, device_name
+from models import ROOT, Models, build_models, copy_as, device_name
 
 sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
@@ -99,8 +99,7 @@ class Step:
         """The UNet, and what is trained: a ControlNet, or the same UNet with a LoRA of rank 4."""
         models, unet = self.models, self.models.unet
         if self.task == "controlnet" and self.recipe.own:
-            unet = UNet2DConditionModel(**models.unet_config)
-            unet.load_state_dict(models.unet.state_dict())
+            unet = copy_as(UNet2DConditionModel, unet)
         if self.recipe.own:
             place_frozen(unet, self.accelerator)
             use_fast_attention(unet, self.device)
@@ -112,8 +111,7 @@ class Step:
             return unet, unet
         controlnet = models.controlnet
         if self.recipe.own:
-            controlnet = ControlNetModel(**models.controlnet_config)
-            controlnet.load_state_dict(models.controlnet.state_dict())
+            controlnet = copy_as(ControlNetModel, controlnet)
             use_fast_attention(controlnet, self.device)
         return unet, controlnet.requires_grad_(True)
 

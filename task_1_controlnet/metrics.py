@@ -131,9 +131,13 @@ def summary(scores: Sequence[DiscScore]) -> dict[str, float]:
 
 
 def canny_edges(image: Image.Image, sigma: float = 2.0) -> Image.Image:
-    """The picture's Canny edges, white on black; `sigma` is the blur before, in pixels of a picture 512 px wide."""
-    gray = np.asarray(image.convert("L")) / 255
-    return Image.fromarray(canny(gray, sigma * image.width / 512).astype(np.uint8) * 255)
+    """The picture's Canny edges, white on black; `sigma` is the blur before, in pixels of a picture 512 px wide.
+
+    An edge of the red, the green or the blue channel is an edge: two colours may be equally bright.
+    """
+    channels = np.moveaxis(np.asarray(image.convert("RGB")) / 255, 2, 0)
+    edges = np.any([canny(channel, sigma * image.width / 512) for channel in channels], axis=0)
+    return Image.fromarray(edges.astype(np.uint8) * 255)
 
 
 def edge_f1(image: Image.Image, condition: Image.Image, sigma: float = 2.0) -> float:

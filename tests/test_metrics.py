@@ -130,6 +130,13 @@ def test_edges_too_many_or_too_few_cost_the_same_score():
     assert missing == pytest.approx(2 / 3, abs=0.02) and extra == pytest.approx(2 / 3, abs=0.02)
 
 
+def test_colors_of_the_same_brightness_have_an_edge():
+    halves = np.zeros((64, 64, 3), np.uint8)
+    halves[:, :32], halves[:, 32:] = (255, 0, 0), (0, 130, 0)  # both are 76 in gray
+    found = np.asarray(canny_edges(Image.fromarray(halves))) > 0
+    assert found[:, 30:34].any(1).mean() > 0.9 and not found[:, :28].any()
+
+
 def test_a_flat_picture_has_no_edges():
     flat = Image.new("RGB", (64, 64), "red")
     assert edge_f1(flat, canny_edges(drawing(0))) == 0
