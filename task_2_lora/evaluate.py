@@ -101,9 +101,10 @@ def main() -> None:
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     pipeline = load_pipeline(args.base)
     use_fast_attention(pipeline.unet, pipeline.device)
-    images = {"base": draw(pipeline, prompts, args.num_seeds, settings)}
-    pipeline.load_lora_weights(args.lora)
-    images["lora"] = draw(pipeline, prompts, args.num_seeds, settings)
+    pipeline.load_lora_weights(args.lora)  # before anything is drawn: its name may be wrong
+    with_lora = draw(pipeline, prompts, args.num_seeds, settings)
+    pipeline.unload_lora_weights()
+    images = {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
     texts = [prompt for prompt in prompts for _ in range(args.num_seeds)]
     for name, some in images.items():
         save(some, texts, args.output_dir / name)

@@ -118,6 +118,7 @@ def outputs(notebook) -> list:
 
 def test_the_notebook_runs_headless(lora, monkeypatch):
     monkeypatch.setenv("MODEL_NAME", BASE)
+    monkeypatch.setenv("NUM_INFERENCE_STEPS", "2")
     for name in ("STYLE_LORA", "SUBJECT_LORA"):
         monkeypatch.setenv(name, str(lora.parent))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
