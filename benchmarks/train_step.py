@@ -1,11 +1,11 @@
-"""Times one training step by three recipes, on the same machine and in the same run, and counts the memory it takes.
+"""Times one training step by several recipes, on the same machine and in the same run, and counts the memory it takes.
 
     python benchmarks/train_step.py                                # the embedded base's size, on any machine
     python benchmarks/train_step.py --size sd14                    # Stable Diffusion 1.4's size, on a GPU
     python benchmarks/train_step.py --size sd14 --task lora
 
-course:  the assignment's recipe: float32, one image four times a step, gradient checkpointing, 8-bit Adam if installed,
-         images decoded in the main process, VAE and text encoder in every step
+course:  the assignment's recipe: float32, one image at a time until the batch is full, gradient checkpointing, 8-bit
+         Adam if installed, images decoded in the main process, VAE and text encoder in every step
 library: the usual example script's step with diffusers' models at its best flags: bfloat16 where it is fast, TF32, no
          checkpointing, images decoded for it beforehand; VAE and text encoder in every step
 ours:    this repository's step: latents and text embeddings from the cache, frozen weights in half precision on a GPU

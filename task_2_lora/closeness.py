@@ -1,7 +1,7 @@
 """How close did pictures come to the training images: in style, and in the subject that they show?
 
 Both measures need only the base's VAE, so they work without a hub: its encoder's activations are the features. What
-they are worth is measured in tests/test_lora_metrics.py on true images of the style and of the subject.
+they are worth is measured in tests/test_closeness.py on true images of the style and of the subject.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def style_distances(
 
 def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
     """Every picture as GRID x GRID parts: the features of the encoder's levels, (images, parts, channels)."""
-    levels = encoder_features(vae, images, resolution)[
-        1:-1
-    ]  # the first sees single pixels, the last is made for latents
+    _, *levels, _ = encoder_features(vae, images, resolution)  # the first sees little more than single pixels
     grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]
     return torch.cat([F.interpolate(grid, (GRID, GRID)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
 
@@ -74,17 +72,20 @@ def subject_scores(
     Every part of a training image looks for the part of the picture that is most like it (cosine of their features,
     each brought to mean 0 and deviation 1 over the training images); the mean over parts is the score. A part counts as
     far as the other training images hold it too, and not at all if half of the parts are more widely shared: what they
-    have in common is the subject, what is in one only is the place.
+    have in common is the subject, what is in one only is the place. Of a single training image every part counts.
     """
     wanted = parts_of(vae, subject, resolution)  # (M, P, C)
-    mean, deviation = wanted.mean((0, 1)), wanted.std((0, 1))
+    mean, deviation = wanted.mean((0, 1)), wanted.std((0, 1)).clamp(min=1e-6)
     wanted = F.normalize((wanted - mean) / deviation, dim=2)
-    found_in_others = [
-        torch.stack([best(parts, others) for j, others in enumerate(wanted) if j != i]).mean(0)
-        for i, parts in enumerate(wanted)
-    ]
-    shared = torch.stack(found_in_others)  # (M, P)
+    shared = torch.stack(
+        [
+            torch.stack([best(parts, others) for j, others in enumerate(wanted) if j != i or len(wanted) == 1]).mean(0)
+            for i, parts in enumerate(wanted)
+        ]
+    )  # (M, P)
     weights = (shared - shared.median()).clamp(min=0)
+    if len(wanted) == 1 or not weights.any():  # nothing tells subject and place apart: every part counts
+        weights = torch.ones_like(shared)
     weights /= weights.sum()
     pictures = F.normalize((parts_of(vae, images, resolution) - mean) / deviation, dim=2)
     return [

@@ -64,7 +64,7 @@ def compare(
 
 
 def leave_one_out(pipeline: StableDiffusionPipeline, measure: str, training: Sequence[Image.Image]) -> list[float]:
-    """What true images reach: each training image against the others."""
+    """What true images reach: each training image against the others, of which there must be some."""
     return [
         compare(pipeline, measure, [image], [other for other in training if other is not image])[0]
         for image in training
@@ -111,7 +111,8 @@ def main() -> None:
     save(images["lora"][:: args.num_seeds], prompts, args.output_dir / "generated")
 
     scores = {name: {args.measure: compare(pipeline, args.measure, some, training)} for name, some in images.items()}
-    scores["true"] = {args.measure: leave_one_out(pipeline, args.measure, training)}
+    if len(training) > 1:
+        scores["true"] = {args.measure: leave_one_out(pipeline, args.measure, training)}
     for name, some in images.items():
         if args.clip:
             scores[name].update(clip_scores(args.clip, some, texts, training))

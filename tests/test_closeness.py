@@ -82,3 +82,9 @@ def test_a_picture_is_measured_by_itself(vae, style, cat, things):
         alone = [measure(vae, [image], training, 128)[0] for image in things[:3]]
         assert together == pytest.approx(alone, rel=1e-3)
     assert torch.tensor(style_distances(vae, style[:1], style[:1], 128)).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
+    for subject in (cat[:1], [cat[0], cat[0]], cat[:2]):
+        itself, other = subject_scores(vae, [cat[0], other_cats[0]], subject, 128)
+        assert other < itself <= 1 + 1e-5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,6 @@ def test_it_draws_the_named_colors_of_unseen_pairs_at_many_places(pipeline):
     assert np.std(centers, axis=0).min() > 8
 
 
-@pytest.mark.skipif(sys.version_info < (3, 10), reason="recognition.py is a tool for Python 3.10 and later")
 def test_true_drawings_are_recognised_and_others_are_not_taken_for_them():
     scenes = [scene(10_000_000 + i, 128, 1.0) for i in range(60)]
     found = recognise([image for image, _ in scenes])

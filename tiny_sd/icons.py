@@ -47,8 +47,8 @@ def icon(style: str, name: str, size: int) -> Image.Image:
 def rasterise(body: str, view: float, size: int) -> Image.Image:
     """The body of an SVG drawing whose view box is `0 0 view view`, as an RGBA picture of `size` px."""
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {names} viewBox="0 0 {view} {view}">{body}</svg>'
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    svg = f'<svg {names} width="{size}" height="{size}" viewBox="0 0 {view} {view}">{body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 

@@ -29,8 +29,8 @@ SIDE = 512  # everything is laid out on a square of this many pixels
 def rasterise(body: str, view: float, size: int) -> Image.Image:
     """Turn the body of an SVG drawing with the viewBox 0 0 view view into an RGBA picture."""
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {names} viewBox="0 0 {view} {view}">{body}</svg>'
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    svg = f'<svg {names} width="{size}" height="{size}" viewBox="0 0 {view} {view}">{body}</svg>'
+    png = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
