@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Callable, Iterator
 
 import torch
+from accelerate import PartialState
 from diffusers import DDPMScheduler
 
 
 def seed_for(*numbers: int) -> int:
-    """Mixes numbers (seed, step, process, ...) into one seed.
+    """Mixes numbers (seed, step, ...) into one seed.
 
     What is random at a step is a function of the step, not of all that was drawn before it: there is no state to save,
     and a run that was killed and resumed draws what it would have drawn.
@@ -45,6 +46,16 @@ def batches_of_indices(
         batch += 1
 
 
+def own_part(draw: Callable[[int], torch.Tensor], batch_size: int) -> torch.Tensor:
+    """This process's samples of what `draw` gives for the batches of all processes together.
+
+    All are seeded alike, so several processes train as one with the whole batch would.
+    """
+    processes = PartialState()
+    first = batch_size * processes.process_index
+    return draw(batch_size * processes.num_processes)[first : first + batch_size]
+
+
 def diffusion_loss(
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: DDPMScheduler,
@@ -73,11 +84,13 @@ def diffusion_loss(
         ValueError: for another prediction type.
     """
     # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
-    noise = torch.randn(latents.shape, device=latents.device, dtype=latents.dtype)
+    place, batch_size, shape = {"device": latents.device, "dtype": latents.dtype}, len(latents), latents.shape[1:]
+    noise = own_part(lambda number: torch.randn(number, *shape, **place), batch_size)
     if noise_offset:
-        noise = noise + noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
+        offset = own_part(lambda number: torch.randn(number, shape[0], 1, 1, **place), batch_size)
+        noise = noise + noise_offset * offset
     weights = timestep_weights(scheduler, snr_gamma).to(latents.device)
-    timesteps = torch.multinomial(weights, len(latents), replacement=True)
+    timesteps = own_part(lambda number: torch.multinomial(weights, number, replacement=True), batch_size)
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
@@ -108,5 +121,6 @@ def drop_prompts(text: torch.Tensor, no_prompt: torch.Tensor, proportion: float)
     """
     if not proportion:
         return text
-    dropped = torch.rand(len(text), *[1] * (text.dim() - 1), device=text.device) < proportion
+    chance = own_part(lambda number: torch.rand(number, device=text.device), len(text))
+    dropped = (chance < proportion).reshape(-1, *[1] * (text.dim() - 1))
     return torch.where(dropped, no_prompt.to(text.device), text)

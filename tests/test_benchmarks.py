@@ -7,6 +7,7 @@ import sys
 from diffusers import UNet2DConditionModel
 from processes import BASE
 
+import caching
 import sample
 from train_step import measure, table
 
@@ -33,3 +34,11 @@ def test_sampling_is_compared_on_equal_images(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
     sample.main()
     assert "times as fast" in capsys.readouterr().out
+
+
+def test_a_cached_run_starts_without_encoding_again():
+    result = caching.measure(samples=192, resolution=64)
+    assert result["start_seconds"] < result["encoding_seconds"]
+    latents, prompt = 4 * 8 * 8 * 4, 32 * 192 * 4  # bytes in float32
+    assert 192 * latents < result["disk_mib"] * caching.MIB < 192 * (latents + prompt + 1000)
+    assert "| 192 | " in caching.table([result])

@@ -1,0 +1,95 @@
+"""Measures what caching the encodings of a data set costs, by its size: time, disk, memory, and the start of a run.
+
+    python benchmarks/caching.py                                # the embedded base at 128 px, rendered Fill50K
+
+Every figure is taken in a fresh process: one that encodes, and one that finds the encodings and reads batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from models import ROOT, device_name
+
+MIB = 2**20
+
+
+def prepare(samples: int, resolution: int, folder: Path, batches: int) -> dict[str, float]:
+    """Does what train.py does before its first step, then reads batches; seconds since this process began, and MiB."""
+    sys.path.insert(0, str(ROOT / "task_1_controlnet"))
+    import torch
+    from accelerate import Accelerator
+
+    from fill50k import load_data
+    from finetune.base import BaseModel
+    from finetune.cache import Samples, load_encodings
+
+    accelerator = Accelerator()
+    base = BaseModel.load(str(ROOT / "tiny_sd"))
+    data = load_data("rendered", "image", "conditioning_image", "text", samples)
+    base.to(accelerator.device)
+    encodings = load_encodings(base, data, resolution, folder, accelerator)
+    dataset = Samples(data, resolution, encodings)
+    dataset[0]
+    seconds = time.time() - psutil.Process().create_time()
+    for index in torch.randint(len(dataset), (batches * 16,), generator=torch.Generator().manual_seed(0)).tolist():
+        dataset[index]
+    return {"seconds": seconds, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}
+
+
+def measure(samples: int, resolution: int) -> dict[str, float]:
+    """One line of the table: encodes into an empty folder, then starts again on what is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = []
+        for _ in range(2):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh_process:
+                runs.append(fresh_process.submit(prepare, samples, resolution, Path(folder), 200).result())
+        disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    first, cached = runs
+    return {
+        "samples": samples,
+        "encoding_seconds": first["seconds"],
+        "disk_mib": disk / MIB,
+        "start_seconds": cached["seconds"],
+        "peak_mib_encoding": first["peak_mib"],
+        "peak_mib_cached": cached["peak_mib"],
+    }
+
+
+def table(results: list[dict[str, float]]) -> str:
+    lines = [
+        "| samples | encoding, s | samples a second | disk, MiB | start when cached, s | peak MiB: encoding, cached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        rate = r["samples"] / r["encoding_seconds"]
+        peaks = f"{r['peak_mib_encoding']:.0f}, {r['peak_mib_cached']:.0f}"
+        cells = [f"{r['samples']:,}", f"{r['encoding_seconds']:.0f}", f"{rate:.0f}", f"{r['disk_mib']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} | {r['start_seconds']:.1f} | {peaks} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10000, 50000])
+    parser.add_argument("--resolution", type=int, default=128, help="px")
+    parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
+    args = parser.parse_args()
+    results = [measure(samples, args.resolution) for samples in args.samples]
+    print(f"{device_name()}, tiny_sd, {args.resolution} px\n\n{table(results)}")
+    if args.output:
+        args.output.write_text(json.dumps({"device": device_name(), "results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

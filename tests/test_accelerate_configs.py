@@ -1,0 +1,72 @@
+"""The ready-made accelerate configurations: everything that `accelerate launch` does but starting the processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed.run
+from accelerate.commands import launch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import patch_environment
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
+PROGRAM = ["train.py", "--max_train_steps", "3"]
+
+
+def dry_run(config: Path, monkeypatch, *flags: str):
+    """What torchrun is asked to start, and the environment that its processes would see."""
+    started = []
+    monkeypatch.setattr(torch.distributed.run, "run", lambda args: started.append((args, dict(launch.os.environ))))
+    args = launch.launch_command_parser().parse_args(["--config_file", str(config), *flags, *PROGRAM])
+    if load_config_from_file(str(config)).distributed_type == "DEEPSPEED":  # its launcher needs deepspeed installed
+        args, defaults, _ = launch._validate_launch_command(args)
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, environment = launch.prepare_deepspeed_cmd_env(args)
+        return args, environment
+    launch.launch_command(args)
+    return started[0]
+
+
+def test_there_is_one_for_each_way_to_scale():
+    assert [path.stem for path in CONFIGS] == ["deepspeed_zero2", "fsdp", "multi_gpu", "multi_node"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_program_and_its_flags_reach_every_process(config, monkeypatch):
+    args, environment = dry_run(config, monkeypatch)
+    assert [args.training_script, *args.training_script_args] == PROGRAM
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+@pytest.mark.parametrize("name", ["multi_gpu", "fsdp"])
+def test_one_machine_starts_a_process_for_each_gpu(name, monkeypatch):
+    args, _ = dry_run(CONFIGS[0].with_name(f"{name}.yaml"), monkeypatch)
+    assert int(args.nproc_per_node) == 4 and str(args.nnodes) in ("1", "1:1")
+
+
+def test_each_of_two_machines_starts_its_half_and_meets_the_first(monkeypatch):
+    flags = ("--machine_rank", "1", "--main_process_ip", "10.0.0.1")
+    args, _ = dry_run(CONFIGS[0].with_name("multi_node.yaml"), monkeypatch, *flags)
+    assert (int(args.nproc_per_node), int(args.nnodes), int(args.node_rank)) == (8, 2, 1)
+    assert args.rdzv_endpoint == "10.0.0.1:29500"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")
+def test_fsdp_shards_weights_gradients_and_optimiser(monkeypatch):
+    from accelerate import FullyShardedDataParallelPlugin
+
+    _, environment = dry_run(CONFIGS[0].with_name("fsdp.yaml"), monkeypatch)
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    with patch_environment(**environment):
+        plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+
+
+def test_zero_2_shards_gradients_and_optimiser(monkeypatch):
+    _, environment = dry_run(CONFIGS[0].with_name("deepspeed_zero2.yaml"), monkeypatch)
+    assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
+    assert float(environment["ACCELERATE_GRADIENT_CLIPPING"]) == 1.0
