@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -54,7 +54,9 @@ class Training:
         model: on its device; `self.model` is what to call, on several processes it gathers the gradients.
         plan: learning rate, number of steps and so on.
         dataset: what the batches are taken from.
-        save_model, load_model: write the unwrapped model to a folder, and read it back.
+        save_model: writes the unwrapped model to a folder; its weights come as a state dict, because with FSDP the
+            model itself has only this process's part of them.
+        load_model: reads that folder into the unwrapped model.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
         settings: what else has to stay the same for a resumed run to be exact; a difference is reported.
@@ -69,7 +71,7 @@ class Training:
         model: torch.nn.Module,
         plan: Plan,
         dataset: Dataset,
-        save_model: Callable[[torch.nn.Module, Path], None],
+        save_model: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], None],
         load_model: Callable[[torch.nn.Module, Path], None],
         output_dir: Path,
         model_name: str,
@@ -87,6 +89,9 @@ class Training:
             num_warmup_steps=plan.lr_warmup_steps,
             num_training_steps=plan.max_train_steps,
         )
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which asks the loader, and ours is not prepared
+            deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
+            deepspeed_config["train_micro_batch_size_per_gpu"] = plan.train_batch_size
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.lr_scheduler)
         self.accelerator = accelerator
@@ -108,12 +113,14 @@ class Training:
         self.recent_losses: list[torch.Tensor] = []
 
         def save_hook(models: list, weights: list, folder: str) -> None:
+            state_dict = accelerator.get_state_dict(models[0])
             if accelerator.is_main_process:
-                save_model(accelerator.unwrap_model(models[0]), Path(folder) / model_name)
+                save_model(accelerator.unwrap_model(models[0]), state_dict, Path(folder) / model_name)
             weights.clear()  # the model is written: accelerate has nothing left to write
 
         def load_hook(models: list, folder: str) -> None:
-            load_model(accelerator.unwrap_model(models.pop()), Path(folder) / model_name)
+            while models:  # none with FSDP and DeepSpeed: there accelerate writes and reads the parts by itself
+                load_model(accelerator.unwrap_model(models.pop()), Path(folder) / model_name)
 
         accelerator.register_save_state_pre_hook(save_hook)
         accelerator.register_load_state_pre_hook(load_hook)
@@ -272,8 +279,9 @@ class Training:
     def save_final(self) -> Path:
         """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError."""
         folder = self.output_dir / self.model_name
+        state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model)
-            checkpoints.write_folder(folder, lambda temporary: self.save_model(model, temporary))
+            checkpoints.write_folder(folder, lambda temporary: self.save_model(model, state_dict, temporary))
         self.accelerator.wait_for_everyone()
         return folder

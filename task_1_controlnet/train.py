@@ -83,6 +83,14 @@ def load_models(
     return unet, trained
 
 
+def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
+    """Writes the folder that `ControlNetModel.from_pretrained` reads, here and in diffusers."""
+    with torch.device("meta"):  # no memory: the weights are those of the state dict
+        whole = ControlNetModel.from_config(controlnet.config)
+    whole.load_state_dict(state_dict, assign=True)
+    whole.save_pretrained(folder)
+
+
 def validate(
     step: int,
     accelerator: Accelerator,
@@ -158,7 +166,7 @@ def main() -> None:
         controlnet,
         plan_of(args),
         ControlNetSamples(data, args.resolution, encodings),
-        save_model=lambda model, folder: model.save_pretrained(folder),
+        save_model=save_controlnet,
         load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
         output_dir=args.output_dir,
         model_name="controlnet",

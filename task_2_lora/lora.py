@@ -79,11 +79,12 @@ def load_denoiser(
     return denoiser.train().to(accelerator.device)
 
 
-def save_state(denoiser: LoraDenoiser, folder: Path) -> None:
+def save_state(denoiser: LoraDenoiser, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
     """What a checkpoint keeps: the matrices as they are, under the module's own names."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: p.detach().cpu().contiguous() for name, p in denoiser.named_parameters() if p.requires_grad}
-    save_file(state, str(folder / "lora.safetensors"))
+    trained = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
+    matrices = {name: state_dict[name].detach().cpu().contiguous() for name in trained}
+    save_file(matrices, str(folder / "lora.safetensors"))
 
 
 def load_state(denoiser: LoraDenoiser, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Callable, Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.utils.data import Dataset
 
 from drawing import validate
@@ -16,6 +17,7 @@ from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
 from finetune.flags import plan_of, training_parser
 from finetune.objective import diffusion_loss, drop_prompts
+from finetune.optimizer import SetupError
 from finetune.training import Plan, Training
 from lora import load_denoiser, load_state, save_lora, save_state
 
@@ -89,7 +91,7 @@ class LoraTraining:
     Raises:
         BaseModelError: if the base model cannot be loaded.
         CheckpointError: if the encodings cannot be written.
-        SetupError: if the optimiser asked for is not installed.
+        SetupError: if the optimiser asked for is not installed, or with FSDP.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class LoraTraining:
         data: Any,
         arrange: Callable[[Samples], Dataset] = lambda samples: samples,
     ) -> None:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise SetupError("A LoRA is too small to be spread by FSDP: use accelerate_configs/multi_gpu.yaml.")
         self.accelerator = accelerator
         self.plan = plan
         optimisation = plan.optimisation

@@ -161,7 +161,7 @@ def test_the_state_is_kept_to_the_bit_and_another_rank_is_refused(tmp_path):
     denoiser, other = random_lora(alpha=0.7), random_lora(alpha=0.7)
     for parameter in other.trainable_parameters():
         parameter.data.zero_()
-    save_state(denoiser, tmp_path)
+    save_state(denoiser, denoiser.state_dict(), tmp_path)
     load_state(other, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(denoiser.trainable_parameters(), other.trainable_parameters()))
     with pytest.raises(ValueError, match="--rank"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import BASE, Program, assert_same, losses, wait_for
+from processes import BASE, ROOT, Program, assert_same, losses, wait_for
 from safetensors.torch import load_file
 
 # Small, float32 and without validation: four steps take seconds.
@@ -26,6 +26,10 @@ train, start = PROGRAM.train, PROGRAM.start
 
 def weights(output_dir: Path, folder: str = "controlnet") -> dict[str, torch.Tensor]:
     return load_file(output_dir / folder / "diffusion_pytorch_model.safetensors")
+
+
+def load_config(output_dir: Path) -> dict:
+    return json.loads((output_dir / "controlnet" / "config.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +159,25 @@ def test_two_processes_train_together_and_resume(tmp_path):
     straight = weights(tmp_path)
     resumed = two.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2").stdout
     assert resumed.count("Resuming from") == 1
+    assert_same(weights(tmp_path), straight)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")
+def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_path):
+    """FSDP on one CPU: the same losses, files that load, and a checkpoint to go on from."""
+    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2")
+    spread = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tests" / "fsdp_on_cpu.py")]
+    spread.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
+    spread.environment["ACCELERATE_USE_CPU"] = "true"
+    spread.train(tmp_path, *flags)
+    train(tmp_path / "alone", *flags, "--train_batch_size", "4")
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    straight, alone = weights(tmp_path), weights(tmp_path / "alone")
+    assert straight.keys() == alone.keys()
+    assert all(torch.allclose(straight[name], alone[name], atol=2e-3) for name in alone)
+    assert load_config(tmp_path) == load_config(tmp_path / "alone")
+    spread.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2")
     assert_same(weights(tmp_path), straight)
 
 
