@@ -6,11 +6,13 @@
 | fill50k.png, lora.png | nothing |
 | style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
+| speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -23,6 +25,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RUNS = ROOT / "runs"
+METRICS = "metrics.json"
 TASK_1, TASK_2 = ROOT / "task_1_controlnet", ROOT / "task_2_lora"
 
 
@@ -130,21 +133,39 @@ def canny() -> None:
     sheet("canny.png", rows, ["condition", "generated"], list(prompts.values()), notes)
 
 
+def speed() -> None:
+    """Images a second of each training recipe: the median, and the spread over the rounds."""
+    measured = json.loads((RUNS / "train_step.json").read_text())
+    rates = {recipe: sorted(1 / run["seconds"] for run in runs) for recipe, runs in measured["results"].items()}
+    figure, axis = plt.subplots(figsize=(6.4, 2.4), constrained_layout=True)
+    for recipe, values in reversed(rates.items()):
+        middle = statistics.median(values)
+        spread = [[middle - values[0]], [values[-1] - middle]]
+        color = "#dd8452" if recipe.startswith("ours") else "#c9d7ee"
+        bar = axis.barh(recipe, middle, xerr=spread, color=color, edgecolor="black", capsize=3)
+        axis.bar_label(bar, [f"{middle:.1f}"], label_type="center")
+    axis.set_xlabel(f"images a second: {measured['task']}, {measured['size']}, batch {measured['batch_size']}")
+    axis.set_title(measured["device"], fontsize=9)
+    figure.savefig(HERE / "speed.png", dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     fill50k()
     lora()
     style, subject = RUNS / "lora-custom" / "evaluation", RUNS / "dreambooth-cat" / "evaluation"
     figures = {
-        RUNS / "demo": demo,
-        style: lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style),
-        subject: lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject),
-        RUNS / "controlnet-canny": canny,
+        RUNS / "demo" / METRICS: demo,
+        style / METRICS: lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style),
+        subject / METRICS: lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject),
+        RUNS / "controlnet-canny" / METRICS: canny,
+        RUNS / "train_step.json": speed,
     }
-    for run, draw in figures.items():
-        if (run / "metrics.json").is_file():
+    for needed, draw in figures.items():
+        if needed.is_file():
             draw()
         else:
-            print(f"No figure of {run}: it has not been evaluated.")
+            print(f"No figure of {needed}: there is no such file yet.")
 
 
 if __name__ == "__main__":

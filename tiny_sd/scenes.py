@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from finetune.colors import COLORS
@@ -78,14 +78,17 @@ def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: flo
 
 
 def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator) -> None:
-    """Puts a drawing somewhere into the picture, at some size, mirrored or not; all of it stays in the frame."""
-    side = int(rng.uniform(0.55, 0.95) * CANVAS)
-    drawing = icon(style, name, ICON_SIZE)
-    if rng.random() < 0.5:
-        drawing = ImageOps.mirror(drawing)
-    drawing = drawing.resize((side, side), Image.BICUBIC)
-    left, top = (int(v) for v in rng.integers(0, CANVAS - side + 1, 2))
-    image.paste(drawing, (left, top), drawing)
+    """Puts a drawing into the picture: in the middle more often than not, else anywhere and at one of two sizes.
+
+    Places and sizes are multiples of an eighth of the picture, two cells of the latents: the same drawing then has the
+    same latents wherever it stands, which is much less to learn for a base trained on a CPU.
+    """
+    cell, cells, left, top = CANVAS // 8, 6, 1, 1
+    if rng.random() < 0.4:
+        cells = int(rng.integers(6, 8))
+        left, top = (int(place) for place in rng.integers(0, 8 - cells + 1, 2))
+    drawing = icon(style, name, ICON_SIZE).resize((cells * cell, cells * cell), Image.BICUBIC)
+    image.paste(drawing, (left * cell, top * cell), drawing)
 
 
 def scene(index: int, resolution: int, icon_share: float = 0.0) -> tuple[Image.Image, list[str]]:

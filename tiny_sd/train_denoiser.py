@@ -1,6 +1,7 @@
 """Trains the embedded base's tokenizer, text encoder and UNet on top of its autoencoder (train_vae.py comes first).
 
     python tiny_sd/train_denoiser.py
+    accelerate launch --num_processes 2 tiny_sd/train_denoiser.py    # two GPUs
 
 Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
 the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -59,6 +61,17 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return CLIPTextModel(config)
+
+
+class TextToNoise(torch.nn.Module):
+    """What is trained: the text encoder and the UNet, as one network."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -136,7 +149,7 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         file.chmod(0o644)
 
 
-def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict) -> dict[str, torch.Tensor]:
+def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: TextToNoise) -> dict[str, torch.Tensor]:
     """The networks' weights from a state.pt, or in float32 from a pipeline folder.
 
     A folder may have another tokenizer: a token that both know keeps its embedding, the others take that of `fresh`.
@@ -147,12 +160,12 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict)
     unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
     known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
-    embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
+    embeddings = fresh.text_encoder.get_input_embeddings().weight.detach().cpu().clone()
     for token, row in tokenizer.get_vocab().items():
         if token in known:
             embeddings[row] = old[known[token]].detach()
     text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(embeddings))
-    return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
+    return TextToNoise(text_encoder, unet).state_dict()
 
 
 def captions_of(index: int, icon_share: float) -> list[str]:
@@ -179,34 +192,81 @@ class Prompts:
         return torch.where(chance[1, :, None] < 0.1, self.empty, tokens)
 
 
+def in_patches(latents: torch.Tensor) -> torch.Tensor:
+    """Latents (batch, 4, side, side) as 16 patches from left to right and down: (batch, 16, 4 * (side / 4) ** 2)."""
+    size = latents.shape[-1] // 4
+    patches = latents.unfold(2, size, size).unfold(3, size, size)  # (batch, 4, 4, 4, size, size)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def learn_words(
+    text_encoder: CLIPTextModel, bank: torch.Tensor, prompts: Prompts, steps: int, batch_size: int, learning_rate: float
+) -> None:
+    """The text encoder alone learns what words look like: from a caption to the average picture that it describes.
+
+    Stable Diffusion's text encoder was trained on pictures before its UNet was (CLIP, Radford et al., 2021,
+    https://arxiv.org/abs/2103.00020). Here the aim is cheaper, and just what a denoiser has to know where almost all is
+    noise: the mean of the latents. Each of the last 16 tokens, which stand behind nearly every caption's end, gives one
+    patch of them by a linear layer that is thrown away. What is left for the UNet to learn is where to look.
+    """
+    width, numbers = text_encoder.config.hidden_size, in_patches(bank[:1].float()).shape[-1]
+    head = torch.nn.Linear(width, numbers).to(bank.device)
+    parameters = [*text_encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
+    progress = tqdm(range(1, steps + 1), desc="Words")
+    for step in progress:
+        scenes = torch.randint(len(bank), (batch_size,), device=bank.device)
+        with autocast(bank.device):
+            predicted = head(text_encoder(prompts.draw(scenes))[0][:, -16:])
+        patches = in_patches(bank[scenes].float())
+        error = (predicted.float() - patches).square().mean()
+        error.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            progress.set_postfix(explained=f"{1 - error.item() / patches.var().item():.3f}")
+
+
+def draw_timesteps(number: int, timesteps: int, device: torch.device) -> torch.Tensor:
+    """One timestep from each of `number` equal parts of the range, in random order: every batch sees all noise."""
+    places = (torch.randperm(number, device=device) + torch.rand(number, device=device)) / number
+    return (places * timesteps).long().clamp(max=timesteps - 1)
+
+
 def train(
-    networks: torch.nn.ModuleDict,
-    average: torch.nn.ModuleDict,
+    networks: TextToNoise,
+    average: TextToNoise,
     bank: torch.Tensor,
     prompts: Prompts,
     steps: int,
     batch_size: int,
     learning_rate: float,
     state_file: Path,
+    accelerator: Accelerator,
 ) -> None:
     """One stage: trains `networks` on the latents of all scenes; `average` follows their weights."""
     device = bank.device
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    model = accelerator.prepare(networks)
     balanced = BalancedError(device)
-    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
+    share = batch_size // accelerator.num_processes
+    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px", disable=not accelerator.is_main_process)
     for step in progress:
         optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - step / steps) + 0.01)
-        scenes = torch.randint(len(bank), (batch_size,), device=device)
+        scenes = torch.randint(len(bank), (share,), device=device)
         latents = bank[scenes].float()
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch_size,), device=device)
+        timesteps = draw_timesteps(share, scheduler.config.num_train_timesteps, device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         with autocast(device):
-            text = networks["text_encoder"](prompts.draw(scenes))[0]
-            predicted = networks["unet"](noisy, timesteps, text).sample
-        balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps).backward()
-        torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
+            predicted = model(noisy, timesteps, prompts.draw(scenes))
+        loss = balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(networks.parameters(), 3.0)
         optimizer.step()
         optimizer.zero_grad()
         decay = min(0.999, step / (step + 9))
@@ -214,15 +274,15 @@ def train(
 
         if step % 50 == 0:
             progress.set_postfix(samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
-        if step % 500 == 0:
-            torch.save(average.state_dict(), state_file)
+        if step % 250 == 0:
+            accelerator.save(average.state_dict(), state_file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs=2, default=(3000, 6000), help="at 64 px and at 128 px")
-    parser.add_argument("--batch_size", type=int, nargs=2, default=(64, 32), help="the same, samples a step")
-    parser.add_argument("--learning_rate", type=float, nargs=2, default=(1e-3, 6e-4), help="the same, peak")
+    parser.add_argument("--steps", type=int, nargs=3, default=(1500, 3000, 6000), help="words alone, 64 px, 128 px")
+    parser.add_argument("--batch_size", type=int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
+    parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
     parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
@@ -230,28 +290,44 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
     args = parser.parse_args()
 
+    accelerator = Accelerator()
+    device = accelerator.device
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captions = on_all_cores(partial(captions_of, icon_share=args.icon_share), range(args.images), "Captions")
     words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
-    tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
+    with accelerator.main_process_first():
+        tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
 
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(device)
-    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()}).to(device)
+    networks = TextToNoise(build_text_encoder(tokenizer), build_unet()).to(device)
     if args.resume:
         networks.load_state_dict(load_state(args.resume, tokenizer, networks))
-    average = copy.deepcopy(networks).requires_grad_(False)
-    use_fast_attention(networks["unet"], device)
-    print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
+    use_fast_attention(networks.unet, device)
+    accelerator.print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
 
-    for resolution, steps, batch_size, rate in zip((64, 128), args.steps, args.batch_size, args.learning_rate):
-        if steps:
-            latents = encode(vae, render(range(args.images), resolution, args.icon_share))
-            train(networks, average, latents, prompts, steps, batch_size, rate, args.output_dir / "state.pt")
+    @lru_cache(maxsize=None)
+    def load_bank(resolution: int) -> torch.Tensor:
+        """The latents of all scenes; the main process computes them, the others read its file."""
+        file = args.output_dir / f"latents-{resolution}px.pt"
+        if accelerator.is_main_process:
+            torch.save(encode(vae, render(range(args.images), resolution, args.icon_share)).cpu(), file)
+        accelerator.wait_for_everyone()
+        return torch.load(file).to(device)
+
+    stages = list(zip(args.steps, args.batch_size, args.learning_rate))
+    if args.steps[0]:
+        learn_words(networks.text_encoder, load_bank(128), prompts, *stages[0])  # every process does the same
+    average = copy.deepcopy(networks).requires_grad_(False)
+    torch.manual_seed(accelerator.process_index)  # equal networks, but every process its own samples
+    for resolution, stage in zip((64, 128), stages[1:]):
+        if stage[0]:
+            bank = load_bank(resolution)
+            train(networks, average, bank, prompts, *stage, args.output_dir / "state.pt", accelerator)
             networks.load_state_dict(average.state_dict())
-            torch.save(average.state_dict(), args.output_dir / "state.pt")
-    save(args.output_dir, vae.cpu(), average["text_encoder"].cpu(), tokenizer, average["unet"].cpu())
+            accelerator.save(average.state_dict(), args.output_dir / "state.pt")
+    if accelerator.is_main_process:
+        save(args.output_dir, vae.cpu(), average.text_encoder.cpu(), tokenizer, average.unet.cpu())
 
 
 if __name__ == "__main__":

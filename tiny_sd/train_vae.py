@@ -78,9 +78,32 @@ def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
     return vae
 
 
+def hatch(images: torch.Tensor) -> torch.Tensor:
+    """Pictures with their colours exchanged and parallel strokes of one other colour laid over half of each.
+
+    What is trained on the base later may look like nothing in the scenes: a print's black cuts, a striped cat. An
+    autoencoder that never saw strokes cannot carry them.
+    """
+    batch, _, height, width = images.shape
+    device = images.device
+    angle, period, across = torch.rand(3, batch, 1, 1, device=device)
+    angle, period, across = angle * torch.pi, 3 + 9 * period, across * torch.pi
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    strokes = torch.sin(2 * torch.pi * (x * angle.cos() + y * angle.sin()) / period) > 0.2
+    half = (x - width / 2) * across.cos() + (y - height / 2) * across.sin() > 0
+    ink = torch.rand(batch, 3, 1, 1, device=device) * 2 - 1
+    ink = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, -torch.ones_like(ink), ink)  # often black
+    images = images[:, torch.randperm(3)] * (torch.randint(0, 2, (batch, 3, 1, 1), device=device) * 2 - 1)
+    return torch.where((strokes & half)[:, None], ink, images)
+
+
 def random_pieces(bank: torch.Tensor, batch_size: int, whole: bool, device: torch.device) -> torch.Tensor:
-    """Scenes in -1..1: whole ones of 128 px, or pieces of 64 px, half of them made small and half cut out."""
+    """Scenes in -1..1: whole ones of 128 px, or pieces of 64 px, half of them made small and half cut out.
+
+    A quarter of the batch is hatched.
+    """
     images = to_range(bank[torch.randint(len(bank), (batch_size,))].to(device))
+    images[: batch_size // 4] = hatch(images[: batch_size // 4])
     if whole:
         return images
     if torch.rand(()) < 0.5:
