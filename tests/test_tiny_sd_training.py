@@ -54,6 +54,22 @@ def test_words_are_learnt_as_pictures(tmp_path):
     assert before < 0.5 and explained() > 0.8
 
 
+def test_words_for_alike_pictures_begin_alike(tmp_path):
+    captions = [["a cat"], ["a lion"], ["a house"], ["a castle"]]
+    tokenizer = train_denoiser.train_tokenizer([caption for (caption,) in captions], tmp_path)
+    text_encoder = train_denoiser.build_text_encoder(tokenizer)
+    prompts = train_denoiser.Prompts(tokenizer, captions, torch.device("cpu"))
+    torch.manual_seed(0)
+    animal, building = torch.randn(2, 4, 8, 8)
+    train_denoiser.words_from_pictures(text_encoder, torch.stack([animal, animal, building, building]), prompts)
+    weights = text_encoder.get_input_embeddings().weight
+    cat, lion, house, castle = (
+        weights[tokenizer.get_vocab()[f"{word}</w>"]] for word in ("cat", "lion", "house", "castle")
+    )
+    assert torch.cosine_similarity(cat, lion, 0) > 0.95 and torch.cosine_similarity(house, castle, 0) > 0.95
+    assert torch.cosine_similarity(cat, house, 0) < 0.5
+
+
 def test_patches_go_from_left_to_right_and_down():
     latents = torch.arange(16.0).reshape(1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     patches = train_denoiser.in_patches(latents.expand(1, 4, 8, 8))
