@@ -235,7 +235,7 @@ class Training:
         """One update of the weights, over as many batches as gradients are accumulated."""
         losses = []
         for i in range(self.accelerator.gradient_accumulation_steps):
-            set_seed(seed_for(self.plan.seed, self.step, i) % 2**32)
+            set_seed(seed_for(self.plan.seed, self.step, i, 0) % 2**32)  # 0: a stream apart from the order of samples
             with self.accelerator.accumulate(self.model):
                 loss = compute_loss(next(batches))
                 self.accelerator.backward(loss)
