@@ -148,9 +148,8 @@ def test_a_good_hand_in_gets_full_marks(graded):
 STOPPED = {
     "an endless loop": ("while True: pass", "it took longer than 2 s"),
     "sleeps": ("import time\ntime.sleep(99)", "it took longer than 2 s"),
-    "a fork bomb": (
-        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "more than 40 processes or threads"
-    ),
+    # Forty processes have about the memory that is allowed: on a busy machine either is seen first.
+    "a fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "the training was stopped"),
     "a memory hog": ("x = []\nwhile True: x.append(bytes(10**6) + b'1')", "more than 200 MiB of memory"),
     "fills the disk": ("for i in range(10**4): open(f'{output}/{i}', 'wb').write(bytes(10**6))", "16 MiB to the disk"),
     "prints without end": ("while True: print('x' * 10000)", "it printed more than 8192 KiB"),
