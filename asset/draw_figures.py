@@ -165,7 +165,7 @@ def main() -> None:
         if needed.is_file():
             draw()
         else:
-            print(f"No figure of {needed}: there is no such file yet.")
+            print(f"A figure is left out: there is no {needed} yet.")
 
 
 if __name__ == "__main__":

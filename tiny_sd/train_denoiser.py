@@ -1,7 +1,6 @@
 """Trains the embedded base's tokenizer, text encoder and UNet on top of its autoencoder (train_vae.py comes first).
 
     python tiny_sd/train_denoiser.py
-    accelerate launch --num_processes 2 tiny_sd/train_denoiser.py    # two GPUs
 
 Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
 the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
@@ -18,7 +17,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -61,17 +59,6 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return CLIPTextModel(config)
-
-
-class TextToNoise(torch.nn.Module):
-    """What is trained: the text encoder and the UNet, as one network."""
-
-    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.text_encoder, self.unet = text_encoder, unet
-
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return self.unet(noisy, timesteps, self.text_encoder(tokens)[0]).sample
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -149,7 +136,7 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         file.chmod(0o644)
 
 
-def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: TextToNoise) -> dict[str, torch.Tensor]:
+def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict) -> dict[str, torch.Tensor]:
     """The networks' weights from a state.pt, or in float32 from a pipeline folder.
 
     A folder may have another tokenizer: a token that both know keeps its embedding, the others take that of `fresh`.
@@ -160,12 +147,12 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: TextToNoise) -> dict
     unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
     known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
-    embeddings = fresh.text_encoder.get_input_embeddings().weight.detach().cpu().clone()
+    embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
     for token, row in tokenizer.get_vocab().items():
         if token in known:
             embeddings[row] = old[known[token]].detach()
     text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(embeddings))
-    return TextToNoise(text_encoder, unet).state_dict()
+    return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
 
 
 def captions_of(index: int, icon_share: float) -> list[str]:
@@ -264,36 +251,33 @@ def draw_timesteps(number: int, timesteps: int, device: torch.device) -> torch.T
 
 
 def train(
-    networks: TextToNoise,
-    average: TextToNoise,
+    networks: torch.nn.ModuleDict,
+    average: torch.nn.ModuleDict,
     bank: torch.Tensor,
     prompts: Prompts,
     steps: int,
     batch_size: int,
     learning_rate: float,
     state_file: Path,
-    accelerator: Accelerator,
 ) -> None:
     """One stage: trains `networks` on the latents of all scenes; `average` follows their weights."""
     device = bank.device
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     optimizer = torch.optim.AdamW(networks.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    model = accelerator.prepare(networks)
     balanced = BalancedError(device)
-    share = batch_size // accelerator.num_processes
-    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px", disable=not accelerator.is_main_process)
+    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
     for step in progress:
         optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - step / steps) + 0.01)
-        scenes = torch.randint(len(bank), (share,), device=device)
+        scenes = torch.randint(len(bank), (batch_size,), device=device)
         latents = bank[scenes].float()
         noise = torch.randn_like(latents)
-        timesteps = draw_timesteps(share, scheduler.config.num_train_timesteps, device)
+        timesteps = draw_timesteps(batch_size, scheduler.config.num_train_timesteps, device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         with autocast(device):
-            predicted = model(noisy, timesteps, prompts.draw(scenes))
-        loss = balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(networks.parameters(), 3.0)
+            text = networks["text_encoder"](prompts.draw(scenes))[0]
+            predicted = networks["unet"](noisy, timesteps, text).sample
+        balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps).backward()
+        torch.nn.utils.clip_grad_norm_(networks.parameters(), 3.0)
         optimizer.step()
         optimizer.zero_grad()
         decay = min(0.999, step / (step + 9))
@@ -302,12 +286,18 @@ def train(
         if step % 50 == 0:
             progress.set_postfix(samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
         if step % 250 == 0:
-            accelerator.save(average.state_dict(), state_file)
+            torch.save(average.state_dict(), state_file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, nargs=3, default=(1500, 3000, 6000), help="words alone, 64 px, 128 px")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=3,
+        default=(1500, 3000, 6000),
+        help="words alone (anew; 0 keeps the text encoder), 64 px, 128 px",
+    )
     parser.add_argument("--batch_size", type=int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
     parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
@@ -317,46 +307,36 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
     args = parser.parse_args()
 
-    accelerator = Accelerator()
-    device = accelerator.device
     torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     captions = on_all_cores(partial(captions_of, icon_share=args.icon_share), range(args.images), "Captions")
     words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
-    with accelerator.main_process_first():
-        tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
+    tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
 
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(device)
-    networks = TextToNoise(build_text_encoder(tokenizer), build_unet()).to(device)
+    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()}).to(device)
     if args.resume:
         networks.load_state_dict(load_state(args.resume, tokenizer, networks))
-    use_fast_attention(networks.unet, device)
-    accelerator.print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
+    use_fast_attention(networks["unet"], device)
+    print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
 
     @lru_cache(maxsize=None)
-    def load_bank(resolution: int) -> torch.Tensor:
-        """The latents of all scenes; the main process computes them, the others read its file."""
-        file = args.output_dir / f"latents-{resolution}px.pt"
-        if accelerator.is_main_process:
-            torch.save(encode(vae, render(range(args.images), resolution, args.icon_share)).cpu(), file)
-        accelerator.wait_for_everyone()
-        return torch.load(file).to(device)
+    def latents(resolution: int) -> torch.Tensor:
+        return encode(vae, render(range(args.images), resolution, args.icon_share))
 
-    stages = list(zip(args.steps, args.batch_size, args.learning_rate))
-    if args.steps[0]:
-        networks.text_encoder = build_text_encoder(tokenizer).to(device)
-        words_from_pictures(networks.text_encoder, load_bank(128), prompts)
-        learn_words(networks.text_encoder, load_bank(128), prompts, *stages[0])  # every process does the same
+    words_stage, *stages = zip(args.steps, args.batch_size, args.learning_rate)
+    if words_stage[0]:
+        networks["text_encoder"] = build_text_encoder(tokenizer).to(device)
+        words_from_pictures(networks["text_encoder"], latents(128), prompts)
+        learn_words(networks["text_encoder"], latents(128), prompts, *words_stage)
     average = copy.deepcopy(networks).requires_grad_(False)
-    torch.manual_seed(accelerator.process_index)  # equal networks, but every process its own samples
-    for resolution, stage in zip((64, 128), stages[1:]):
+    for resolution, stage in zip((64, 128), stages):
         if stage[0]:
-            bank = load_bank(resolution)
-            train(networks, average, bank, prompts, *stage, args.output_dir / "state.pt", accelerator)
+            train(networks, average, latents(resolution), prompts, *stage, args.output_dir / "state.pt")
             networks.load_state_dict(average.state_dict())
-            accelerator.save(average.state_dict(), args.output_dir / "state.pt")
-    if accelerator.is_main_process:
-        save(args.output_dir, vae.cpu(), average.text_encoder.cpu(), tokenizer, average.unet.cpu())
+            torch.save(average.state_dict(), args.output_dir / "state.pt")
+    save(args.output_dir, vae.cpu(), average["text_encoder"].cpu(), tokenizer, average["unet"].cpu())
 
 
 if __name__ == "__main__":
