@@ -12,6 +12,8 @@ from PIL import Image
 from processes import ROOT
 
 from closeness import style_distances, subject_scores
+from icons import load_subjects
+from recognition import asked_for, recognise_redrawn
 from scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
@@ -88,3 +90,12 @@ def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
     for subject in (cat[:1], [cat[0], cat[0]], cat[:2]):
         itself, other = subject_scores(vae, [cat[0], other_cats[0]], subject, 128)
         assert other < itself <= 1 + 1e-5
+
+
+def test_what_a_print_shows_is_recognised():
+    icons = json.loads((ROOT / "tiny_sd" / "icons" / "fluent-emoji-flat.json").read_text())
+    subjects = dict(list(load_subjects().items())[::9])  # from all groups
+    prints = [samples.in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
+    right = [found == subject for found, subject in zip(recognise_redrawn(prints), subjects.values())]
+    assert len(prints) > 30 and sum(right) >= 0.9 * len(prints)
+    assert asked_for("a sks hot dog in a garden") is None and asked_for("shaded drawing of a hot dog") == "a hot dog"

@@ -77,10 +77,11 @@ def test_patches_go_from_left_to_right_and_down():
     assert torch.equal(patches[0, :, 0], torch.arange(16.0)) and torch.equal(patches.std(-1), torch.zeros(1, 16))
 
 
-def test_every_batch_sees_all_noise():
-    timesteps = train_denoiser.draw_timesteps(10, 1000, torch.device("cpu"))
-    assert sorted((timesteps // 100).tolist()) == list(range(10))
+def test_every_batch_sees_all_noise_and_more_of_much():
+    timesteps = train_denoiser.draw_timesteps(1000, 1000, torch.device("cpu"))
     assert timesteps.tolist() != sorted(timesteps.tolist())
+    tenths = torch.bincount(timesteps // 100, minlength=10)
+    assert 25 < tenths[0] < 40 and 140 < tenths[9] < 155  # 1000 * (0.1 ** 1.5), 1000 * (1 - 0.9 ** 1.5)
 
 
 def test_timesteps_with_large_errors_count_no_more_than_others():
