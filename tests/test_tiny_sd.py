@@ -18,7 +18,7 @@ from recognition import recognise
 from scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
-EMBEDDING_RMS = 0.825887
+EMBEDDING_RMS = 0.730647
 BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
 
 
