@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -128,3 +129,15 @@ def test_the_notebook_runs_headless(lora, monkeypatch):
             cell.outputs = []
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(TASK)}}).execute()
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 7
+
+
+def test_the_notebook_is_committed_with_the_outputs_of_a_good_run():
+    shown = str(outputs(nbformat.read(NOTEBOOK, 4)))
+    assert shown.count("image/png") == 7
+    assert "site-packages" not in shown and "stderr" not in shown, "warnings name the machine's paths"
+    style, subject = (
+        [float(value) for value in found]
+        for found in re.findall(r"base\W+([0-9.]+)\W+lora\W+([0-9.]+)\W+true\W+([0-9.]+)", shown)
+    )
+    assert style[1] <= style[0] / 2, "the style distance falls by half"
+    assert subject[1] >= (subject[0] + subject[2]) / 2, "the subject score closes half of the way to the true pictures"
