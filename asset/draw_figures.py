@@ -5,6 +5,7 @@
 | demo.png | `make demo` |
 | fill50k.png, lora.png | nothing |
 | style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
+| together.png | `make demo` and the style's training |
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
 | speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
 """
@@ -122,6 +123,24 @@ def taught(name: str, training: Path, run: Path) -> None:
     sheet(f"{name}.png", rows, labels, [], results["prompts"])
 
 
+def together() -> None:
+    """Two test conditions, drawn by the ControlNet of Task 1 with more and more of Task 2's style."""
+    sys.path.insert(0, str(TASK_1))
+    from evaluate import generate
+
+    from utils import load_pipeline, load_test_data
+
+    conditions, prompts = load_test_data()
+    pipeline = load_pipeline(str(ROOT / "tiny_sd"), RUNS / "demo" / "controlnet")
+    pipeline.load_lora_weights(str(RUNS / "lora-custom"), adapter_name="style")
+    chosen, scales, drawn = (1, 3), (0.0, 0.25, 0.5, 0.75, 1.0), []
+    for scale in scales:
+        pipeline.set_adapters("style", scale)
+        drawn.append(generate(pipeline, conditions, prompts, guidance_scale=3))
+    rows = [[conditions[i], *(images[i] for images in drawn)] for i in chosen]
+    sheet("together.png", rows, ["", ""], ["condition"] + [f"style LoRA, scale {scale:g}" for scale in scales])
+
+
 def canny() -> None:
     """Edges as the condition: five held-out ones with what was drawn for them."""
     run = RUNS / "controlnet-canny"
@@ -154,18 +173,21 @@ def main() -> None:
     fill50k()
     lora()
     style, subject = RUNS / "lora-custom" / "evaluation", RUNS / "dreambooth-cat" / "evaluation"
-    figures = {
-        RUNS / "demo" / METRICS: demo,
-        style / METRICS: lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style),
-        subject / METRICS: lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject),
-        RUNS / "controlnet-canny" / METRICS: canny,
-        RUNS / "train_step.json": speed,
-    }
-    for needed, draw in figures.items():
-        if needed.is_file():
-            draw()
+    demo_run, lora_file = RUNS / "demo" / METRICS, RUNS / "lora-custom" / "pytorch_lora_weights.safetensors"
+    figures = [
+        ([demo_run], demo),
+        ([style / METRICS], lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style)),
+        ([subject / METRICS], lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject)),
+        ([demo_run, lora_file], together),
+        ([RUNS / "controlnet-canny" / METRICS], canny),
+        ([RUNS / "train_step.json"], speed),
+    ]
+    for needed, draw in figures:
+        missing = [str(path) for path in needed if not path.is_file()]
+        if missing:
+            print(f"A figure is left out: there is no {' and no '.join(missing)} yet.")
         else:
-            print(f"A figure is left out: there is no {needed} yet.")
+            draw()
 
 
 if __name__ == "__main__":
