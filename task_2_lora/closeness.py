@@ -59,7 +59,8 @@ def style_distances(
 
 def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
     """Every picture as GRID x GRID parts: the features of the encoder's levels, (images, parts, channels)."""
-    _, *levels, _ = encoder_features(vae, images, resolution)  # the first sees little more than single pixels
+    # The first level sees little more than single pixels, the last two so much that they know the place.
+    _, *levels, _, _ = encoder_features(vae, images, resolution)
     grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]
     return torch.cat([F.interpolate(grid, (GRID, GRID)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
 
