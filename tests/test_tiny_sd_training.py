@@ -81,7 +81,8 @@ def test_every_batch_sees_all_noise_and_more_of_much():
     timesteps = train_denoiser.draw_timesteps(1000, 1000, torch.device("cpu"))
     assert timesteps.tolist() != sorted(timesteps.tolist())
     tenths = torch.bincount(timesteps // 100, minlength=10)
-    assert 25 < tenths[0] < 40 and 140 < tenths[9] < 155  # 1000 * (0.1 ** 1.5), 1000 * (1 - 0.9 ** 1.5)
+    # 1000 * 0.1 ** 1.5 = 31.6 and 1000 * (1 - 0.9 ** 1.5) = 146.2: chance decides only the part at the border.
+    assert tenths[0] in (31, 32) and tenths[9] in (146, 147)
 
 
 def test_timesteps_with_large_errors_count_no_more_than_others():
