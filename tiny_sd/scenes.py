@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from prints import block_print
 from tqdm.auto import tqdm
 
 from finetune.colors import COLORS
@@ -62,6 +63,12 @@ ONE_THING = [
     "{k} drawing of {n}",
     "a {k} drawing of {n} on a {b} background",
 ]
+# {a} is the ink, {b} the paper and {g} what is carved around the thing.
+ONE_PRINT = ["print of {n}{g}", "a print of {n}{g}", "a {a} print of {n}{g} on {b}", "a {a} print of {n} on {b}{g}"]
+BRIGHTNESS = {name: np.dot(color, (0.3, 0.59, 0.11)) for name, color in COLORS.items()}
+INKS = [name for name in NAMES if BRIGHTNESS[name] < 90]
+TINTS = [name for name in NAMES if 90 < BRIGHTNESS[name] < 210]
+PAPERS = [name for name in NAMES if BRIGHTNESS[name] > 210]
 ICON_SIZE = 256  # px at which a drawing is kept; a scene shows it smaller
 
 
@@ -92,10 +99,29 @@ def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generat
     image.paste(drawing, (left * cell, top * cell), drawing)
 
 
-def scene(index: int, resolution: int, icon_share: float = 0.0) -> tuple[Image.Image, list[str]]:
+def print_scene(index: int) -> tuple[Image.Image, list[str]]:
+    """A block print of an everyday thing, in two of three with rays around it, and every caption that fits it."""
+    rng = np.random.default_rng([20240929, index])
+    while True:
+        a, b = str(rng.choice(INKS)), str(rng.choice(PAPERS))
+        if not is_held_out(a, b):
+            break
+    inks = [COLORS[name] for name in (a, *rng.choice(TINTS, 2, replace=False))]
+    subjects = load_subjects()
+    name = str(rng.choice(list(subjects)))
+    with_rays = bool(rng.random() < 2 / 3)
+    image = block_print(next(iter(STYLES)), name, inks, COLORS[b], with_rays, rng)
+    words = {"a": a, "b": b, "n": subjects[name], "g": " with rays" if with_rays else ""}
+    return image, [caption.format(**words) for caption in ONE_PRINT]
+
+
+def scene(
+    index: int, resolution: int, icon_share: float = 0.0, print_share: float = 0.0
+) -> tuple[Image.Image, list[str]]:
     """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it.
 
-    Of all scenes, `icon_share` show a drawing of an everyday thing; the others are the same whatever the share.
+    Of all scenes, `icon_share` show a drawing of an everyday thing and `print_share` a print of one; the others are the
+    same whatever the shares.
     """
     rng = np.random.default_rng([20240927, index])
     kind = rng.random()
@@ -108,7 +134,11 @@ def scene(index: int, resolution: int, icon_share: float = 0.0) -> tuple[Image.I
     image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
     canvas = ImageDraw.Draw(image)
     n = k = ""
-    if np.random.default_rng([20240928, index]).random() < icon_share:
+    chance = np.random.default_rng([20240928, index]).random()
+    if chance > 1 - print_share:
+        image, captions = print_scene(index)
+        return image.resize((resolution, resolution), Image.BOX), captions
+    if chance < icon_share:
         subjects = load_subjects()
         k, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
         captions = [caption for caption in ONE_THING if "{k}" in caption or k == next(iter(STYLES))]

@@ -155,8 +155,8 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict)
     return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
 
 
-def captions_of(index: int, icon_share: float) -> list[str]:
-    return scene(index, 1, icon_share)[1]
+def captions_of(index: int, icon_share: float, print_share: float) -> list[str]:
+    return scene(index, 1, icon_share, print_share)[1]
 
 
 class Prompts:
@@ -323,6 +323,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
     parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
@@ -331,7 +332,9 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captions = on_all_cores(partial(captions_of, icon_share=args.icon_share), range(args.images), "Captions")
+    captions = on_all_cores(
+        partial(captions_of, icon_share=args.icon_share, print_share=args.print_share), range(args.images), "Captions"
+    )
     words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
     tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
@@ -346,7 +349,7 @@ def main() -> None:
 
     @lru_cache(maxsize=None)
     def latents(resolution: int) -> torch.Tensor:
-        return encode(vae, render(range(args.images), resolution, args.icon_share))
+        return encode(vae, render(range(args.images), resolution, args.icon_share, args.print_share))
 
     words_stage, *stages = zip(args.steps, args.batch_size, args.learning_rate)
     if words_stage[0]:

@@ -33,13 +33,14 @@ def on_all_cores(function: Callable[[int], Any], indices: range, description: st
         return list(tqdm(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
 
 
-def pixels(index: int, resolution: int, icon_share: float) -> np.ndarray:
-    return np.asarray(scene(index, resolution, icon_share)[0])
+def pixels(index: int, resolution: int, icon_share: float, print_share: float) -> np.ndarray:
+    return np.asarray(scene(index, resolution, icon_share, print_share)[0])
 
 
-def render(indices: range, resolution: int, icon_share: float) -> torch.Tensor:
+def render(indices: range, resolution: int, icon_share: float, print_share: float = 0.0) -> torch.Tensor:
     """Scenes as one uint8 tensor of shape (len(indices), 3, resolution, resolution)."""
-    images = on_all_cores(partial(pixels, resolution=resolution, icon_share=icon_share), indices, "Rendering")
+    draw = partial(pixels, resolution=resolution, icon_share=icon_share, print_share=print_share)
+    images = on_all_cores(draw, indices, "Rendering")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the KL term, a mean over elements")
     parser.add_argument("--images", type=int, default=8000, help="how many scenes to train on")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
     parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64), help="widths of the four levels")
     parser.add_argument("--resume", type=Path, help="go on from this folder, such as tiny_sd/vae")
     parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
@@ -146,8 +148,8 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bank = render(range(args.images), 128, args.icon_share)
-    held_out = render(range(VALIDATION_START, VALIDATION_START + 128), 128, args.icon_share)
+    bank = render(range(args.images), 128, args.icon_share, args.print_share)
+    held_out = render(range(VALIDATION_START, VALIDATION_START + 128), 128, args.icon_share, args.print_share)
     vae = AutoencoderKL.from_pretrained(args.resume) if args.resume else build_vae(tuple(args.channels))
     vae.to(device).train()
     if args.decoder_only:
