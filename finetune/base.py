@@ -110,7 +110,8 @@ class BaseModel:
     def encoded(self, batch: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and text embeddings of a batch of `Samples`: those that it holds, else computed now."""
         if "latents" in batch:
-            return batch["latents"].to(device), batch["text_embeddings"].to(device)
+            latents, text_embeddings = batch["latents"], batch["text_embeddings"]
+            return latents.to(device, non_blocking=True), text_embeddings.to(device, non_blocking=True)
         return self.encode_images(batch["image"]), self.encode_prompts(batch["text"])
 
     def fingerprint(self) -> str:

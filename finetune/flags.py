@@ -30,6 +30,7 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     add("--snr_gamma", type=float, default=None, help="weight timesteps by min-SNR; 5 is usual")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "auto"], default="no", help="auto: bf16 if fast")
     add("--gradient_checkpointing", action="store_true", help="less memory, a third slower")
+    add("--compile", action="store_true", help="some minutes to start, then faster: for long runs")
     add("--use_8bit_adam", action="store_true", help="less memory; needs bitsandbytes")
     add("--no_cache", action="store_true", help="encode images and prompts at every step, not once")
     add("--dataloader_num_workers", type=int, default=0)
@@ -52,6 +53,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         lr_warmup_steps=args.lr_warmup_steps,
         max_grad_norm=args.max_grad_norm,
         use_8bit_adam=args.use_8bit_adam,
+        compile=args.compile,
         dataloader_num_workers=args.dataloader_num_workers,
         checkpointing_steps=args.checkpointing_steps,
         checkpoints_total_limit=args.checkpoints_total_limit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 import torch
+from accelerate.utils import is_torch_version
 
 
 class SetupError(RuntimeError):
@@ -14,7 +15,7 @@ class SetupError(RuntimeError):
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW with the settings of Stable Diffusion's fine-tunings; fused where there is a CUDA GPU.
+    """AdamW with the settings of Stable Diffusion's fine-tunings; fused on a CUDA GPU, since PyTorch 2.4 also on a CPU.
 
     Raises:
         SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed.
@@ -26,4 +27,5 @@ def build_optimizer(
         except ImportError as error:
             raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
         return AdamW8bit(list(parameters), **settings)
-    return torch.optim.AdamW(parameters, fused=device.type == "cuda", **settings)
+    fused = device.type == "cuda" or (device.type == "cpu" and is_torch_version(">=", "2.4"))
+    return torch.optim.AdamW(parameters, fused=fused, **settings)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -40,6 +41,7 @@ class Plan:
     lr_warmup_steps: int
     max_grad_norm: float
     use_8bit_adam: bool
+    compile: bool
     dataloader_num_workers: int
     checkpointing_steps: int
     checkpoints_total_limit: int | None
@@ -111,6 +113,8 @@ class Training:
         self.step = 0
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
+        self.background = ThreadPoolExecutor(1)
+        self.publishing: Future | None = None
 
         def save_hook(models: list, weights: list, folder: str) -> None:
             state_dict = accelerator.get_state_dict(models[0])
@@ -139,6 +143,13 @@ class Training:
             was, now = state["settings"].get(name), self.settings[name]
             self.accelerator.print(f"Note: {name} was {was} and is {now}: the run goes on, but not as it would have.")
 
+    def compiled(self, denoise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """What predicts the noise, compiled if the plan says so; that happens in the first step."""
+        if not self.plan.compile:
+            return denoise
+        self.accelerator.print("Compiling: the first step takes one or more minutes, the others less than without.")
+        return torch.compile(denoise)
+
     @property
     def steps_an_epoch(self) -> int:
         return -(-len(self.dataset) // self.samples_per_step)
@@ -153,10 +164,15 @@ class Training:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        return iter(DataLoader(self.dataset, batch_sampler=indices, num_workers=self.plan.dataloader_num_workers))
+        settings = {"num_workers": self.plan.dataloader_num_workers, "pin_memory": torch.cuda.is_available()}
+        return iter(DataLoader(self.dataset, batch_sampler=indices, **settings))
 
     def save_checkpoint(self) -> None:
-        """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError."""
+        """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError.
+
+        It appears when all of it is on the disk. For that the training does not wait; `finish_checkpoint` does.
+        """
+        self.finish_checkpoint()
         target = self.output_dir / f"checkpoint-{self.step}"
         temporary = target.with_name(f".{target.name}.tmp")
         try:
@@ -168,16 +184,32 @@ class Training:
             if self.accelerator.is_main_process:
                 state = {"step": self.step, "settings": self.settings}
                 (temporary / checkpoints.STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-                checkpoints.finish_folder(temporary, target)
-                checkpoints.remove_old(self.output_dir, self.plan.checkpoints_total_limit)
+                self.publishing = self.background.submit(self.publish, temporary, target)
         except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
             shutil.rmtree(temporary, ignore_errors=True)
             raise checkpoints.CheckpointError(
                 f"Cannot write {target}: {error}\nIs the disk full? {self.last_checkpoint()}"
             ) from error
+
+    def publish(self, temporary: Path, target: Path) -> None:
+        """In the background: flushes the checkpoint to the disk, lets it appear, and removes older ones."""
+        try:
+            checkpoints.finish_folder(temporary, target)
+            checkpoints.remove_old(self.output_dir, self.plan.checkpoints_total_limit)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise checkpoints.CheckpointError(f"Cannot write {target}: {error}\nIs the disk full?") from error
+
+    def finish_checkpoint(self) -> None:
+        """Waits until the newest checkpoint is whole. Raises CheckpointError if it could not be written."""
+        publishing, self.publishing = self.publishing, None
+        if publishing is not None:
+            publishing.result()
         self.accelerator.wait_for_everyone()
 
     def last_checkpoint(self) -> str:
+        if self.publishing is not None:
+            wait([self.publishing])
         found = checkpoints.find_checkpoint(self.output_dir, "latest")
         if found is None:
             return "There is no checkpoint yet."
@@ -223,8 +255,10 @@ class Training:
                 if validation_steps and (done or self.step % validation_steps == 0):
                     self.accelerator.log(validate(self.step), step=self.step)
                 if stopping and not done:
+                    self.finish_checkpoint()
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
                     return False
+            self.finish_checkpoint()
         finally:
             progress.close()
             for number, handler in previous.items():

@@ -11,6 +11,7 @@ Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, eq. 1.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +175,18 @@ def main() -> None:
     )
     training.resume(args.resume_from_checkpoint)
 
+    @training.compiled
+    def denoise(
+        noisy_latents: torch.Tensor, timesteps: torch.Tensor, text_embeddings: torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        down, mid = training.model(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
+        return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
+
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-        condition = batch["condition"].to(accelerator.device)  # (B, 3, H, W)
+        condition = batch["condition"].to(accelerator.device, non_blocking=True)  # (B, 3, H, W)
         latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
         text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
-
-        def predict(noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            down, mid = training.model(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-            return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
-
+        predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
         with accelerator.autocast():
             return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma)
 

@@ -133,6 +133,7 @@ class LoraTraining:
             model_name="lora",
             settings={"data": data.fingerprint, "rank": plan.rank, "alpha": plan.alpha},
         )
+        self.denoise = self.training.compiled(self.training.model)
 
     def loss(
         self, batches: Sequence[dict[str, Any]], weights: Sequence[float] = (1.0,), noise_offset: float = 0.0
@@ -149,7 +150,7 @@ class LoraTraining:
         sample_weights = len(batches) * torch.tensor(weights, device=device)
         with self.accelerator.autocast():
             return diffusion_loss(
-                lambda noisy_latents, timesteps: self.training.model(noisy_latents, timesteps, text),
+                lambda noisy_latents, timesteps: self.denoise(noisy_latents, timesteps, text),
                 self.base.scheduler,
                 latents,
                 self.plan.snr_gamma,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import is_torch_version
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from processes import BASE, Program, assert_same, losses, wait_for
@@ -329,6 +330,16 @@ def test_cached_and_uncached_lora_training_are_the_same(lora, tmp_path):
     lora.train(tmp_path / "cached", *flags)
     lora.train(tmp_path / "uncached", *flags, "--no_cache")
     assert losses(tmp_path / "uncached") == pytest.approx(losses(tmp_path / "cached"), rel=1e-4)
+
+
+@pytest.mark.skipif(not is_torch_version(">=", "2.4"), reason="older releases compile too little of the model")
+def test_compiled_training_loses_the_same(lora, tmp_path):
+    flags = ("--max_train_steps", "4", "--checkpointing_steps", "1")
+    output = lora.train(tmp_path / "compiled", *flags, "--compile").stdout
+    assert "Compiling: the first step takes" in output
+    lora.train(tmp_path / "plain", *flags)
+    assert len(losses(tmp_path / "plain")) == 4
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 
 def test_clipping_clips(lora, tmp_path):

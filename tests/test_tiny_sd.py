@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.base import BaseModel, sampling_scheduler
 from finetune.colors import COLORS
-from recognition import asked_for, recognise
+from recognition import asked_for, recognise, recognise_redrawn
 from scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
@@ -95,6 +96,44 @@ def test_true_drawings_are_recognised_and_others_are_not_taken_for_them():
     wanted = [asked_for(captions[0]) for _, captions in scenes]
     assert np.mean([one == other for one, other in zip(found, wanted)]) > 0.95
     assert np.mean([one == other for one, other in zip(found, wanted[1:])]) < 0.05
+
+
+def test_prints_have_the_named_ink_and_paper_and_can_be_recognised():
+    scenes = [scene(10_000_000 + i, 128, print_share=1.0) for i in range(60)]
+    around = {True: [], False: []}
+    for image, captions in scenes:
+        ink, subject, paper = re.fullmatch(r"an? (.+) print of (.+) on (.+)", captions[2]).groups()
+        rays = subject.endswith(" with rays")
+        pixels = np.asarray(image)
+        assert not is_held_out(ink, paper)
+        assert (pixels[0] == COLORS[paper]).all(), "the margin is not paper"
+        is_ink = np.abs(pixels.astype(int) - COLORS[ink]).max(2) < 30
+        assert is_ink.mean() > 0.02, captions
+        around[rays].append(is_ink[6:10].mean())
+    assert min(around[True]) > 0.05 and max(around[False]) == 0, "rays are not where the captions say"
+    found = recognise_redrawn([image for image, _ in scenes])
+    assert np.mean([one == asked_for(captions[0]) for one, (_, captions) in zip(found, scenes)]) > 0.9
+
+
+def test_shares_leave_the_other_scenes_as_they_are():
+    for i in range(60):
+        image, captions = scene(i, 16, 0.4, 0.3)
+        without, others = scene(i, 16, 0.4)
+        assert "print" in captions[0] or (image.tobytes() == without.tobytes() and captions == others)
+
+
+def test_drawings_anywhere_are_at_many_places_and_of_many_sizes():
+    def spread(anywhere: bool) -> tuple[float, float]:
+        boxes = []
+        for i in range(40):
+            image, _ = scene(i, 128, 1.0, anywhere=anywhere)
+            difference = np.abs(np.asarray(image).astype(int) - np.asarray(image)[0, 0]).max(2) > 8
+            y, x = np.nonzero(difference)
+            boxes.append((y.mean(), x.mean(), len(y) ** 0.5))
+        return np.std(boxes, axis=0)
+
+    (y, x, size), (y_middle, x_middle, size_middle) = spread(True), spread(False)
+    assert y > 2 * y_middle and x > 2 * x_middle and size > size_middle
 
 
 def test_a_plain_picture_shows_nothing():

@@ -22,7 +22,7 @@ def run(program, monkeypatch, *flags: str) -> None:
 
 
 def test_the_programs_make_a_pipeline_that_draws(tmp_path, monkeypatch):
-    scenes = ("--images", "12", "--icon_share", "0.5", "--output_dir", str(tmp_path))
+    scenes = ("--images", "12", "--icon_share", "0.5", "--print_share", "0.3", "--output_dir", str(tmp_path))
     run(train_vae, monkeypatch, *scenes, "--steps", "2", "--batch_size", "4", "--channels", "8", "8", "8", "8")
     vae = ("--vae", str(tmp_path / "vae"))
     run(train_denoiser, monkeypatch, *scenes, *vae, "--steps", "2", "2", "1", "--batch_size", "4", "4", "2")

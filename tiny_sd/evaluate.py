@@ -1,7 +1,7 @@
 """Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
 
 Writes tiny_sd/samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the
-named ones, and how many of 200 everyday things are recognised in what was drawn for them.
+named ones, and how many of 200 everyday things, and of 100 prints of them, are recognised in what was drawn for them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,20 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
 from icons import STYLES, load_subjects
-from recognition import recognise
-from scenes import NAMES, ONE_CIRCLE, ONE_SHAPE, ONE_THING, PLAIN, SHAPES, TWO_SHAPES, is_held_out
+from recognition import recognise, recognise_redrawn
+from scenes import (
+    INKS,
+    NAMES,
+    ONE_CIRCLE,
+    ONE_PRINT,
+    ONE_SHAPE,
+    ONE_THING,
+    PAPERS,
+    PLAIN,
+    SHAPES,
+    TWO_SHAPES,
+    is_held_out,
+)
 
 HERE = Path(__file__).resolve().parent
 GUIDANCE_SCALE = 3.0
@@ -47,6 +59,17 @@ def prompts_for_things(count: int, seed: int) -> list[tuple[str, str]]:
     return chosen
 
 
+def prompts_for_prints(count: int, seed: int) -> list[tuple[str, str]]:
+    """Prompts for prints of different everyday things, with rays and without, and what each asks for."""
+    rng, subjects = np.random.default_rng(seed), list(load_subjects().values())
+    chosen = []
+    for i, subject in enumerate(rng.permutation(subjects)[:count]):
+        ink, paper = str(rng.choice(INKS)), str(rng.choice(PAPERS))
+        words = {"n": subject, "a": ink, "b": paper, "g": " with rays" if rng.random() < 0.5 else ""}
+        chosen.append((ONE_PRINT[i % len(ONE_PRINT)].format(**words), str(subject)))
+    return chosen
+
+
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
     """Images (len(prompts), 128, 128, 3) in 0..1; image i has seed i."""
     images = []
@@ -63,7 +86,8 @@ def main() -> None:
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
-    prompts = [prompt for prompt, *_ in prompts_for(templates, 24, seed=0) + prompts_for_things(40, seed=0)]
+    shapes_and_things = prompts_for(templates, 16, seed=0) + prompts_for_things(32, seed=0)
+    prompts = [prompt for prompt, *_ in shapes_and_things + prompts_for_prints(16, seed=0)]
     images = draw(pipeline, prompts)
     grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
     Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
@@ -85,10 +109,12 @@ def main() -> None:
     print(f"discs cover {np.min(areas):.0%} to {np.max(areas):.0%} of the picture (median {np.median(areas):.0%})")
     print(f"standard deviation of their centres: {np.std(centers, axis=0).round(1)} px")
 
-    things = prompts_for_things(200, seed=1)
-    images = [Image.fromarray((i * 255).round().astype(np.uint8)) for i in draw(pipeline, [p for p, _ in things])]
-    shown = [found == subject for found, (_, subject) in zip(recognise(images), things)]
-    print(f"200 prompts for everyday things, one each, seeds 0 to 199: {np.mean(shown):.0%} are recognised")
+    things, prints = prompts_for_things(200, seed=1), prompts_for_prints(100, seed=2)
+    for name, prompts, recogniser in (("everyday things", things, recognise), ("prints", prints, recognise_redrawn)):
+        images = draw(pipeline, [prompt for prompt, _ in prompts])
+        found = recogniser([Image.fromarray((image * 255).round().astype(np.uint8)) for image in images])
+        shown = [one == subject for one, (_, subject) in zip(found, prompts)]
+        print(f"{len(prompts)} prompts for {name}, one each, seeds from 0: {np.mean(shown):.0%} are recognised")
 
 
 if __name__ == "__main__":

@@ -85,15 +85,16 @@ def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: flo
         draw_on.polygon([(x + size * u, y + size * v) for u, v in corners], fill=COLORS[color])
 
 
-def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator) -> None:
+def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator, anywhere: bool) -> None:
     """Puts a drawing into the picture: in the middle of three out of four, else anywhere and at one of two sizes.
 
     Places and sizes are multiples of an eighth of the picture, two cells of the latents: the same drawing then has the
-    same latents wherever it stands, which is much less to learn for a base trained on a CPU.
+    same latents wherever it stands, which is much less to learn for a base trained on a CPU. With `anywhere` it is
+    three to seven eighths large, and nothing tells where it stands.
     """
     cell, cells, left, top = CANVAS // 8, 6, 1, 1
-    if rng.random() < 0.25:
-        cells = int(rng.integers(6, 8))
+    if anywhere or rng.random() < 0.25:
+        cells = int(rng.integers(3 if anywhere else 6, 8))
         left, top = (int(place) for place in rng.integers(0, 8 - cells + 1, 2))
     drawing = icon(style, name, ICON_SIZE).resize((cells * cell, cells * cell), Image.BICUBIC)
     image.paste(drawing, (left * cell, top * cell), drawing)
@@ -116,12 +117,12 @@ def print_scene(index: int) -> tuple[Image.Image, list[str]]:
 
 
 def scene(
-    index: int, resolution: int, icon_share: float = 0.0, print_share: float = 0.0
+    index: int, resolution: int, icon_share: float = 0.0, print_share: float = 0.0, anywhere: bool = False
 ) -> tuple[Image.Image, list[str]]:
     """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it.
 
     Of all scenes, `icon_share` show a drawing of an everyday thing and `print_share` a print of one; the others are the
-    same whatever the shares.
+    same whatever the shares. Drawings stand mostly in the middle, or `anywhere`.
     """
     rng = np.random.default_rng([20240927, index])
     kind = rng.random()
@@ -143,7 +144,7 @@ def scene(
         k, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
         captions = [caption for caption in ONE_THING if "{k}" in caption or k == next(iter(STYLES))]
         n = subjects[name]
-        paste_icon(image, k, name, rng)
+        paste_icon(image, k, name, rng, anywhere)
     elif kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
         draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(40, 280), a)
@@ -169,13 +170,14 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True, help="how many scenes")
     parser.add_argument("--start", type=int, default=0, help="the first one's number")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--anywhere", action="store_true", help="draw things at any place and size, not in the middle")
     parser.add_argument("--resolution", type=int, default=128, help="px")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with (args.output_dir / "metadata.jsonl").open("w") as lines:
         for index in tqdm(range(args.start, args.start + args.number), desc="Scenes"):
-            image, captions = scene(index, args.resolution, args.icon_share)
+            image, captions = scene(index, args.resolution, args.icon_share, anywhere=args.anywhere)
             image.save(args.output_dir / f"{index:08d}.png")
             caption = captions[index % len(captions)]
             lines.write(json.dumps({"file_name": f"{index:08d}.png", "text": caption}) + "\n")
