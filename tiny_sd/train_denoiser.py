@@ -117,6 +117,8 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, copy.deepcopy(unet), scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+    tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
