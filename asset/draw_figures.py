@@ -5,7 +5,7 @@
 | demo.png | `make demo` |
 | fill50k.png, lora.png | nothing |
 | style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
-| together.png | `make demo` and the style's training |
+| together.png | Task 1-1 and the style's training, both on the embedded base |
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
 | speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
 """
@@ -124,21 +124,22 @@ def taught(name: str, training: Path, run: Path) -> None:
 
 
 def together() -> None:
-    """Two test conditions, drawn by the ControlNet of Task 1 with more and more of Task 2's style."""
+    """Two held-out conditions, drawn by the ControlNet of Task 1-1 with more and more of Task 2's style."""
     sys.path.insert(0, str(TASK_1))
     from evaluate import generate
 
-    from utils import load_pipeline, load_test_data
+    from utils import load_pipeline
 
-    conditions, prompts = load_test_data()
-    pipeline = load_pipeline(str(ROOT / "tiny_sd"), RUNS / "demo" / "controlnet")
+    run, prompts = RUNS / "controlnet-canny", ["a bagel", "a cloud with rain"]
+    conditions = open_all(run / "conditions", ["2", "4"])
+    pipeline = load_pipeline(str(ROOT / "tiny_sd"), run / "controlnet")
     pipeline.load_lora_weights(str(RUNS / "lora-custom"), adapter_name="style")
-    chosen, scales, drawn = (1, 3), (0.0, 0.25, 0.5, 0.75, 1.0), []
+    scales, drawn = (0.0, 0.25, 0.5, 0.75, 1.0), []
     for scale in scales:
         pipeline.set_adapters("style", scale)
-        drawn.append(generate(pipeline, conditions, prompts, guidance_scale=3))
-    rows = [[conditions[i], *(images[i] for images in drawn)] for i in chosen]
-    sheet("together.png", rows, ["", ""], ["condition"] + [f"style LoRA, scale {scale:g}" for scale in scales])
+        drawn.append(generate(pipeline, conditions, prompts, guidance_scale=2.5))
+    rows = [[condition, *(images[i] for images in drawn)] for i, condition in enumerate(conditions)]
+    sheet("together.png", rows, prompts, ["condition"] + [f"style LoRA, scale {scale:g}" for scale in scales])
 
 
 def canny() -> None:
@@ -178,7 +179,7 @@ def main() -> None:
         ([demo_run], demo),
         ([style / METRICS], lambda: taught("style", TASK_2 / "sample_data" / "artistic-custom" / "train", style)),
         ([subject / METRICS], lambda: taught("subject", TASK_2 / "sample_data" / "dreambooth-cat", subject)),
-        ([demo_run, lora_file], together),
+        ([RUNS / "controlnet-canny" / METRICS, lora_file], together),
         ([RUNS / "controlnet-canny" / METRICS], canny),
         ([RUNS / "train_step.json"], speed),
     ]
