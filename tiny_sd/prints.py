@@ -76,7 +76,7 @@ def block_print(
     canvas = np.empty((SIDE, SIDE, 3))
     canvas[:] = paper
     layers = [
-        (rays(rng) * with_rays, inks[0]),
+        (rays(rng) if with_rays else np.zeros_like(mask), inks[0]),
         (above(gaussian_filter(mask, 7), 0.04), paper),
         (above(0.6 - tone, 0, 0.05) * body, inks[1]),
         (above(tone, 0.6, 0.05) * above(0.85 - tone, 0, 0.05) * body, inks[2]),

@@ -107,7 +107,7 @@ def print_scene(index: int) -> tuple[Image.Image, list[str]]:
         a, b = str(rng.choice(INKS)), str(rng.choice(PAPERS))
         if not is_held_out(a, b):
             break
-    inks = [COLORS[name] for name in (a, *rng.choice(TINTS, 2, replace=False))]
+    inks = tuple(COLORS[name] for name in (a, *rng.choice(TINTS, 2, replace=False)))
     subjects = load_subjects()
     name = str(rng.choice(list(subjects)))
     with_rays = bool(rng.random() < 2 / 3)
