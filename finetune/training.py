@@ -196,15 +196,20 @@ class Training:
         try:
             checkpoints.finish_folder(temporary, target)
             checkpoints.remove_old(self.output_dir, self.plan.checkpoints_total_limit)
-        except OSError as error:
+        except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise checkpoints.CheckpointError(f"Cannot write {target}: {error}\nIs the disk full?") from error
+            raise
 
     def finish_checkpoint(self) -> None:
         """Waits until the newest checkpoint is whole. Raises CheckpointError if it could not be written."""
         publishing, self.publishing = self.publishing, None
-        if publishing is not None:
-            publishing.result()
+        try:
+            if publishing is not None:
+                publishing.result()
+        except OSError as error:
+            raise checkpoints.CheckpointError(
+                f"Cannot write a checkpoint: {error}\nIs the disk full? {self.last_checkpoint()}"
+            ) from error
         self.accelerator.wait_for_everyone()
 
     def last_checkpoint(self) -> str:

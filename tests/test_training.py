@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from processes import BASE, ROOT, Program, assert_same, losses, wait_for
 from safetensors.torch import load_file
+
+from finetune import checkpoints
+from finetune.training import Plan, Training
 
 # Small, float32 and without validation: four steps take seconds.
 PROGRAM = Program("task_1_controlnet", "train.py", [
@@ -121,6 +125,28 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
     assert run.returncode != 0
     assert "Cannot write" in run.stderr and "checkpoint-2" in run.stderr and "Traceback" not in run.stderr
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_disk_that_is_full_when_the_checkpoint_reaches_it_is_reported(tmp_path, monkeypatch):
+    """In the background, after the step went on: the next checkpoint, or the run's end, says so."""
+    plan = Plan(1, 2, 1e-3, "constant", 0, 1.0, False, False, 0, 1, None, 0)
+    model = torch.nn.Linear(2, 1)
+    training = Training(
+        Accelerator(cpu=True), model, plan, [torch.ones(2)] * 4, lambda model, state, folder: folder.mkdir(),
+        lambda model, folder: None, tmp_path, "model", {},
+    )  # fmt: skip
+    training.save_checkpoint()
+    training.finish_checkpoint()
+
+    def full(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "_flush", full)
+    training.step = 1
+    training.save_checkpoint()
+    with pytest.raises(checkpoints.CheckpointError, match="(?s)No space left.*last good checkpoint is .*checkpoint-0"):
+        training.finish_checkpoint()
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-0"]
 
 
 def test_train_sh_without_cuda_says_what_to_do(tmp_path):
