@@ -1,0 +1,15 @@
+"""What every test starts from."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """The state of `Accelerator` is the process's: a precision that one test chose must not refuse another's."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
