@@ -25,6 +25,7 @@ def test_the_programs_make_a_pipeline_that_draws(tmp_path, monkeypatch):
     scenes = ("--images", "12", "--icon_share", "0.5", "--print_share", "0.3", "--output_dir", str(tmp_path))
     run(train_vae, monkeypatch, *scenes, "--steps", "2", "--batch_size", "4", "--channels", "8", "8", "8", "8")
     vae = ("--vae", str(tmp_path / "vae"))
+    scenes += ("--place_share", "0.5")
     run(train_denoiser, monkeypatch, *scenes, *vae, "--steps", "2", "2", "1", "--batch_size", "4", "4", "2")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

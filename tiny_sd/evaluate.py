@@ -1,7 +1,8 @@
 """Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
 
 Writes tiny_sd/samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the
-named ones, and how many of 200 everyday things, and of 100 prints of them, are recognised in what was drawn for them.
+named ones, and how many of 200 everyday things, of 100 prints of them, and of 100 places are recognised in what was
+drawn for them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
 from icons import STYLES, load_subjects
-from recognition import recognise, recognise_redrawn
+from places import PLACES
+from recognition import recognise, recognise_place, recognise_redrawn
 from scenes import (
     INKS,
     NAMES,
@@ -28,6 +30,7 @@ from scenes import (
     PAPERS,
     PLAIN,
     SHAPES,
+    THING_SOMEWHERE,
     TWO_SHAPES,
     is_held_out,
 )
@@ -70,6 +73,16 @@ def prompts_for_prints(count: int, seed: int) -> list[tuple[str, str]]:
     return chosen
 
 
+def prompts_for_places(count: int, seed: int) -> list[tuple[str, str]]:
+    """Prompts for different everyday things in all places in turn, and the place that each asks for."""
+    rng, subjects, places = np.random.default_rng(seed), list(load_subjects().values()), list(PLACES)
+    chosen = []
+    for i, subject in enumerate(rng.permutation(subjects)[:count]):
+        words = {"n": subject, "k": str(rng.choice(list(STYLES))), "w": places[i % len(places)]}
+        chosen.append((THING_SOMEWHERE[i % len(THING_SOMEWHERE)].format(**words), words["w"]))
+    return chosen
+
+
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
     """Images (len(prompts), 128, 128, 3) in 0..1; image i has seed i."""
     images = []
@@ -86,8 +99,8 @@ def main() -> None:
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
-    shapes_and_things = prompts_for(templates, 16, seed=0) + prompts_for_things(32, seed=0)
-    prompts = [prompt for prompt, *_ in shapes_and_things + prompts_for_prints(16, seed=0)]
+    things = prompts_for_things(20, seed=0) + prompts_for_places(12, seed=1) + prompts_for_prints(16, seed=0)
+    prompts = [prompt for prompt, *_ in prompts_for(templates, 16, seed=0) + things]
     images = draw(pipeline, prompts)
     grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
     Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
@@ -109,11 +122,14 @@ def main() -> None:
     print(f"discs cover {np.min(areas):.0%} to {np.max(areas):.0%} of the picture (median {np.median(areas):.0%})")
     print(f"standard deviation of their centres: {np.std(centers, axis=0).round(1)} px")
 
-    things, prints = prompts_for_things(200, seed=1), prompts_for_prints(100, seed=2)
-    for name, prompts, recogniser in (("everyday things", things, recognise), ("prints", prints, recognise_redrawn)):
+    for name, prompts, recogniser in (
+        ("everyday things", prompts_for_things(200, seed=1), recognise),
+        ("prints", prompts_for_prints(100, seed=2), recognise_redrawn),
+        ("things in places", prompts_for_places(100, seed=3), recognise_place),
+    ):
         images = draw(pipeline, [prompt for prompt, _ in prompts])
         found = recogniser([Image.fromarray((image * 255).round().astype(np.uint8)) for image in images])
-        shown = [one == subject for one, (_, subject) in zip(found, prompts)]
+        shown = [one == wanted for one, (_, wanted) in zip(found, prompts)]
         print(f"{len(prompts)} prompts for {name}, one each, seeds from 0: {np.mean(shown):.0%} are recognised")
 
 

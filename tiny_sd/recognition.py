@@ -12,9 +12,14 @@ drawing itself, and Lab distances are what an eye sees of it.
 does it for pictures in another style, where colours say nothing and there may be a pattern around the thing. What is
 left is lines, so histograms of oriented gradients are compared (Dalal & Triggs, 2005), of the middle of the picture.
 
+    recognise_place([image, ...])  ->  ["in a garden", ...]
+
+says where the thing is, by the colours along the border of the picture, again by the nearest true one.
+
 Run as a program it says how many of the pictures of an evaluation of Task 2 show what their prompts ask for:
 
     PYTHONPATH=. python tiny_sd/recognition.py --redrawn runs/lora-custom/evaluation/lora
+    PYTHONPATH=. python tiny_sd/recognition.py --place runs/dreambooth-cat/evaluation/lora
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from skimage.filters import gaussian
 from skimage.measure import label, regionprops
 
 from icons import STYLES, icon, load_subjects
+from places import PLACES
 
 SIDE = 24  # px at which things are compared: enough to tell them apart, and blurred edges do not count
 VISIBLE = 12.0  # Lab distance from the background from which a pixel belongs to the thing
@@ -123,22 +129,52 @@ def recognise_redrawn(images: Sequence[Image.Image]) -> list[str]:
     return [names[int((gallery @ lines_of(image.resize((128, 128)))).argmax())] for image in images]
 
 
+def border_of(image: Image.Image) -> np.ndarray:
+    """The colours along the border, in CIE Lab: two rings of a picture of 16 x 16."""
+    lab = rgb2lab(np.asarray(image.convert("RGB").resize((16, 16), Image.BOX)))
+    return np.concatenate([lab[:2].ravel(), lab[-2:].ravel(), lab[2:-2, :2].ravel(), lab[2:-2, -2:].ravel()])
+
+
+@lru_cache(maxsize=None)
+def gallery_of_places() -> tuple[np.ndarray, list[str]]:
+    """`border_of` forty drawings of each place, and which place it is."""
+    names = [name for name in PLACES for _ in range(40)]
+    return np.stack([border_of(PLACES[name](np.random.default_rng(i))) for i, name in enumerate(names)]), names
+
+
+def recognise_place(images: Sequence[Image.Image]) -> list[str]:
+    """Where the thing in each picture is, in the words of a caption."""
+    gallery, names = gallery_of_places()
+    return [names[int(np.abs(gallery - border_of(image)).mean(1).argmin())] for image in images]
+
+
 def asked_for(prompt: str) -> str | None:
     """The thing that a prompt names; the longest, since "a hot dog" is no dog."""
     named = [subject for subject in load_subjects().values() if f" {subject} " in f" {prompt} "]
     return max(named, key=len, default=None)
 
 
+def place_asked_for(prompt: str) -> str | None:
+    return next((place for place in PLACES if prompt.endswith(place)), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="How many pictures show the thing that their prompts name?")
     parser.add_argument("folder", type=Path, help="pictures, and their prompts by file name in prompts.json")
     parser.add_argument("--redrawn", action="store_true", help="the pictures are in another style than the base's")
+    parser.add_argument(
+        "--place", action="store_true", help="the place in place of the thing; prompts without one: out"
+    )
     args = parser.parse_args()
     prompts = json.loads((args.folder / "prompts.json").read_text(encoding="utf-8"))
-    found = (recognise_redrawn if args.redrawn else recognise)([Image.open(args.folder / name) for name in prompts])
-    for (name, prompt), subject in zip(prompts.items(), found):
-        print(f"{name:12} {prompt!r}: {subject or 'nothing'}")
-    right = sum(subject == asked_for(prompt) for subject, prompt in zip(found, prompts.values()))
+    asked, recogniser = asked_for, recognise_redrawn if args.redrawn else recognise
+    if args.place:
+        asked, recogniser = place_asked_for, recognise_place
+        prompts = {name: prompt for name, prompt in prompts.items() if place_asked_for(prompt)}
+    found = recogniser([Image.open(args.folder / name) for name in prompts])
+    for (name, prompt), shown in zip(prompts.items(), found):
+        print(f"{name:12} {prompt!r}: {shown or 'nothing'}")
+    right = sum(shown == asked(prompt) for shown, prompt in zip(found, prompts.values()))
     print(f"{right} of {len(prompts)} show what was asked for")
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from prints import block_print
 from tqdm.auto import tqdm
 
 from finetune.colors import COLORS
 from icons import STYLES, icon, load_subjects
+from places import PLACES
+from prints import block_print
 
 CANVAS = 512
 NAMES = list(COLORS)
@@ -63,6 +64,8 @@ ONE_THING = [
     "{k} drawing of {n}",
     "a {k} drawing of {n} on a {b} background",
 ]
+# {w} says where it is.
+THING_SOMEWHERE = ["{n} {w}", "{k} drawing of {n} {w}", "a {k} drawing of {n} {w}"]
 # {a} is the ink, {b} the paper and {g} what is carved around the thing.
 ONE_PRINT = ["print of {n}{g}", "a print of {n}{g}", "a {a} print of {n}{g} on {b}", "a {a} print of {n} on {b}{g}"]
 BRIGHTNESS = {name: np.dot(color, (0.3, 0.59, 0.11)) for name, color in COLORS.items()}
@@ -117,12 +120,18 @@ def print_scene(index: int) -> tuple[Image.Image, list[str]]:
 
 
 def scene(
-    index: int, resolution: int, icon_share: float = 0.0, print_share: float = 0.0, anywhere: bool = False
+    index: int,
+    resolution: int,
+    icon_share: float = 0.0,
+    print_share: float = 0.0,
+    place_share: float = 0.0,
+    anywhere: bool = False,
 ) -> tuple[Image.Image, list[str]]:
     """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it.
 
-    Of all scenes, `icon_share` show a drawing of an everyday thing and `print_share` a print of one; the others are the
-    same whatever the shares. Drawings stand mostly in the middle, or `anywhere`.
+    Of all scenes, `icon_share` show a drawing of an everyday thing, `place_share` of these in a place and the others on
+    a plain ground, and `print_share` show a print of one; the rest is the same whatever the shares. Drawings stand
+    mostly in the middle, or `anywhere`.
     """
     rng = np.random.default_rng([20240927, index])
     kind = rng.random()
@@ -134,7 +143,7 @@ def scene(
 
     image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
     canvas = ImageDraw.Draw(image)
-    n = k = ""
+    n = k = w = ""
     chance = np.random.default_rng([20240928, index]).random()
     if chance > 1 - print_share:
         image, captions = print_scene(index)
@@ -142,8 +151,12 @@ def scene(
     if chance < icon_share:
         subjects = load_subjects()
         k, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
-        captions = [caption for caption in ONE_THING if "{k}" in caption or k == next(iter(STYLES))]
-        n = subjects[name]
+        captions, n = ONE_THING, subjects[name]
+        place_rng = np.random.default_rng([20241125, index])
+        if place_rng.random() < place_share:
+            captions, w = THING_SOMEWHERE, str(place_rng.choice(list(PLACES)))
+            image = PLACES[w](place_rng)
+        captions = [caption for caption in captions if "{k}" in caption or k == next(iter(STYLES))]
         paste_icon(image, k, name, rng, anywhere)
     elif kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
@@ -162,7 +175,7 @@ def scene(
         captions = PLAIN
 
     image = image.resize((resolution, resolution), Image.BOX)
-    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, k=k) for caption in captions]
+    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, k=k, w=w) for caption in captions]
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import json
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from scenes import SHAPES, scene
-from train_vae import HERE, autocast, on_all_cores, render, to_range
+from train_vae import HERE, autocast, on_all_cores, to_range
 
 CONTEXT_LENGTH = 32
 VOCABULARY = 2000  # enough for every word of the captions to become one token
@@ -75,12 +76,13 @@ def build_unet() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to scaled latents of an eighth of the size, float16 on the autoencoder's device."""
+def encode(vae: AutoencoderKL, images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """uint8 images, made small, to scaled latents of `resolution` / 8, float16 on the autoencoder's device."""
     latents = []
-    for batch in tqdm(images.split(64), desc=f"Encoding {images.shape[-1]} px"):
+    for batch in tqdm(images.split(64), desc=f"Encoding {resolution} px"):
+        small = torch.nn.functional.interpolate(to_range(batch.to(vae.device)), size=resolution, mode="area")
         with autocast(vae.device):
-            mean = vae.encode(to_range(batch.to(vae.device))).latent_dist.mean
+            mean = vae.encode(small).latent_dist.mean
         latents.append((mean * vae.config.scaling_factor).half())
     return torch.cat(latents)
 
@@ -157,8 +159,9 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict)
     return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
 
 
-def captions_of(index: int, icon_share: float, print_share: float) -> list[str]:
-    return scene(index, 1, icon_share, print_share)[1]
+def picture_and_captions(index: int, shares: tuple[float, ...]) -> tuple[np.ndarray, list[str]]:
+    image, captions = scene(index, 128, *shares)
+    return np.asarray(image), captions
 
 
 class Prompts:
@@ -326,6 +329,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
     parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
     parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
+    parser.add_argument("--place_share", type=float, default=0.0, help="share of the things that stand in a place")
     parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
@@ -334,9 +338,10 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    captions = on_all_cores(
-        partial(captions_of, icon_share=args.icon_share, print_share=args.print_share), range(args.images), "Captions"
-    )
+    shares = (args.icon_share, args.print_share, args.place_share)
+    drawn = on_all_cores(partial(picture_and_captions, shares=shares), range(args.images), "Rendering")
+    images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
+    captions = [captions for _, captions in drawn]
     words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
     tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
@@ -351,7 +356,7 @@ def main() -> None:
 
     @lru_cache(maxsize=None)
     def latents(resolution: int) -> torch.Tensor:
-        return encode(vae, render(range(args.images), resolution, args.icon_share, args.print_share))
+        return encode(vae, images, resolution)
 
     words_stage, *stages = zip(args.steps, args.batch_size, args.learning_rate)
     if words_stage[0]:

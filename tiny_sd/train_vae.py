@@ -33,14 +33,13 @@ def on_all_cores(function: Callable[[int], Any], indices: range, description: st
         return list(tqdm(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
 
 
-def pixels(index: int, resolution: int, icon_share: float, print_share: float) -> np.ndarray:
-    return np.asarray(scene(index, resolution, icon_share, print_share)[0])
+def pixels(index: int, resolution: int, shares: tuple[float, ...]) -> np.ndarray:
+    return np.asarray(scene(index, resolution, *shares)[0])
 
 
-def render(indices: range, resolution: int, icon_share: float, print_share: float = 0.0) -> torch.Tensor:
-    """Scenes as one uint8 tensor of shape (len(indices), 3, resolution, resolution)."""
-    draw = partial(pixels, resolution=resolution, icon_share=icon_share, print_share=print_share)
-    images = on_all_cores(draw, indices, "Rendering")
+def render(indices: range, resolution: int, *shares: float) -> torch.Tensor:
+    """Scenes as one uint8 tensor of shape (len(indices), 3, resolution, resolution); `shares` as `scene` takes them."""
+    images = on_all_cores(partial(pixels, resolution=resolution, shares=shares), indices, "Rendering")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
