@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,8 @@ def start_accelerator(
     if mixed_precision == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         mixed_precision = "bf16" if bf16_is_fast(device) else "no"
+    # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(gradient_accumulation_steps)
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,

@@ -11,6 +11,8 @@ from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import patch_environment
 
+from finetune.setup import start_accelerator
+
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
 PROGRAM = ["train.py", "--max_train_steps", "3"]
 
@@ -70,3 +72,12 @@ def test_zero_2_shards_gradients_and_optimiser(monkeypatch):
     assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
     assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "2"
     assert float(environment["ACCELERATE_GRADIENT_CLIPPING"]) == 1.0
+
+
+def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, monkeypatch):
+    """DeepSpeed's launcher passes its file's "auto" on, or a 1."""
+    for of_launcher in ("auto", "1"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", of_launcher)
+        accelerator = start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=4, seed=0)
+        assert accelerator.gradient_accumulation_steps == 4
+        accelerator.end_training()

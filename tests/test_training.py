@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,26 @@ def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_pat
     assert all(torch.allclose(straight[name], alone[name], atol=1e-4) for name in alone)
     assert load_config(tmp_path) == load_config(tmp_path / "alone")
     spread.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2")
+    assert_same(weights(tmp_path), straight)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+def test_deepspeed_trains_as_one_process_does(tmp_path):
+    """By the configuration as it is, ZeRO-2 with two processes, but on one CPU and in float32."""
+    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2")
+    two = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
+    config = ROOT / "accelerate_configs" / "deepspeed_zero2.yaml"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    launcher += ["--mixed_precision", "no", str(ROOT / "tests" / "deepspeed_on_cpu.py")]
+    two.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
+    two.environment.update(DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu", OMP_NUM_THREADS="1")
+    two.train(tmp_path, *flags)
+    train(tmp_path / "alone", *flags, "--train_batch_size", "4")
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    straight, alone = weights(tmp_path), weights(tmp_path / "alone")
+    assert straight.keys() == alone.keys()
+    assert all(torch.allclose(straight[name], alone[name], atol=1e-4) for name in alone)
+    two.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2")
     assert_same(weights(tmp_path), straight)
 
 
