@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from diffusers import UNet2DConditionModel
 from processes import BASE
 
 import caching
+import checkpoint
 import sample
 from finetune.base import BaseModel
 from train_step import measure, table
@@ -47,6 +49,14 @@ def test_a_cached_run_starts_without_encoding_again(tmp_path, monkeypatch):
         encoded.clear()
         caching.prepare(24, 64, tmp_path, batches=1)
         assert sum(encoded) == expected
+
+
+def test_a_checkpoint_that_is_timed_is_a_whole_one(tmp_path):
+    ((waited, whole),) = checkpoint.measure("tiny_sd", tmp_path, repeats=1)
+    assert 0 < waited <= whole
+    weights = (tmp_path / "checkpoint-1" / "controlnet" / "diffusion_pytorch_model.safetensors").stat().st_size
+    averages = (tmp_path / "checkpoint-1" / "optimizer.bin").stat().st_size
+    assert averages == pytest.approx(2 * weights, rel=0.05)
 
 
 def test_the_size_of_a_cache_is_that_of_its_encodings():
