@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any, Sequence
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from finetune.images import open_image
 from finetune.objective import seed_for
 
+METADATA_FILE = "metadata.jsonl"
 LAYOUT = 'pictures, and beside them a metadata.jsonl with lines such as {"file_name": "cat.png", "text": "a cat"}'
 
 
@@ -78,21 +80,42 @@ class CaptionedImages:
         return {"image": open_image(stored["bytes"] or stored["path"], where), "text": self.captions[index]}
 
 
+def read_captions(folder: str | Path) -> dict[str, str]:
+    """The captions in a folder's metadata.jsonl by file name; none if there is no such file. Raises ValueError."""
+    file = Path(folder) / METADATA_FILE
+    captions: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
+        try:
+            entry = json.loads(line)
+            name, text = entry["file_name"], entry["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"Line {number} of {file} is wrong ({error!r}): {folder} must hold {LAYOUT}.") from error
+        if not isinstance(text, str) or not (file.parent / str(name)).is_file():
+            raise ValueError(f"Line {number} of {file}: there must be a picture {name!r}, and its text in quotes.")
+        captions[name] = text
+    return captions
+
+
 class SubjectImages:
     """The pictures of one folder in the order of their names, all with the same prompt.
 
-    What is no picture, or a damaged one, is named in `skipped` and left out. Raises ValueError if nothing is left.
+    `with_captions`: pictures that a metadata.jsonl has captions for come once more at the end, with these. A caption
+    that says where the subject is keeps the place from becoming a part of it.
+
+    What is no picture, or a damaged one, is named in `skipped` and left out. Raises ValueError if nothing is left, or
+    for a metadata.jsonl that cannot be read.
     """
 
-    def __init__(self, folder: str | Path, prompt: str, max_samples: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, prompt: str, max_samples: int | None = None, with_captions: bool = False
+    ) -> None:
         if not Path(folder).is_dir():
             raise ValueError(f"There is no folder {folder}.")
-        self.prompt = prompt
         self.paths: list[Path] = []
         self.skipped: list[str] = []
         digest = hashlib.sha256(prompt.encode())
         for path in sorted(Path(folder).iterdir(), key=lambda path: path.name):
-            if path.name.startswith(".") or len(self.paths) == max_samples:
+            if path.name.startswith(".") or path.name == METADATA_FILE or len(self.paths) == max_samples:
                 continue
             try:
                 open_image(path, path.name)
@@ -103,13 +126,19 @@ class SubjectImages:
             digest.update(path.name.encode() + path.read_bytes())
         if not self.paths:
             raise ValueError("\n".join([f"There are no pictures in {folder}.", *self.skipped]))
+        self.prompts = [prompt] * len(self.paths)
+        captions = read_captions(folder) if with_captions else {}
+        for path in [path for path in self.paths if path.name in captions]:
+            self.paths.append(path)
+            self.prompts.append(captions[path.name])
+        digest.update(json.dumps(captions).encode() if captions else b"")
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": open_image(self.paths[index], self.paths[index].name), "text": self.prompt}
+        return {"image": open_image(self.paths[index], self.paths[index].name), "text": self.prompts[index]}
 
 
 class Joined:

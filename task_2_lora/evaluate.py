@@ -1,6 +1,6 @@
 """Measures a LoRA: how much closer do the pictures come to the training images than the base's, prompt by prompt?
 
-    python evaluate.py --base ../tiny_sd --guidance_scale 3 --measure style --lora ../runs/lora-custom \
+    python evaluate.py --base ../tiny_sd --guidance_scale 2.5 --measure style --lora ../runs/lora-custom \
         --train_data_dir sample_data/artistic-custom/train --output_dir ../runs/lora-custom/evaluation
 
 writes base/ and lora/ (the same prompts and seeds without and with the LoRA), generated/ (the LoRA's first picture of
@@ -27,12 +27,12 @@ from hub_metrics import clip_scores, dino_scores
 
 PROMPTS = {
     "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
-    "subject": [
+    "subject": [  # two places of the sample pictures, and two grounds that they do not show
         "a sks cat",
         "a sks cat in a garden",
-        "a sks cat on a beach",
-        "a sks cat at night",
         "a sks cat in snow",
+        "a sks cat on a light blue background",
+        "a sks cat in a forest",
     ],
 }
 

@@ -31,7 +31,12 @@ def parse_args() -> argparse.Namespace:
     parser = lora_parser(__doc__.splitlines()[0], validation_epochs=50, output_dir=Path("../runs/dreambooth"))
     add = parser.add_argument
     add("--instance_data_dir", required=True, help="folder with the pictures of the subject")
-    add("--instance_prompt", required=True, help="what they show, with the indicator: 'a photo of a sks cat'")
+    add(
+        "--instance_prompt",
+        required=True,
+        help="what they show, with the indicator: 'a photo of a sks cat'; a "
+        "metadata.jsonl in their folder may say more of each: 'a photo of a sks cat in snow'",
+    )
     add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
     add("--class_data_dir", type=Path, default=None, help="pictures of the class; missing ones are drawn by the base")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
@@ -88,7 +93,7 @@ def draw_class_images(
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
-    subject = SubjectImages(args.instance_data_dir, args.instance_prompt)
+    subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
     accelerator = start_accelerator(

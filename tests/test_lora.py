@@ -272,6 +272,30 @@ def test_stray_and_unreadable_files_are_named_and_skipped(tmp_path):
     assert data[0]["text"] == "a sks cat"
 
 
+def test_a_subject_may_have_captions_that_say_where_it_is(tmp_path):
+    for name in ("a.png", "b.png"):
+        picture(ord(name[0])).save(tmp_path / name)
+    plain = SubjectImages(tmp_path, "a sks cat", with_captions=True)
+    assert [plain[i]["text"] for i in range(len(plain))] == ["a sks cat"] * 2
+    file = tmp_path / "metadata.jsonl"
+    file.write_text('{"file_name": "b.png", "text": "a sks cat in snow"}\n')
+    data = SubjectImages(tmp_path, "a sks cat", with_captions=True)
+    assert [(path.name, prompt) for path, prompt in zip(data.paths, data.prompts)] == [
+        ("a.png", "a sks cat"), ("b.png", "a sks cat"), ("b.png", "a sks cat in snow"),
+    ]  # fmt: skip
+    assert not data.skipped and data.fingerprint != plain.fingerprint
+    assert len(SubjectImages(tmp_path, "a sks cat")) == 2
+    for wrong in (
+        '{"file_name": "b.png"}',
+        "snow",
+        '{"file_name": "c.png", "text": "x"}',
+        '{"file_name": "b.png", "text": 7}',
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match="Line 1 of .*metadata.jsonl"):
+            SubjectImages(tmp_path, "a sks cat", with_captions=True)
+
+
 def test_variants_are_cuts_and_mirror_images_that_never_change(style_folder):
     data = CaptionedImages(None, str(style_folder), "image", "text")
     flips = Variants(data, random_flip=True, random_crop=False)

@@ -10,7 +10,8 @@ drawing itself, and Lab distances are what an eye sees of it.
     recognise_redrawn([image, ...])
 
 does it for pictures in another style, where colours say nothing and there may be a pattern around the thing. What is
-left is lines, so histograms of oriented gradients are compared (Dalal & Triggs, 2005), of the middle of the picture.
+left is lines, so histograms of oriented gradients are compared (Dalal & Triggs, 2005), of the middle of the picture,
+with those of every drawing and of a print of it with rays around it: a tree in rays is no ferris wheel.
 
     recognise_place([image, ...])  ->  ["in a garden", ...]
 
@@ -39,8 +40,10 @@ from skimage.measure import label, regionprops
 
 from icons import STYLES, icon, load_subjects
 from places import PLACES
+from prints import block_print
 
 SIDE = 24  # px at which things are compared: enough to tell them apart, and blurred edges do not count
+PRINT_INKS, PRINT_PAPER = ((30, 30, 80), (220, 90, 70), (240, 190, 80)), (250, 238, 210)  # any: only lines count
 VISIBLE = 12.0  # Lab distance from the background from which a pixel belongs to the thing
 
 
@@ -108,18 +111,22 @@ def lines_of(image: Image.Image) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def gallery_of_lines() -> tuple[np.ndarray, list[str]]:
-    """`lines_of` every drawing and its mirror image, three quarters of the picture large, and what each shows."""
+    """`lines_of` every drawing, three quarters of the picture large, of a print of it, and of the mirror images."""
     lines, names = [], []
     for style in STYLES:
-        for name, subject in load_subjects().items():
+        for number, (name, subject) in enumerate(load_subjects().items()):
             drawing = icon(style, name, 128)
             drawing = drawing.crop(drawing.getchannel("A").getbbox())
             drawing.thumbnail((96, 96))
             picture = Image.new("RGB", (128, 128), "ivory")
             picture.paste(drawing, ((128 - drawing.width) // 2, (128 - drawing.height) // 2), drawing)
-            for shown in (picture, picture.transpose(Image.FLIP_LEFT_RIGHT)):
-                lines.append(lines_of(shown))
-                names.append(subject)
+            pictures = [picture]
+            if style == next(iter(STYLES)):
+                rng = np.random.default_rng(number)
+                pictures.append(block_print(style, name, PRINT_INKS, PRINT_PAPER, True, rng).resize((128, 128)))
+            for picture in pictures:
+                lines += [lines_of(picture), lines_of(picture.transpose(Image.FLIP_LEFT_RIGHT))]
+                names += [subject, subject]
     return np.stack(lines), names
 
 

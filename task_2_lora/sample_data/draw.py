@@ -363,7 +363,13 @@ STYLE_ICONS = {  # picture: the icon set, the icon, and the seed
     "cat": ("fluent-emoji-flat", "cat", 6),
     "dog": ("noto", "dog", 3),
 }
-CAT_PICTURES = ((0, 0), (2, 2), (3, 3), (5, 4))  # (pose, place) of 0.png to 3.png; the other pairs are not shown
+# (pose, place) of 0.png to 3.png, and where that is; the other pairs are not shown.
+CAT_PICTURES = ((0, 0, "in a garden"), (2, 2, "on a beach"), (3, 3, "at night"), (5, 4, "in snow"))
+
+
+def write_captions(folder: Path, captions: dict[str, str]) -> None:
+    lines = [json.dumps({"file_name": name, "text": text}) + "\n" for name, text in captions.items()]
+    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def main() -> None:
@@ -376,17 +382,20 @@ def main() -> None:
 
     folder = HERE / "artistic-custom" / "train"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    captions = {}
     for name, (icon_set, icon, seed) in STYLE_ICONS.items():
         icons = json.loads((args.icons / f"{icon_set}.json").read_text(encoding="utf-8"))
         in_style(icons["icons"][icon], icons["view"], seed).save(folder / f"{name}.png")
-        lines.append(json.dumps({"file_name": f"{name}.png", "text": f"a {name}"}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+        captions[f"{name}.png"] = f"a {name}"
+    write_captions(folder, captions)
 
     folder = HERE / "dreambooth-cat"
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (pose, place) in enumerate(CAT_PICTURES):
+    captions = {}
+    for number, (pose, place, where) in enumerate(CAT_PICTURES):
         cat(pose, place).save(folder / f"{number}.png")
+        captions[f"{number}.png"] = f"a sks cat {where}"
+    write_captions(folder, captions)
 
 
 if __name__ == "__main__":
