@@ -20,7 +20,7 @@ from recognition import asked_for, place_asked_for, recognise, recognise_place, 
 from scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
-EMBEDDING_RMS = 0.523424
+EMBEDDING_RMS = 0.483234
 BASE = Path(__file__).resolve().parent.parent / "tiny_sd"
 
 
