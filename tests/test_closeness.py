@@ -95,8 +95,8 @@ def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
 
 def test_what_a_print_shows_is_recognised():
     icons = json.loads((ROOT / "tiny_sd" / "icons" / "fluent-emoji-flat.json").read_text())
-    subjects = dict(list(load_subjects().items())[::9])  # from all groups
+    subjects = dict(list(load_subjects().items())[::3])  # from all groups
     prints = [samples.in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
     right = [found == subject for found, subject in zip(recognise_redrawn(prints), subjects.values())]
-    assert len(prints) > 30 and sum(right) >= 0.9 * len(prints)
+    assert len(prints) > 100 and sum(right) >= 0.9 * len(prints)
     assert asked_for("a sks hot dog in a garden") is None and asked_for("shaded drawing of a hot dog") == "a hot dog"
