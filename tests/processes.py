@@ -26,7 +26,7 @@ class Program:
         """To the end, whatever that is."""
         return subprocess.run(
             [*self.command, "--output_dir", str(output_dir), *flags],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300,
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     def train(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
