@@ -6,13 +6,13 @@ a sky with a few marks of its own, in colours that vary a little, drawn on a can
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 512
-Color = tuple[int, int, int]
+Color = Tuple[int, int, int]
 
 
 class Place:
