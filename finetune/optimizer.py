@@ -12,6 +12,11 @@ class SetupError(RuntimeError):
     """This machine or installation lacks something; the message says what to do."""
 
 
+def can_fuse(device: torch.device) -> bool:
+    """Whether PyTorch's optimisers update all weights in one kernel there."""
+    return device.type == "cuda" or (device.type == "cpu" and is_torch_version(">=", "2.4"))
+
+
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
 ) -> torch.optim.Optimizer:
@@ -27,5 +32,4 @@ def build_optimizer(
         except ImportError as error:
             raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
         return AdamW8bit(list(parameters), **settings)
-    fused = device.type == "cuda" or (device.type == "cpu" and is_torch_version(">=", "2.4"))
-    return torch.optim.AdamW(parameters, fused=fused, **settings)
+    return torch.optim.AdamW(parameters, fused=can_fuse(device), **settings)

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.optimizer import can_fuse
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from scenes import SHAPES, scene
@@ -39,7 +40,8 @@ def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=VOCABULARY, end_of_word_suffix="</w>"))
-    merges = [tuple(merge) for merge in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [merge.split() if isinstance(merge, str) else merge for merge in merges]  # text in older releases
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(merge) for merge in merges] + [START, END]
@@ -286,7 +288,8 @@ def train(
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     reader = PictureReader(networks["text_encoder"], bank)
     parameters = [*networks.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    settings = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": can_fuse(device)}
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **settings)
     unet = torch.compile(networks["unet"]) if compiled else networks["unet"]
     balanced = BalancedError(device)
     progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
