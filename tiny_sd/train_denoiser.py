@@ -117,12 +117,14 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
+    unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)  # older releases save nothing else
     pipeline = StableDiffusionPipeline(
-        copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, copy.deepcopy(unet), scheduler,
+        copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, unet, scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
-    tokenizer.backend_tokenizer.no_padding()
+    if hasattr(tokenizer, "backend_tokenizer"):  # not in older releases
+        tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
