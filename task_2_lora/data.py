@@ -85,6 +85,8 @@ def read_captions(folder: str | Path) -> dict[str, str]:
     file = Path(folder) / METADATA_FILE
     captions: dict[str, str] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             name, text = entry["file_name"], entry["text"]

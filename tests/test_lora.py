@@ -278,7 +278,7 @@ def test_a_subject_may_have_captions_that_say_where_it_is(tmp_path):
     plain = SubjectImages(tmp_path, "a sks cat", with_captions=True)
     assert [plain[i]["text"] for i in range(len(plain))] == ["a sks cat"] * 2
     file = tmp_path / "metadata.jsonl"
-    file.write_text('{"file_name": "b.png", "text": "a sks cat in snow"}\n')
+    file.write_text('{"file_name": "b.png", "text": "a sks cat in snow"}\n\n')
     data = SubjectImages(tmp_path, "a sks cat", with_captions=True)
     assert [(path.name, prompt) for path, prompt in zip(data.paths, data.prompts)] == [
         ("a.png", "a sks cat"), ("b.png", "a sks cat"), ("b.png", "a sks cat in snow"),

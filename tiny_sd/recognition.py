@@ -169,9 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How many pictures show the thing that their prompts name?")
     parser.add_argument("folder", type=Path, help="pictures, and their prompts by file name in prompts.json")
     parser.add_argument("--redrawn", action="store_true", help="the pictures are in another style than the base's")
-    parser.add_argument(
-        "--place", action="store_true", help="the place in place of the thing; prompts without one: out"
-    )
+    parser.add_argument("--place", action="store_true", help="where the thing is, of prompts that say where")
     args = parser.parse_args()
     prompts = json.loads((args.folder / "prompts.json").read_text(encoding="utf-8"))
     asked, recogniser = asked_for, recognise_redrawn if args.redrawn else recognise
