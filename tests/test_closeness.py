@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from processes import ROOT
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from closeness import style_distances, subject_scores
 from icons import load_subjects
@@ -93,10 +95,29 @@ def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
         assert other < itself <= 1 + 1e-5
 
 
-def test_what_a_print_shows_is_recognised():
+def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:
+    """As a model might draw it: 128 px, every line moved by 4 px here and there, and through the base's autoencoder."""
+    rng = np.random.default_rng(seed)
+    shifts = np.stack([gaussian_filter(rng.normal(size=(128, 128)), 10) for _ in range(2)])
+    places = np.mgrid[:128, :128] + 4 * shifts / shifts.std()
+    rgb = np.asarray(image.convert("RGB").resize((128, 128)), np.float32)
+    moved = np.stack([map_coordinates(rgb[..., i], places, order=1, mode="nearest") for i in range(3)])
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(moved)[None] / 127.5 - 1).latent_dist.mode()
+        decoded = vae.decode(latents).sample[0].clamp(-1, 1).permute(1, 2, 0)
+    return Image.fromarray(((decoded + 1) * 127.5).round().byte().numpy())
+
+
+def test_what_a_print_shows_is_recognised(vae):
     icons = json.loads((ROOT / "tiny_sd" / "icons" / "fluent-emoji-flat.json").read_text())
     subjects = dict(list(load_subjects().items())[::3])  # from all groups
     prints = [samples.in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
-    right = [found == subject for found, subject in zip(recognise_redrawn(prints), subjects.values())]
-    assert len(prints) > 100 and sum(right) >= 0.9 * len(prints)
+    redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]
+    for images, share in ((prints, 0.95), (redrawn, 0.85)):
+        right = [found == subject for found, subject in zip(recognise_redrawn(images), subjects.values())]
+        print(f"{sum(right)} of {len(right)}")
+        assert len(images) > 100 and sum(right) >= share * len(images)
+
+
+def test_a_prompt_names_a_thing():
     assert asked_for("a sks hot dog in a garden") is None and asked_for("shaded drawing of a hot dog") == "a hot dog"

@@ -546,6 +546,50 @@ def test_the_condition_is_embedded_once_for_all_steps(pipelines):
     assert len(calls) == 1
 
 
+def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch):
+    counts = {}
+    for name in ("unet", "controlnet"):
+        for key, layer in getattr(pipelines[0], name).named_modules():
+            if key.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_q")):
+                counts[layer] = 0
+    forward = torch.nn.Linear.forward
+
+    def count(layer, x):
+        if layer in counts:
+            counts[layer] += 1
+        return forward(layer, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", count)
+    draw(pipelines[0], num_inference_steps=3)
+    calls = sorted(counts.values())
+    assert calls.count(1) == 2 * calls.count(max(calls)), "queries at each step, keys and values once"
+    draw(pipelines[0], num_inference_steps=3)
+    assert sorted(counts.values()) == [2 * n for n in calls], "a call must not see the text of the one before"
+
+
+@pytest.mark.parametrize("change", ["prompt_embeds in place", "LoRA"])
+def test_callback_may_change_what_the_text_becomes(adaptable, lora, change):
+    for pipeline in adaptable:
+        pipeline.load_lora_weights(lora / "1", adapter_name="one")
+    unchanged = draw(adaptable[0])
+
+    def alter(pipeline, step, timestep, tensors):
+        if change == "LoRA":
+            pipeline.set_adapters(["one"], adapter_weights=[0.1])
+        else:
+            tensors["prompt_embeds"].mul_(0.5)
+        return {}
+
+    inputs = ["prompt_embeds"]
+    changed = equal_images(adaptable, callback_on_step_end=alter, callback_on_step_end_tensor_inputs=inputs)
+    assert not np.array_equal(changed, unchanged)
+
+
+def test_a_compiled_unet_draws_the_same(pipelines, plain_image):
+    unet = torch.compile(pipelines[0].unet, backend="eager", fullgraph=True)
+    assert np.array_equal(draw(with_components(pipelines[0], unet=unet)), plain_image)
+
+
 def test_one_negative_prompt_serves_all_prompts(pipelines):
     prompts = ["red disc", "blue"]
     assert np.array_equal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Callable, Iterator, List, Sequence, Union
 
@@ -15,6 +16,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
@@ -22,6 +24,9 @@ from PIL import Image
 
 from .controlnet import ControlNetModel, ControlNetOutput
 from .unets.unet_2d_condition import UNet2DConditionModel
+
+# PyTorch before 2.3 has it elsewhere.
+is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -289,7 +294,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         latents = self.prepare_latents(*shape, height, width, prompt_embeds.dtype, device, generator, latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
-        with lora_scaled(self.unet, lora_scale):
+        with lora_scaled(self.unet, lora_scale), text_projected_once(self.unet, *nets) as forget_text:
             for i, t in enumerate(self.progress_bar(timesteps)):
                 # fmt: off
                 guided = self.do_classifier_free_guidance
@@ -326,6 +331,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                     changed = callback_on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs}) or {}
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                    forget_text()  # a callback may change anything, a LoRA too
                 if self._interrupt:
                     break
 
@@ -439,6 +445,35 @@ def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
         yield
     finally:
         unscale_lora_layers(model, scale)
+
+
+@contextmanager
+def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]]:
+    """Within this context, cross-attention computes a text's keys and values once; what it yields makes it forget them.
+
+    Sampling shows the models the same text at every timestep.
+    """
+    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}  # the last input, and what came of it
+
+    def project(linear: torch.nn.Module, forward: Callable, text: torch.Tensor, *args: Any) -> torch.Tensor:
+        if is_compiling():
+            return forward(text, *args)
+        if linear not in remembered or remembered[linear][0] is not text:
+            remembered[linear] = text, forward(text, *args)
+        return remembered[linear][1]
+
+    attentions = [layer for model in models for layer in model.modules() if isinstance(layer, Attention)]
+    projections = [linear for layer in attentions if layer.is_cross_attention for linear in (layer.to_k, layer.to_v)]
+    before = [vars(linear).get("forward") for linear in projections]  # an offloaded model's has been replaced already
+    for linear in projections:
+        linear.forward = partial(project, linear, linear.forward)
+    try:
+        yield remembered.clear
+    finally:
+        for linear, forward in zip(projections, before):
+            del linear.forward
+            if forward is not None:
+                linear.forward = forward
 
 
 def scales_at(
