@@ -138,6 +138,7 @@ class Step:
             hidden = models.text_encoder.config.hidden_size
             self.latents = torch.randn(self.micro_size, 4, side // 8, side // 8, device=self.device)
             self.text = torch.randn(*self.tokens.shape, hidden, device=self.device)
+            self.pixels = self.pixels.to(memory_format=torch.channels_last)
             models.vae = models.text_encoder = None
             return
         dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
