@@ -25,10 +25,10 @@ TRAIN := cd task_1_controlnet && ../.venv/bin/python train.py --pretrained_model
 	--learning_rate 1e-3 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 \
 	--resume_from_checkpoint latest
 demo: .venv/ready
-	$(TRAIN) --resolution 64 --max_train_samples 4000 --max_train_steps 1000 --lr_scheduler constant_with_warmup \
-		--checkpointing_steps 250 --validation_steps 0 --output_dir ../$(RUN)/64px
-	$(TRAIN) --resolution 128 --max_train_samples 2000 --max_train_steps 500 --lr_scheduler cosine \
-		--checkpointing_steps 125 --validation_steps 250 --output_dir ../$(RUN) \
+	$(TRAIN) --resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup \
+		--checkpointing_steps 300 --validation_steps 0 --output_dir ../$(RUN)/64px
+	$(TRAIN) --resolution 128 --max_train_samples 2000 --max_train_steps 400 --lr_scheduler cosine \
+		--checkpointing_steps 100 --validation_steps 200 --output_dir ../$(RUN) \
 		--controlnet_model_name_or_path ../$(RUN)/64px/controlnet
 	cd task_1_controlnet && ../.venv/bin/python evaluate.py --base $(BASE) --controlnet ../$(RUN)/controlnet \
 		--guidance_scale 3 --num_inference_steps 12 --output_dir ../$(RUN)

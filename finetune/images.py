@@ -34,7 +34,7 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 def square(image: Image.Image, resolution: int) -> Image.Image:
     """The picture's centre square in RGB, `resolution` px wide."""
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
