@@ -115,8 +115,7 @@ def test_what_a_print_shows_is_recognised(vae):
     redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]
     for images, share in ((prints, 0.95), (redrawn, 0.85)):
         right = [found == subject for found, subject in zip(recognise_redrawn(images), subjects.values())]
-        print(f"{sum(right)} of {len(right)}")
-        assert len(images) > 100 and sum(right) >= share * len(images)
+        assert len(images) > 100 and sum(right) >= share * len(images), f"{sum(right)} of {len(right)}"
 
 
 def test_a_prompt_names_a_thing():

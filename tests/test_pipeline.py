@@ -253,6 +253,12 @@ def test_pixels_equal_diffusers_with_two_controlnets(pairs, arguments):
     assert not np.array_equal(images, draw(pairs[0], image=[picture()] * 2))
 
 
+def test_one_controlnet_may_be_there_twice(pipelines):
+    twice = [with_components(pipeline, controlnet=[pipeline.controlnet] * 2) for pipeline in pipelines]
+    images = equal_images(twice, image=[picture(), picture(seed=6)])
+    assert not np.array_equal(images, draw(pipelines[0], image=picture()))
+
+
 def test_two_controlnets_take_a_list_of_images_each(pairs):
     ours, theirs = pairs
     a, b, c, d = (picture(seed=seed) for seed in range(4))

@@ -462,8 +462,9 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
             remembered[linear] = text, forward(text, *args)
         return remembered[linear][1]
 
-    attentions = [layer for model in models for layer in model.modules() if isinstance(layer, Attention)]
-    projections = [linear for layer in attentions if layer.is_cross_attention for linear in (layer.to_k, layer.to_v)]
+    layers = {layer for model in models for layer in model.modules()}  # a set, as one ControlNet may be there twice
+    attentions = [layer for layer in layers if isinstance(layer, Attention) and layer.is_cross_attention]
+    projections = [linear for layer in attentions for linear in (layer.to_k, layer.to_v)]
     before = [vars(linear).get("forward") for linear in projections]  # an offloaded model's has been replaced already
     for linear in projections:
         linear.forward = partial(project, linear, linear.forward)
