@@ -552,7 +552,8 @@ def test_the_condition_is_embedded_once_for_all_steps(pipelines):
     assert len(calls) == 1
 
 
-def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch):
+@pytest.mark.parametrize("guess_mode", [False, True])
+def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch, guess_mode):
     counts = {}
     for name in ("unet", "controlnet"):
         for key, layer in getattr(pipelines[0], name).named_modules():
@@ -566,10 +567,10 @@ def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch):
         return forward(layer, x)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", count)
-    draw(pipelines[0], num_inference_steps=3)
+    draw(pipelines[0], num_inference_steps=3, guess_mode=guess_mode)
     calls = sorted(counts.values())
     assert calls.count(1) == 2 * calls.count(max(calls)), "queries at each step, keys and values once"
-    draw(pipelines[0], num_inference_steps=3)
+    draw(pipelines[0], num_inference_steps=3, guess_mode=guess_mode)
     assert sorted(counts.values()) == [2 * n for n in calls], "a call must not see the text of the one before"
 
 
@@ -591,9 +592,25 @@ def test_callback_may_change_what_the_text_becomes(adaptable, lora, change):
     assert not np.array_equal(changed, unchanged)
 
 
-def test_a_compiled_unet_draws_the_same(pipelines, plain_image):
-    unet = torch.compile(pipelines[0].unet, backend="eager", fullgraph=True)
-    assert np.array_equal(draw(with_components(pipelines[0], unet=unet)), plain_image)
+@pytest.mark.parametrize("way", ["wrapped", "in place", "forward only"])
+def test_a_compiled_unet_is_compiled_once(adaptable, plain_image, way):
+    ours, graphs = adaptable[0], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compilation = {"backend": backend, "fullgraph": True}
+    if way == "wrapped":
+        ours.unet = torch.compile(ours.unet, **compilation)
+    elif way == "forward only":
+        ours.unet.forward = torch.compile(ours.unet.forward, **compilation)
+    elif hasattr(ours.unet, "compile"):
+        ours.unet.compile(**compilation)
+    else:
+        pytest.skip("this PyTorch does not compile modules in place")
+    assert all(np.array_equal(draw(ours), plain_image) for _ in range(3))
+    assert len(graphs) == 1
 
 
 def test_one_negative_prompt_serves_all_prompts(pipelines):

@@ -25,9 +25,6 @@ from PIL import Image
 from .controlnet import ControlNetModel, ControlNetOutput
 from .unets.unet_2d_condition import UNet2DConditionModel
 
-# PyTorch before 2.3 has it elsewhere.
-is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # Arguments of `from_pretrained` that concern each model, not only the pipeline.
@@ -449,20 +446,18 @@ def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
 
 @contextmanager
 def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]]:
-    """Within this context, cross-attention computes a text's keys and values once; what it yields makes it forget them.
-
-    Sampling shows the models the same text at every timestep.
+    """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
+    same text at every timestep. Yields what makes it forget them.
     """
-    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}  # the last input, and what came of it
+    remembered: dict[torch.nn.Module, torch.Tensor] = {}
 
-    def project(linear: torch.nn.Module, forward: Callable, text: torch.Tensor, *args: Any) -> torch.Tensor:
-        if is_compiling():
-            return forward(text, *args)
-        if linear not in remembered or remembered[linear][0] is not text:
-            remembered[linear] = text, forward(text, *args)
-        return remembered[linear][1]
+    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        if linear not in remembered:
+            remembered[linear] = forward(*args)
+        return remembered[linear]
 
-    layers = {layer for model in models for layer in model.modules()}  # a set, as one ControlNet may be there twice
+    # A set, as one ControlNet may be there twice.
+    layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
     attentions = [layer for layer in layers if isinstance(layer, Attention) and layer.is_cross_attention]
     projections = [linear for layer in attentions for linear in (layer.to_k, layer.to_v)]
     before = [vars(linear).get("forward") for linear in projections]  # an offloaded model's has been replaced already
@@ -475,6 +470,14 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
             del linear.forward
             if forward is not None:
                 linear.forward = forward
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether any part of it was, in one of three ways; a layer's new `forward` would have it compiled once more."""
+    return any(
+        hasattr(part.forward, "_torchdynamo_orig_callable") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in model.modules()
+    )
 
 
 def scales_at(
