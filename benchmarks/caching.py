@@ -37,8 +37,10 @@ def prepare(samples: int, resolution: int, folder: Path, batches: int) -> dict[s
     from fill50k import load_data
     from finetune.base import BaseModel
     from finetune.cache import Samples, load_encodings
+    from finetune.setup import bf16_is_fast
 
-    accelerator = Accelerator()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast(device) else "no")
     base = BaseModel.load(str(ROOT / "tiny_sd"))
     data = load_data("rendered", "image", "conditioning_image", "text", samples)
     base.to(accelerator.device)

@@ -209,10 +209,9 @@ class ControlNetModel(StableDiffusionModel):
         ######## TODO (3) ########
 
         num_residuals = len(down_block_res_samples) + 1
-        scales = torch.full((num_residuals,), 1.0)
+        scales = [conditioning_scale] * num_residuals
         if guess_mode:
-            scales = torch.logspace(-1, 0, num_residuals)
-        scales = (scales * conditioning_scale).tolist()
+            scales = (torch.logspace(-1, 0, num_residuals) * conditioning_scale).tolist()
         down_block_res_samples = tuple(residual * s for residual, s in zip(down_block_res_samples, scales))
         mid_block_res_sample = mid_block_res_sample * scales[-1]
 
