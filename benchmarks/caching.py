@@ -1,6 +1,7 @@
 """Measures what caching the encodings of a data set costs, by its size: time, disk, memory, and the start of a run.
 
     python benchmarks/caching.py                                # the embedded base at 128 px, rendered Fill50K
+    python benchmarks/caching.py --size sd14 --resolution 512   # encodings of Stable Diffusion 1.4's shapes
 
 Every figure is taken in a fresh process: one that encodes, and one that finds the encodings and reads batches.
 """
@@ -19,12 +20,12 @@ from pathlib import Path
 
 import psutil
 
-from models import ROOT, device_name
+from models import ROOT, build_base, device_name
 
 MIB = 2**20
 
 
-def prepare(samples: int, resolution: int, folder: Path, batches: int) -> dict[str, float]:
+def prepare(size: str, samples: int, resolution: int, folder: Path, batches: int) -> dict[str, float]:
     """Does what train.py does before its first step, then reads batches; seconds since this process began, and MiB.
 
     `own_mib` is what the process holds at its end, without the pages of files: those that it has read of the encodings
@@ -35,13 +36,12 @@ def prepare(samples: int, resolution: int, folder: Path, batches: int) -> dict[s
     from accelerate import Accelerator
 
     from fill50k import load_data
-    from finetune.base import BaseModel
     from finetune.cache import Samples, load_encodings
     from finetune.setup import bf16_is_fast
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast(device) else "no")
-    base = BaseModel.load(str(ROOT / "tiny_sd"))
+    base = build_base(size)
     data = load_data("rendered", "image", "conditioning_image", "text", samples)
     base.to(accelerator.device)
     encodings = load_encodings(base, data, resolution, folder, accelerator)
@@ -55,13 +55,13 @@ def prepare(samples: int, resolution: int, folder: Path, batches: int) -> dict[s
     return {"seconds": seconds, "peak_mib": peak / MIB, "own_mib": (memory.rss - memory.shared) / MIB}
 
 
-def measure(samples: int, resolution: int) -> dict[str, float]:
+def measure(size: str, samples: int, resolution: int) -> dict[str, float]:
     """One line of the table: encodes into an empty folder, then starts again on what is there."""
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for _ in range(2):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh_process:
-                runs.append(fresh_process.submit(prepare, samples, resolution, Path(folder), 200).result())
+                runs.append(fresh_process.submit(prepare, size, samples, resolution, Path(folder), 200).result())
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     first, cached = runs
     return {
@@ -92,14 +92,15 @@ def table(results: list[dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd", help="of the encodings")
     parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10000, 50000])
     parser.add_argument("--resolution", type=int, default=128, help="px")
     parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
     args = parser.parse_args()
-    results = [measure(samples, args.resolution) for samples in args.samples]
-    print(f"{device_name()}, tiny_sd, {args.resolution} px\n\n{table(results)}")
+    results = [measure(args.size, samples, args.resolution) for samples in args.samples]
+    print(f"{device_name()}, {args.size}, {args.resolution} px\n\n{table(results)}")
     if args.output:
-        args.output.write_text(json.dumps({"device": device_name(), "results": results}, indent=2) + "\n")
+        args.output.write_text(json.dumps({"device": device_name(), "size": args.size, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.base import BaseModel
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY_SD = ROOT / "tiny_sd"
 
@@ -68,6 +70,27 @@ def build_models(size: str) -> Models:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler=scheduler,
+    )
+
+
+def build_base(size: str) -> BaseModel:
+    """The embedded base, `tiny_sd`; or for `sd14` encoders with random weights that are narrow, but whose latents and
+    text embeddings have Stable Diffusion 1.4's shapes: what those cost can be measured without a GPU.
+    """
+    if size == "tiny_sd":
+        return BaseModel.load(str(TINY_SD))
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=1, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    text = CLIPTextConfig(hidden_size=768, intermediate_size=768, num_hidden_layers=1, num_attention_heads=12)
+    return BaseModel(
+        name="narrow",
+        tokenizer=CLIPTokenizer.from_pretrained(TINY_SD, subfolder="tokenizer", model_max_length=77),
+        text_encoder=CLIPTextModel(text).eval(),
+        vae=vae.eval(),
+        scheduler=diffusers.DDPMScheduler(),
     )
 
 

@@ -6,8 +6,8 @@
 
 course:  the assignment's recipe: float32, one image at a time until the batch is full, gradient checkpointing, 8-bit
          Adam if installed, images decoded in the main process, VAE and text encoder in every step
-library: the usual example script's step with diffusers' models at its best flags: bfloat16 where it is fast, TF32, no
-         checkpointing, images decoded for it beforehand; VAE and text encoder in every step
+library: the usual example script's step with diffusers' models at its best flags: bfloat16 where it is fast, for frozen
+         weights too, TF32, no checkpointing, images decoded for it beforehand; VAE and text encoder in every step
 ours:    this repository's step: latents and text embeddings from the cache, frozen weights in half precision on a GPU
 ours, compiled: the same with --compile
 ours, low memory: the same as ours with gradient checkpointing and 8-bit Adam if installed
@@ -85,6 +85,7 @@ class Step:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         precision = "bf16" if recipe.fast_precision and bf16_is_fast(self.device) else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
+        self.frozen_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.fast_precision
         self.micro_batches, self.micro_size = (batch_size, 1) if recipe.accumulate_single_images else (1, batch_size)
 
@@ -108,7 +109,8 @@ class Step:
         if self.recipe.own:
             place_frozen(unet, self.accelerator)
             use_fast_attention(unet, self.device)
-        unet.requires_grad_(False).to(self.device)
+        else:
+            unet.requires_grad_(False).to(self.device, self.frozen_dtype)
         if self.task == "lora":
             unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
             for parameter in unet.parameters():
@@ -141,9 +143,8 @@ class Step:
             self.pixels = self.pixels.to(memory_format=torch.channels_last)
             models.vae = models.text_encoder = None
             return
-        dtype = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else torch.float32
         for encoder in (models.vae, models.text_encoder):
-            encoder.requires_grad_(False).to(self.device, dtype)
+            encoder.requires_grad_(False).to(self.device, self.frozen_dtype)
 
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, text embeddings and conditions of one micro-batch."""
@@ -166,7 +167,11 @@ class Step:
         if self.task == "lora":
             return self.trained(noisy, timesteps, text).sample
         down, mid = self.trained(noisy, timesteps, text, condition, return_dict=False)
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        dtype = self.unet.dtype
+        residuals = {
+            "down_block_additional_residuals": [residual.to(dtype) for residual in down],
+            "mid_block_additional_residual": mid.to(dtype),
+        }
         return self.unet(noisy, timesteps, text, **residuals).sample
 
     def loss(self, denoise: Callable[..., torch.Tensor]) -> torch.Tensor:

@@ -39,7 +39,8 @@ def test_sampling_is_compared_on_equal_images(monkeypatch, capsys):
     assert "times as fast" in capsys.readouterr().out
 
 
-def test_a_cached_run_starts_without_encoding_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", ["tiny_sd", "sd14"])
+def test_a_cached_run_starts_without_encoding_again(size, tmp_path, monkeypatch):
     encoded = []
     encode = BaseModel.encode_images
     monkeypatch.setattr(
@@ -47,7 +48,7 @@ def test_a_cached_run_starts_without_encoding_again(tmp_path, monkeypatch):
     )
     for expected in (24, 1):  # at the second start only the last sample, to see that the encodings are the right ones
         encoded.clear()
-        caching.prepare(24, 64, tmp_path, batches=1)
+        caching.prepare(size, 24, 64, tmp_path, batches=1)
         assert sum(encoded) == expected
 
 
