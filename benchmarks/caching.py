@@ -100,7 +100,9 @@ def main() -> None:
     results = [measure(args.size, samples, args.resolution) for samples in args.samples]
     print(f"{device_name()}, {args.size}, {args.resolution} px\n\n{table(results)}")
     if args.output:
-        args.output.write_text(json.dumps({"device": device_name(), "size": args.size, "results": results}, indent=2) + "\n")
+        args.output.write_text(
+            json.dumps({"device": device_name(), "size": args.size, "results": results}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -5,23 +5,34 @@ from __future__ import annotations
 import sys
 
 import pytest
-from diffusers import UNet2DConditionModel
-from processes import BASE
+import torch
 
 import caching
 import checkpoint
 import sample
+from fill50k import RenderedFill50K
 from finetune.base import BaseModel
+from finetune.setup import bf16_is_fast
+from models import build_models
 from train_step import measure, table
+
+# Bytes of a frozen weight or an encoding.
+SIZE = 2 if bf16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else 4
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_training_steps_are_timed_and_their_memory_counted():
     library, ours = (measure(recipe, "controlnet", "tiny_sd", batch_size=2, steps=1) for recipe in ("library", "ours"))
     assert library["gradients"] == ours["gradients"] and library["optimizer"] >= 2 * library["gradients"]
     assert ours["flops"] < library["flops"], "the encoders are not left out"
-    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
-    frozen = 4 * sum(parameter.numel() for parameter in unet.parameters())
-    assert ours["weights"] == frozen + ours["gradients"] < library["weights"]
+    models = build_models("tiny_sd")
+    unet, encoders = count(models.unet), count(models.vae) + count(models.text_encoder)
+    own_size = SIZE if torch.cuda.is_available() else 4
+    assert ours["weights"] == own_size * unet + ours["gradients"], "more than the UNet and what is trained"
+    assert library["weights"] == SIZE * (unet + encoders) + library["gradients"]
     twice = {**library, "seconds": 2 * ours["seconds"]}
     assert "| ours | " in table({"library": [twice], "ours": [ours]})
     assert "| 2.00 | " in table({"library": [twice], "ours": [ours]})
@@ -61,7 +72,8 @@ def test_a_checkpoint_that_is_timed_is_a_whole_one(tmp_path):
 
 
 def test_the_size_of_a_cache_is_that_of_its_encodings():
-    result = caching.measure(samples=192, resolution=64)
-    latents, prompt = 4 * 8 * 8 * 4, 32 * 192 * 4  # bytes in float32
-    assert 192 * latents < result["disk_mib"] * caching.MIB < 192 * (latents + prompt + 1000)
+    result = caching.measure("sd14", samples=192, resolution=64)
+    prompts = len({sample.text for sample in map(RenderedFill50K(size=192).render, range(192))})
+    numbers = 192 * (4 * 8 * 8) + prompts * (77 * 768)  # latents and text embeddings
+    assert SIZE * numbers < result["disk_mib"] * caching.MIB < SIZE * numbers + 192 * 1000
     assert "| 192 | " in caching.table([result])
