@@ -7,6 +7,7 @@ import json
 import diffusers
 import pytest
 import torch
+from accelerate.utils import is_torch_version
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
@@ -151,6 +152,18 @@ def test_gradient_checkpointing_changes_nothing_but_memory(models):
         gradients.append(controlnet.conv_in.weight.grad.clone())
     assert losses[0] == losses[1]
     assert torch.equal(*gradients)
+
+
+@pytest.mark.skipif(not is_torch_version(">=", "2.4"), reason="older releases compile too little of the models")
+def test_both_together_compile_in_one_piece(models):
+    unet, controlnet, _, _ = models
+
+    def denoise(arguments, picture):
+        down, mid = controlnet(**arguments, controlnet_cond=picture, return_dict=False)
+        return unet(**arguments, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+
+    compiled = torch.compile(denoise, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(inputs(), condition()), denoise(inputs(), condition()))
 
 
 def test_state_dicts_of_stable_diffusion_1_4_have_diffusers_keys_and_shapes():
