@@ -168,65 +168,64 @@ def test_a_model_that_is_nowhere_says_what_to_do(tmp_path):
     assert "Cannot load" in run.stderr and "hf auth login" in run.stderr and "Traceback" not in run.stderr
 
 
+TOGETHER = ("--max_train_steps", "3", "--checkpointing_steps", "2")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """What two processes have to come to: a run of one that sees their batches as a whole."""
+    output_dir = tmp_path_factory.mktemp("alone")
+    train(output_dir, *TOGETHER, "--train_batch_size", "4")
+    return output_dir
+
+
+def started_by(*launcher: str, **environment: str) -> Program:
+    """The training, started by a Python module that starts several processes, or by a script in its place."""
+    program = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
+    program.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
+    program.environment.update(environment)
+    return program
+
+
+def assert_trains_as_one(two: Program, output_dir: Path, alone: Path) -> None:
+    """The same losses and files as one process, and a checkpoint to go on from to the same weights."""
+    two.train(output_dir, *TOGETHER)
+    assert losses(output_dir) == pytest.approx(losses(alone), rel=1e-4)
+    straight, expected = weights(output_dir), weights(alone)
+    assert straight.keys() == expected.keys() and load_config(output_dir) == load_config(alone)
+    assert all(torch.allclose(straight[name], expected[name], atol=1e-4) for name in expected)
+    resumed = two.train(output_dir, *TOGETHER, "--resume_from_checkpoint", "checkpoint-2").stdout
+    assert resumed.count("Resuming from") == 1
+    assert_same(weights(output_dir), straight)
+
+
 @pytest.mark.skipif(
     not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on a CPU need PyTorch 2.2 or later"
 )
-def test_two_processes_train_together_and_resume(tmp_path):
-    """By torchrun, whose processes accelerate joins, on one CPU: as one process with the whole batch trains."""
-    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2")
-    two = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
-    two.command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *PROGRAM.command[1:]]
-    two.environment["ACCELERATE_USE_CPU"] = "true"
-    two.environment["OMP_NUM_THREADS"] = "1"
-    two.train(tmp_path, *flags)
-    train(tmp_path / "alone", *flags, "--train_batch_size", "4")
-    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+def test_two_processes_train_together_and_resume(tmp_path, alone):
+    """By torchrun, whose processes accelerate joins, on one CPU."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    two = started_by(*launcher, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    assert_trains_as_one(two, tmp_path, alone)
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["settings"]["samples_per_step"] == 8
-    straight, alone = weights(tmp_path), weights(tmp_path / "alone")
-    assert all(torch.allclose(straight[name], alone[name], atol=1e-4) for name in alone)
-    resumed = two.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2").stdout
-    assert resumed.count("Resuming from") == 1
-    assert_same(weights(tmp_path), straight)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")
-def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_path):
-    """FSDP on one CPU: the same losses, files that load, and a checkpoint to go on from."""
-    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2")
-    spread = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
+def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_path, alone):
+    """FSDP on one CPU."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tests" / "fsdp_on_cpu.py")]
-    spread.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
-    spread.environment["ACCELERATE_USE_CPU"] = "true"
-    spread.train(tmp_path, *flags)
-    train(tmp_path / "alone", *flags, "--train_batch_size", "4")
-    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
-    straight, alone = weights(tmp_path), weights(tmp_path / "alone")
-    assert straight.keys() == alone.keys()
-    assert all(torch.allclose(straight[name], alone[name], atol=1e-4) for name in alone)
-    assert load_config(tmp_path) == load_config(tmp_path / "alone")
-    spread.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2")
-    assert_same(weights(tmp_path), straight)
+    assert_trains_as_one(started_by(*launcher, ACCELERATE_USE_CPU="true"), tmp_path, alone)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
-def test_deepspeed_trains_as_one_process_does(tmp_path):
+def test_deepspeed_trains_as_one_process_does(tmp_path, alone):
     """By the configuration as it is, ZeRO-2 with two processes, but on one CPU and in float32."""
-    flags = ("--max_train_steps", "3", "--checkpointing_steps", "2")
-    two = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
     config = ROOT / "accelerate_configs" / "deepspeed_zero2.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     launcher += ["--mixed_precision", "no", str(ROOT / "tests" / "deepspeed_on_cpu.py")]
-    two.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
-    two.environment.update(DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu", OMP_NUM_THREADS="1")
-    two.train(tmp_path, *flags)
-    train(tmp_path / "alone", *flags, "--train_batch_size", "4")
-    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
-    straight, alone = weights(tmp_path), weights(tmp_path / "alone")
-    assert straight.keys() == alone.keys()
-    assert all(torch.allclose(straight[name], alone[name], atol=1e-4) for name in alone)
-    two.train(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2")
-    assert_same(weights(tmp_path), straight)
+    two = started_by(*launcher, DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu", OMP_NUM_THREADS="1")
+    assert_trains_as_one(two, tmp_path, alone)
 
 
 @pytest.mark.gpu
