@@ -90,9 +90,9 @@ class Counting(RenderedFill50K):
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(base, accelerator, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.cache, "PIXELS_AT_ONCE", 16 * 16**2)
     whole = load_encodings(base, RenderedFill50K(size=70), 16, tmp_path / "whole", accelerator)
     monkeypatch.setattr(finetune.cache, "SAVE_EVERY", 16)
-    monkeypatch.setattr(finetune.cache, "PIXELS_AT_ONCE", 16 * 16**2)
     data = Counting(size=70)
     data.asked, data.stop_at = [], 50
     with pytest.raises(KeyboardInterrupt):
