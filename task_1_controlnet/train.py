@@ -181,7 +181,7 @@ def main() -> None:
         noisy_latents: torch.Tensor, timesteps: torch.Tensor, text_embeddings: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
         down, mid = training.model(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-        # accelerate makes them float32; in half precision, where the UNet is, its decoder takes less time and memory.
+        # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
         down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
         return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
 
