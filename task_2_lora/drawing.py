@@ -70,7 +70,10 @@ def generate(
             output_type="np",
         ).images
         if not np.isfinite(pixels).all():
-            raise DrawingError("The pictures have values that are not finite: train again with a lower learning rate.")
+            raise DrawingError(
+                "The pictures have values that are not finite: if they are a LoRA's, train it again with a lower "
+                "learning rate."
+            )
         images += pipeline.image_processor.numpy_to_pil(pixels)
     return images
 

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError, safe_open
 
-from lora_layouts import ALPHA, AS_WRITTEN, USE_OURS, WEIGHTS_FILE, LoraFileError, Shape, read_layout
+from lora_layouts import ALPHA, AS_WRITTEN, USE_OURS, WEIGHTS_FILE, LoraFileError, Shape, read_layout, shown
 
 PARTS = ("unet", "text_encoder")
 LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
@@ -49,6 +49,9 @@ def find_file(path: Path) -> Path:
         if one.is_file():
             found = [one]
             break
+    others = [one.name for kind in ("bin", "pt", "pth", "ckpt") for one in sorted(path.glob(f"*.{kind}"))]
+    if others and not found:
+        raise LoraFileError(f"has no safetensors file, only {', '.join(others)}", USE_OURS, path)
     if not found:
         raise LoraFileError(f"has no LoRA: there is no {WEIGHTS_FILE}", "run the training to its end", path)
     if len(found) > 1:
@@ -78,8 +81,9 @@ def add_lora(pipeline: DiffusionPipeline, file: Path, adapter_name: str) -> None
         )
     for part, matrices in by_part.items():
         inject(getattr(pipeline, part), matrices, adapter_name)
-    for part, matrices in by_part.items():
-        check_arrival(getattr(pipeline, part), matrices, adapter_name)
+    if not all(has_arrived(getattr(pipeline, part), matrices, adapter_name) for part, matrices in by_part.items()):
+        pipeline.delete_adapters(adapter_name)
+        raise LoraFileError("did not arrive in the model as it is", "try other releases of peft and diffusers")
     pipeline.set_adapters(adapter_name)
 
 
@@ -103,6 +107,9 @@ def read_matrices(file: Path, modules: Mapping[str, Shape]) -> Matrices:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     alphas = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(ALPHA) and tensor.numel() == 1}
     sites = read_layout(shapes, alphas, metadata, {"this base": modules}).sites
+    for name in (name for site in sites.values() for name in (site.a, site.b)):
+        if not tensors[name].is_floating_point():
+            raise LoraFileError(f"has {shown(name)} in {tensors[name].dtype}, as whole numbers", AS_WRITTEN)
     return {name: (tensors[site.a].float(), tensors[site.b].float() * site.scale) for name, site in sites.items()}
 
 
@@ -128,14 +135,12 @@ def inject(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> Non
             place[adapter_name].weight.data = whole
 
 
-def check_arrival(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> None:
-    """Raises LoraFileError unless the model has the matrices, all of them and no others, at their full strength."""
+def has_arrived(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> bool:
+    """Whether the model has the matrices, all of them and no others, at their full strength."""
     layers = {name: layer for name, layer in model.named_modules() if adapter_name in getattr(layer, "lora_A", {})}
-    arrived = layers.keys() == matrices.keys() and all(
+    return layers.keys() == matrices.keys() and all(
         torch.equal(layers[name].lora_A[adapter_name].weight[: len(a)], a)
         and torch.equal(layers[name].lora_B[adapter_name].weight[:, : len(a)], b)
         and layers[name].scaling[adapter_name] == 1
         for name, (a, b) in matrices.items()
     )
-    if not arrived:
-        raise LoraFileError("did not arrive in the model as it is", "try other releases of peft and diffusers")

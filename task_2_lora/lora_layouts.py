@@ -65,6 +65,7 @@ OTHERS = (
     (r"\.lora_[AB](\.\w+)?\.bias$|\.lora_(up|down)\.bias$", "is a LoRA with biases"),
     (r"\.lora_embedding_[AB]", "is a LoRA on the embeddings of the tokens"),
     (r"\.diff(_b)?$|\.[wb]_norm$", "is an adapter with whole differences of weights, as LyCORIS writes it"),
+    (r"^(unet|text_encoder):\d+:", "is a LoRA with numbers in place of names, as the first program for them wrote it"),
     (r"string_to_param|^[^.]+$", "holds what is no weight of a model: perhaps a textual inversion, a word's embedding"),
     (r"^(model\.diffusion_model|cond_stage_model|first_stage_model)\.", "is a whole model, in Stability's layout"),
     (r"^(control_model|controlnet_\w+|input_hint_block)\.", "is a ControlNet"),
@@ -72,7 +73,7 @@ OTHERS = (
     (r"^(text_encoder_2\.|lora_te[12]_)", "is a LoRA for Stable Diffusion XL, which has a second text encoder"),
     (r"^(transformer\.|lora_transformer_)", "is a LoRA for a model with a transformer in place of the UNet"),
     (r"^diffusion_model\.", "is a LoRA with the names of Stability's code and not of diffusers"),
-    (r"^base_model\.model\.", "is in PEFT's layout, whose alpha is in another file"),
+    (r"(^|\.)base_model\.model\.", "is in PEFT's layout, whose alpha is in another file"),
     (r"\.lora_[AB]\.\w+\.weight$", "is a checkpoint from the middle of a training, without its alpha"),
 )
 # Ways of starting a training that change the base's weights, so that the LoRA does not fit the base itself.
@@ -141,8 +142,8 @@ def split_name(name: str) -> tuple[str, str, str]:
                 module = re.sub(old, new, module)
             return module, ends[end], layout
     raise LoraFileError(
-        f"names no part of the model, as save_lora_adapter writes it ({shown(name)} begins neither with 'unet.' nor "
-        "with 'text_encoder.')",
+        f"names no part of the model, as save_lora_adapter and save_attn_procs write it ({shown(name)} begins neither "
+        "with 'unet.' nor with 'text_encoder.')",
         "save the LoRA with save_lora_weights of the pipeline",
     )
 

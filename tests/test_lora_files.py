@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from test_lora import draw, random_lora
 from transformers import CLIPTextModel
 
+import lora_files
 from drawing import DrawingError, generate, load_pipeline
 from lora import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state
 from lora_files import LoraFileError, load_lora
@@ -213,7 +214,7 @@ def test_what_the_library_saves_with_its_settings_is_what_it_drew(pipeline, tmp_
     load_lora(pipeline, tmp_path)
     assert abs(draw(pipeline) - drawn).max() < 1e-4
     pipeline.unload_lora_weights()
-    assert "as save_lora_adapter writes it" in refusal(pipeline, tmp_path / "bare")
+    assert "as save_lora_adapter and save_attn_procs write it" in refusal(pipeline, tmp_path / "bare")
 
 
 def test_a_loaded_lora_is_the_librarys(pipeline, tmp_path):
@@ -262,7 +263,7 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
     "tensors, words",
     [
         ({**GOOD, f"unet.{SITE}.to_q.lora_A.weight": torch.ones(4, 320)},
-         f"does not fit this base (its part for 'unet.{SITE}.to_q' is for a weight of shape (192, 320), not (192, 192))"),
+         f"does not fit this base (its part for 'unet.{SITE}.to_q' is for a weight of shape (192, 320), not "),
         (renamed("mid_block", "middle"), "'unet.middle.attentions.0.transformer_blocks.0.attn1.to_q' is on no module"),
         ({**GOOD, **renamed("to_q", "to_x")}, "attn1.to_x' is on no module"),
         ({name.replace("mid_block", "middle_block_1"): t for name, t in DOWN_UP.items()}, "is on no module"),
@@ -288,8 +289,12 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
         ({**DOWN_UP, f"{KOHYA}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "Tucker"),
         ({f"{KOHYA}.diff": B @ A}, "whole differences of weights"),
         ({**GOOD, f"unet.{SITE}.to_q.lora_B.bias": torch.ones(192)}, "is a LoRA with biases"),
-        (renamed("unet.", ""), "as save_lora_adapter writes it"),
+        ({**GOOD, f"unet.{SITE}.to_q.lora_B.weight": B.to(torch.int8)}, "in torch.int8, as whole numbers"),
+        (renamed("unet.", ""), "as save_lora_adapter and save_attn_procs write it"),
+        ({f"{SITE}.processor.to_q_lora.down.weight": A}, "as save_lora_adapter and save_attn_procs write it"),
+        ({"unet:0:up": A, "unet:0:down": B}, "numbers in place of names"),
         (renamed("unet.", "base_model.model."), "is in PEFT's layout"),
+        (renamed("unet.", "unet.base_model.model."), "is in PEFT's layout"),
         (renamed("unet.", "transformer."), "is a LoRA for a model with a transformer"),
         (renamed("unet.", "text_encoder_2."), "is a LoRA for Stable Diffusion XL"),
         ({name.replace("lora_unet", "lora_te2"): tensor for name, tensor in DOWN_UP.items()}, "Stable Diffusion XL"),
@@ -326,10 +331,28 @@ def test_settings_that_cannot_be_kept_are_refused(pipeline, tmp_path, settings, 
 def test_paths_without_a_lora_say_so(pipeline, tmp_path):
     assert f"{tmp_path / 'none'} is not there" in refusal(pipeline, tmp_path / "none")
     assert "run the training to its end" in refusal(pipeline, tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"PK")
+    assert "has no safetensors file, only adapter_model.bin: use pytorch_lora" in refusal(pipeline, tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"PK\3\4" + bytes(100))
     assert "cannot be read as safetensors" in refusal(pipeline, tmp_path)
     shutil.copy(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
     assert "has several files (x.safetensors, y.safetensors): name the file" in refusal(pipeline, tmp_path)
+
+
+def test_what_does_not_arrive_leaves_the_pipeline_as_it_was(pipeline, tmp_path, monkeypatch):
+    """As if another release of peft took only some of the modules."""
+    pairs = random_pairs(pipeline, ATTENTION + TEXT)
+    inject = lora_files.inject
+    monkeypatch.setattr(
+        lora_files, "inject", lambda model, matrices, name: inject(model, dict([*matrices.items()][1:]), name)
+    )
+    file, before = written(as_diffusers(pairs), tmp_path), draw(pipeline)
+    with pytest.raises(LoraFileError, match="did not arrive in the model"):
+        load_lora(pipeline, file)
+    assert (draw(pipeline) == before).all()
+    monkeypatch.undo()
+    load_lora(pipeline, tmp_path)
+    assert_adds(pipeline, pairs, {})
 
 
 def test_pictures_that_are_not_finite_are_no_pictures(pipeline, tmp_path):
