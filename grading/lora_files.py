@@ -99,9 +99,10 @@ def read_pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, dict
     """The base of a LoRA with these tensors, and its matrices by module, with alpha / rank in B. Raises LoraError."""
     answer = ask_loader(tensors, read_metadata(path), known_bases())
     sites = answer["sites"].items()
-    return answer["base"], {
-        module: Pair(tensors[site["a"]], tensors[site["b"]] * np.float32(site["scale"])) for module, site in sites
-    }
+    with np.errstate(over="ignore"):  # `check_values` looks for what came of it
+        return answer["base"], {
+            module: Pair(tensors[site["a"]], tensors[site["b"]] * np.float32(site["scale"])) for module, site in sites
+        }
 
 
 def check_values(tensors: Mapping[str, np.ndarray], pairs: Mapping[str, Pair]) -> None:
@@ -109,6 +110,9 @@ def check_values(tensors: Mapping[str, np.ndarray], pairs: Mapping[str, Pair]) -
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise LoraError(f"has values in {shown(name)} that are not finite: train again with a lower learning rate")
+    for module, pair in pairs.items():
+        if not np.isfinite(pair.b).all():  # with the scale in it
+            raise LoraError(f"has an alpha at {shown(module)} that no number is left for: train the LoRA again")
     if not any(module.startswith("unet.") for module in pairs):
         raise LoraError("adapts only the text encoder: train a LoRA on the UNet")
     if not any(pair.b.any() for pair in pairs.values()):

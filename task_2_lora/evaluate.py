@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 from diffusers import StableDiffusionPipeline
@@ -72,6 +72,15 @@ def leave_one_out(pipeline: StableDiffusionPipeline, measure: str, training: Seq
     ]
 
 
+def means_of(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    """The mean of each score, for the base, the LoRA and the training images. Raises ValueError if one is no number."""
+    means = {name: {key: float(np.mean(values)) for key, values in some.items()} for name, some in scores.items()}
+    wrong = [f"{key} of {name}" for name, row in means.items() for key, mean in row.items() if not np.isfinite(mean)]
+    if wrong:
+        raise ValueError(f"No figures: {', '.join(wrong)} cannot be measured on these pictures, by these models.")
+    return means
+
+
 def side_by_side(base: Sequence[Image.Image], lora: Sequence[Image.Image], num_seeds: int) -> Image.Image:
     """A row for each prompt: the base's pictures, and on the right the LoRA's of the same seeds."""
     halves = [in_a_row(images, columns=num_seeds) for images in (base, lora)]
@@ -119,7 +128,7 @@ def main() -> None:
             scores[name].update(clip_scores(args.clip, some, texts, training))
         if args.dino:
             scores[name].update(dino_scores(args.dino, some, training))
-    means = {name: {key: float(np.mean(values)) for key, values in some.items()} for name, some in scores.items()}
+    means = means_of(scores)
 
     columns = {"style": "style distance", "subject": "subject score"}
     print(f"{'':8}" + "".join(f"{columns.get(key, key):>18}" for key in means["base"]))

@@ -18,7 +18,8 @@ from lora_layouts import ALPHA, AS_WRITTEN, USE_OURS, WEIGHTS_FILE, LoraFileErro
 
 PARTS = ("unet", "text_encoder")
 LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
-# By module: A and B with the scale in it, of shapes (rank, in) and (out, rank), or those of two convolutions.
+# By module: A of shape (rank, in) and B of shape (out, rank), or those of two convolutions. The scale is in A, whose
+# numbers are far from the smallest ones of half precision; those of B may not be.
 Matrices = Dict[str, Tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -69,7 +70,7 @@ def better_advice(error: LoraFileError, file: Path) -> str:
 
 def add_lora(pipeline: DiffusionPipeline, file: Path, adapter_name: str) -> None:
     """`load_lora` of a file, whose errors do not name it."""
-    if any(adapter_name in getattr(getattr(pipeline, part), "peft_config", {}) for part in PARTS):
+    if any(adapted_layers(getattr(pipeline, part), adapter_name) for part in PARTS):
         raise ValueError(f"There is a LoRA {adapter_name!r} already: unload it, or give this one another adapter_name.")
     modules = {f"{part}.{name.replace('text_model.', '', 1)}": (part, name, shape)
                for part in PARTS for name, shape in shapes_of(getattr(pipeline, part)).items()}  # fmt: skip
@@ -97,7 +98,7 @@ def shapes_of(model: torch.nn.Module) -> dict[str, Shape]:
 
 
 def read_matrices(file: Path, modules: Mapping[str, Shape]) -> Matrices:
-    """A, and B with the scale in it, of each of a base's modules that the file adapts. Raises LoraFileError."""
+    """The matrices of each of a base's modules that the file adapts. Raises LoraFileError."""
     try:
         with safe_open(str(file), "pt") as content:
             metadata = content.metadata() or {}
@@ -110,7 +111,7 @@ def read_matrices(file: Path, modules: Mapping[str, Shape]) -> Matrices:
     for name in (name for site in sites.values() for name in (site.a, site.b)):
         if not tensors[name].is_floating_point():
             raise LoraFileError(f"has {shown(name)} in {tensors[name].dtype}, as whole numbers", AS_WRITTEN)
-    return {name: (tensors[site.a].float(), tensors[site.b].float() * site.scale) for name, site in sites.items()}
+    return {name: (tensors[site.a].float() * site.scale, tensors[site.b].float()) for name, site in sites.items()}
 
 
 def fitted(matrix: torch.Tensor, dimensions: int, model: torch.nn.Module, module: str) -> torch.Tensor:
@@ -135,9 +136,13 @@ def inject(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> Non
             place[adapter_name].weight.data = whole
 
 
+def adapted_layers(model: torch.nn.Module, adapter_name: str) -> dict[str, torch.nn.Module]:
+    return {name: layer for name, layer in model.named_modules() if adapter_name in getattr(layer, "lora_A", {})}
+
+
 def has_arrived(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> bool:
     """Whether the model has the matrices, all of them and no others, at their full strength."""
-    layers = {name: layer for name, layer in model.named_modules() if adapter_name in getattr(layer, "lora_A", {})}
+    layers = adapted_layers(model, adapter_name)
     return layers.keys() == matrices.keys() and all(
         torch.equal(layers[name].lora_A[adapter_name].weight[: len(a)], a)
         and torch.equal(layers[name].lora_B[adapter_name].weight[:, : len(a)], b)
