@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
-import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from closeness import style_distances, subject_scores
+from closeness import means_of, style_distances, subject_scores
 from data import SubjectImages
 from drawing import generate, in_a_row, load_pipeline
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
@@ -70,15 +69,6 @@ def leave_one_out(pipeline: StableDiffusionPipeline, measure: str, training: Seq
         compare(pipeline, measure, [image], [other for other in training if other is not image])[0]
         for image in training
     ]
-
-
-def means_of(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
-    """The mean of each score, for the base, the LoRA and the training images. Raises ValueError if one is no number."""
-    means = {name: {key: float(np.mean(values)) for key, values in some.items()} for name, some in scores.items()}
-    wrong = [f"{key} of {name}" for name, row in means.items() for key, mean in row.items() if not np.isfinite(mean)]
-    if wrong:
-        raise ValueError(f"No figures: {', '.join(wrong)} cannot be measured on these pictures, by these models.")
-    return means
 
 
 def side_by_side(base: Sequence[Image.Image], lora: Sequence[Image.Image], num_seeds: int) -> Image.Image:

@@ -20,6 +20,7 @@ from processes import BASE, ROOT
 from test_lora import random_lora
 from transformers import CLIPModel, CLIPProcessor
 
+from closeness import means_of
 from finetune.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from lora import save_lora, save_state
@@ -64,10 +65,11 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
 
 
 def evaluate_in_vain(lora, folder) -> str:
-    """The sentence with which the program ends, before anything is drawn."""
+    """The sentence with which the program ends, without a file."""
     run = subprocess.run(
         [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "style",
-         "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(folder / "out")],
+         "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(folder / "out"),
+         "--num_seeds", "1", "--num_inference_steps", "2"],
         cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode != 0 and "Traceback" not in run.stderr and not (folder / "out").exists()
@@ -84,6 +86,14 @@ def test_a_checkpoints_inner_folder_is_not_measured(lora, tmp_path):
     shutil.copy(lora, tmp_path)
     sentence = evaluate_in_vain(tmp_path / "checkpoint-6" / "lora", tmp_path)
     assert "is a checkpoint from the middle of a training" in sentence and f"use {tmp_path / lora.name}." in sentence
+
+
+def test_a_lora_that_draws_nothing_gets_no_figures(tmp_path):
+    denoiser = random_lora()
+    for parameter in denoiser.trainable_parameters():
+        parameter.data = torch.full_like(parameter, 1e30)
+    file = save_lora(denoiser, tmp_path, kohya=False)
+    assert "values that are not finite" in evaluate_in_vain(file, tmp_path)
 
 
 def test_no_mean_is_not_a_number():
