@@ -85,10 +85,14 @@ def ask_loader(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], b
         "bases": bases_by_name,
         "layouts": [LAYOUT],
     }
-    run = subprocess.run(
-        [sys.executable, "-I", str(LAYOUTS_PROGRAM)], input=json.dumps(question), stdout=subprocess.PIPE, text=True,
-        check=True, timeout=LAYOUTS_SECONDS,
-    )  # fmt: skip
+    try:
+        run = subprocess.run(
+            [sys.executable, "-I", str(LAYOUTS_PROGRAM)], input=json.dumps(question), stdout=subprocess.PIPE, text=True,
+            check=True, timeout=LAYOUTS_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        again = "hand in the file as its training wrote it"
+        raise LoraError(f"takes more than {LAYOUTS_SECONDS} s to look through: {again}") from None
     answer = json.loads(run.stdout)
     if "what" in answer:
         raise LoraError(f"{answer['what']}: {answer['advice'].replace('use ', 'hand in ', 1)}")

@@ -131,7 +131,7 @@ def split_name(name: str) -> tuple[str, str, str]:
     """A tensor's module, "A", "B" or "alpha", and the layout. Raises LoraFileError if it is none of a LoRA's."""
     ends = {**MATRICES, ALPHA: "alpha"}
     end = next((end for end in ends if name.endswith(end)), None)
-    if end is None and "lora" not in name.lower():
+    if end is None and not re.search("lora|lycoris", name.lower()):
         raise LoraFileError(f"holds whole weights such as {shown(name)}, not only a LoRA")
     if end is None:
         raise LoraFileError(f"has a tensor {shown(name)}, which no plain LoRA has")
@@ -158,7 +158,7 @@ def settings_of(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise LoraFileError(f"has a {METADATA_KEY} that is not a JSON object", AS_WRITTEN)
     for name, value in settings.items():
         key = name.rpartition(".")[2]
-        if key == "init_lora_weights" and str(value).lower().startswith(CHANGED_BASES):
+        if key == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(CHANGED_BASES):
             raise LoraFileError(f"was trained on changed weights of the base ({shown(f'{key}: {value}')})")
         if key == "use_dora" and value:
             raise LoraFileError("is a DoRA, by its settings")
@@ -183,7 +183,8 @@ def scale_of(module: str, rank: int, alpha: Any, settings: Mapping[str, Any]) ->
     by_settings = alpha_in(settings, module)
     alpha = by_settings if by_settings is not None else rank if alpha is None else alpha
     if not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:  # infinite and not a number, too
-        raise LoraFileError(f"has an alpha at {shown(module)} that is not a number: {shown(str(alpha))}", AS_WRITTEN)
+        what = alpha if isinstance(alpha, (int, float, str)) else type(alpha).__name__
+        raise LoraFileError(f"has an alpha at {shown(module)} that is no usable number: {shown(str(what))}", AS_WRITTEN)
     rs_lora = by_settings is not None and settings.get(f"{module.partition('.')[0]}.use_rslora")
     return alpha / (math.sqrt(rank) if rs_lora else rank)
 

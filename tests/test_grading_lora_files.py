@@ -188,6 +188,13 @@ def test_whatever_is_called_good_can_be_drawn(tmp_path):
     assert drawn.refused.keys() == {"huge"} and "not finite" in drawn.refused["huge"]
 
 
+def test_a_file_that_cannot_be_looked_through_is_named(tmp_path, monkeypatch):
+    (tmp_path / "forever.py").write_text("while True:\n    pass\n")
+    monkeypatch.setattr("grading.lora_files.LAYOUTS_PROGRAM", tmp_path / "forever.py")
+    monkeypatch.setattr("grading.lora_files.LAYOUTS_SECONDS", 1)
+    assert "takes more than 1 s to look through: hand in" in inspected(lora_of(TINY_SD), tmp_path).problem
+
+
 def test_bfloat16_is_read(tmp_path):
     tensors = lora_of(TINY_SD, dtype=np.float16)
     upper = {name: (tensor.astype("<f4").view("<u4") >> 16).astype("<u2") for name, tensor in tensors.items()}

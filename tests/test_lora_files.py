@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from processes import BASE
 from safetensors.torch import save_file
 from test_lora import draw, random_lora
@@ -288,6 +288,7 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
         ({f"{KOHYA}.weight": A, f"{KOHYA}.on_input": torch.ones(1)}, "is an IA3"),
         ({**DOWN_UP, f"{KOHYA}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "Tucker"),
         ({f"{KOHYA}.diff": B @ A}, "whole differences of weights"),
+        ({**DOWN_UP, f"{KOHYA.replace('lora_unet', 'lycoris')}.scalar": torch.ones(1)}, "which no plain LoRA has"),
         ({**GOOD, f"unet.{SITE}.to_q.lora_B.bias": torch.ones(192)}, "is a LoRA with biases"),
         ({**GOOD, f"unet.{SITE}.to_q.lora_B.weight": B.to(torch.int8)}, "in torch.int8, as whole numbers"),
         (renamed("unet.", ""), "as save_lora_adapter and save_attn_procs write it"),
@@ -314,11 +315,28 @@ def test_what_is_no_lora_for_this_base_is_called_what_it_is(pipeline, tmp_path, 
 
 
 @pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: LoraConfig(r=4, target_modules=["to_q"]), "is in PEFT's layout"),
+        (lambda: LoraConfig(r=4, target_modules=["to_q"], use_dora=True), "is a DoRA"),
+        (lambda: LoHaConfig(r=4, target_modules=["to_q"]), "is a LoHa"),
+        (lambda: LoKrConfig(r=4, target_modules=["to_q"]), "is a LoKr"),
+        (lambda: IA3Config(target_modules=["to_q"], feedforward_modules=[]), "is an IA3"),
+    ],
+)
+def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_path, make, words):
+    get_peft_model(UNet2DConditionModel.from_pretrained(BASE, subfolder="unet"), make()).save_pretrained(tmp_path)
+    assert words in refusal(pipeline, tmp_path)
+    assert words in refusal(pipeline, tmp_path / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
     "settings, words",
     [
         ({"unet.r": 4, "unet.lora_alpha": 4, "unet.init_lora_weights": "pissa"}, "changed weights of the base"),
         ({"unet.use_dora": True}, "is a DoRA"),
-        ({"unet.lora_alpha": "many"}, "has an alpha at"),
+        ({"unet.lora_alpha": "many"}, "no usable number: 'many'"),
+        ({"unet.lora_alpha": [8]}, "no usable number: 'list'"),
         ({"unet.lora_alpha": float("inf")}, "has an alpha at"),
         ({"unet.alpha_pattern": {"(a+)+": 2}}, "alpha_pattern in its lora_adapter_metadata that is not read"),
         ([1], "is not a JSON object"),
