@@ -6,6 +6,7 @@ some of them arrive, or if their alphas differ. Here the file is looked at first
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Dict, Mapping, Tuple
 
@@ -127,7 +128,9 @@ def inject(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> Non
     """Puts the matrices into a model; those of a lower rank than others get rows and columns of zeros."""
     rank = max(len(a) for a, _ in matrices.values())  # one for all: then alpha is the rank, and the strength 1
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(matrices), init_lora_weights=False)
-    inject_adapter_in_model(config, model, adapter_name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs at once are meant
+        inject_adapter_in_model(config, model, adapter_name)
     for name, pair in matrices.items():
         layer = model.get_submodule(name)
         for matrix, place in zip(pair, (layer.lora_A, layer.lora_B)):

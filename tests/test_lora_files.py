@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,9 @@ def test_a_loaded_lora_is_the_librarys(pipeline, tmp_path):
     save_lora(random_lora(), tmp_path, kohya=True)
     load_lora(pipeline, tmp_path / KOHYA_FILE, "one")
     with_one = draw(pipeline)
-    load_lora(pipeline, tmp_path, "two")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_lora(pipeline, tmp_path, "two")
     assert abs(draw(pipeline) - with_one).max() < 1e-4 and abs(with_one - base).max() > 0.05
     pipeline.set_adapters(["one", "two"], [0.5, 0.5])
     assert abs(draw(pipeline) - with_one).max() < 1e-4
