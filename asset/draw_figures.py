@@ -126,14 +126,16 @@ def taught(name: str, training: Path, run: Path) -> None:
 def together() -> None:
     """Two held-out conditions, drawn by the ControlNet of Task 1-1 with more and more of Task 2's style."""
     sys.path.insert(0, str(TASK_1))
+    sys.path.append(str(TASK_2))  # behind, as both have an evaluate.py
     from evaluate import generate
 
+    from lora_files import load_lora
     from utils import load_pipeline
 
     run, prompts = RUNS / "controlnet-canny", ["a bagel", "a cloud with rain"]
     conditions = open_all(run / "conditions", ["2", "4"])
     pipeline = load_pipeline(str(ROOT / "tiny_sd"), run / "controlnet")
-    pipeline.load_lora_weights(str(RUNS / "lora-custom"), adapter_name="style")
+    load_lora(pipeline, RUNS / "lora-custom", "style")
     scales, drawn = (0.0, 0.25, 0.5, 0.75, 1.0), []
     for scale in scales:
         pipeline.set_adapters("style", scale)

@@ -8,33 +8,29 @@ reads the file as safetensors only, with numpy, so that nothing in it can run.
 from __future__ import annotations
 
 import hashlib
-import re
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
 
 import numpy as np
 
-from .items import WEIGHTS_FILE, shown
+from .items import shown
 from .lora_modules import Base, known_bases
-from .tensors import TensorsError, read_tensors
+from .tensors import TensorsError, read_metadata, read_tensors
 
 MB = 1_000_000
 SD_1 = "Stable Diffusion 1.x"
 UNKNOWN = "unknown"
 # Of Stable Diffusion 1.x: 3.2 MB are rank 4 in float32 on the four projections of 32 attentions.
 USUAL_BYTES, USUAL_RANK, USUAL_MODULES = (2.5 * MB, 4 * MB), 4, 128
-# diffusers has spelled the two matrices in several ways, such as `to_q.lora_A.weight` and `to_q.lora.down.weight`.
-MATRIX = re.compile(
-    r"(?P<part>unet|text_encoder)\.(?:text_model\.)?(?P<module>.+?)"
-    r"(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<matrix>A|B|down|up)\.weight"
-)
-# Files that are often taken for the right one, by what stands in a tensor's name.
-OTHER_LAYOUTS = {
-    re.compile(r"lora_(unet|te\d?)_"): "is in Kohya's layout, which other programs read",
-    re.compile(r".*\.lora_[AB]\.\w+\.weight"): "is a checkpoint from the middle of a training",
-    re.compile(r"base_model\.model\..*"): "is in PEFT's layout",
-}
+# What knows the names that LoRAs are written with, and which of them Task 2 can load: a program of Task 2, as
+# `grading` imports none of its code.
+LAYOUTS_PROGRAM = Path(__file__).resolve().parent.parent / "task_2_lora" / "lora_layouts.py"
+LAYOUTS_SECONDS = 60
+LAYOUT = "diffusers"
 
 
 class LoraError(ValueError):
@@ -63,18 +59,10 @@ class LoraReport:
 
 @dataclass(frozen=True)
 class Pair:
-    """A module's matrices, of shapes (rank, in, ...) and (out, rank, ...)."""
+    """What a LoRA adds to a module's weight as two matrices, of shapes (rank, in, ...) and (out, rank, ...)."""
 
     a: np.ndarray
     b: np.ndarray
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the product has a weight's shape (out, in, ...); B is a 1x1 convolution where A is one."""
-        return (
-            self.a.shape == (self.a.shape[0], *shape[1:])
-            and self.b.shape == (shape[0], self.b.shape[1], *(1 for _ in shape[2:]))
-            and self.a.shape[0] == self.b.shape[1] > 0
-        )
 
     def norm(self) -> float:
         """The Frobenius norm of B A, without computing the product."""
@@ -83,70 +71,42 @@ class Pair:
         return float(np.sqrt(max(0.0, float(np.sum((b.T @ b) * (a @ a.T))))))
 
 
-def module_of(name: str) -> tuple[str, str]:
-    """The module that a tensor belongs to, and "A" or "B". Raises LoraError if it is none of a LoRA's."""
-    match = MATRIX.fullmatch(name)
-    if match:
-        module = match["module"].replace(".processor.", ".")
-        module = re.sub(r"\.to_out$", ".to_out.0", module)
-        return f"{match['part']}.{module}", {"down": "A", "up": "B"}.get(match["matrix"], match["matrix"])
-    for pattern, meaning in OTHER_LAYOUTS.items():
-        if pattern.match(name):
-            raise LoraError(f"{meaning}: hand in {WEIGHTS_FILE}, which the training writes when it ends")
-    if "lora" not in name.lower():
-        raise LoraError(f"holds whole weights such as {shown(name)}, not only a LoRA: hand in {WEIGHTS_FILE}")
-    raise LoraError(f"has a tensor {shown(name)}, which no LoRA of diffusers has: train it with task_2_lora's programs")
+def ask_loader(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], bases: list[Base]) -> dict[str, Any]:
+    """What the loader of Task 2 makes of a file: its base, and its sites. Raises LoraError if it would not load it."""
+    bases_by_name = {
+        base.name: {f"{part}.{module}": shape for part, own in base.shapes.items() for module, shape in own.items()}
+        for base in bases
+    }
+    alphas = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(".alpha") and tensor.size == 1}
+    question = {
+        "shapes": {name: tensor.shape for name, tensor in tensors.items()},
+        "alphas": alphas,
+        "metadata": metadata,
+        "bases": bases_by_name,
+        "layouts": [LAYOUT],
+    }
+    try:
+        run = subprocess.run(
+            [sys.executable, "-I", str(LAYOUTS_PROGRAM)], input=json.dumps(question), stdout=subprocess.PIPE, text=True,
+            check=True, timeout=LAYOUTS_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        again = "hand in the file as its training wrote it"
+        raise LoraError(f"takes more than {LAYOUTS_SECONDS} s to look through: {again}") from None
+    answer = json.loads(run.stdout)
+    if "what" in answer:
+        raise LoraError(f"{answer['what']}: {answer['advice'].replace('use ', 'hand in ', 1)}")
+    return answer
 
 
-def pair_up(tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:
-    """The matrices by module. Raises LoraError if one has no partner, or if their ranks differ."""
-    if not tensors:
-        raise LoraError("holds no weights at all: train the LoRA again")
-    matrices: dict[str, dict[str, np.ndarray]] = {}
-    for name, tensor in tensors.items():
-        module, matrix = module_of(name)
-        matrices.setdefault(module, {})[matrix] = tensor
-    pairs = {}
-    for module, found in sorted(matrices.items()):
-        if len(found) < 2:
-            missing = "AB".replace("".join(found), "")
-            raise LoraError(f"lacks the matrix {missing} of {shown(module)}: hand in the file as its training wrote it")
-        a, b = found["A"], found["B"]
-        if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
-            raise LoraError(
-                f"has matrices of shapes {a.shape} and {b.shape} at {shown(module)}, which are not (rank, in) and "
-                "(out, rank): hand in the file as its training wrote it"
-            )
-        pairs[module] = Pair(a, b)
-    return pairs
-
-
-def mismatch(base: Base, pairs: Mapping[str, Pair]) -> tuple[int, str]:
-    """How many modules do not fit a base model, and half a sentence about the first one."""
-    wrong, first = 0, ""
-    for name, pair in pairs.items():
-        part, _, module = name.partition(".")
-        shape = base.shapes[part].get(module)
-        if shape is not None and pair.fits(shape):
-            continue
-        wrong += 1
-        product = (len(pair.b), *pair.a.shape[1:])
-        facts = f"is for a weight of shape {product}, not {shape}" if shape else "is on no module that can be adapted"
-        first = first or f"its part for {shown(name)} {facts}"
-    return wrong, first
-
-
-def base_of(pairs: Mapping[str, Pair], bases: list[Base]) -> str:
-    """The name of the base model that all modules belong to. Raises LoraError if there is none."""
-    if not any(name.startswith("unet.") for name in pairs):
-        raise LoraError("adapts only the text encoder: train a LoRA on the UNet")
-    mismatches = {base.name: mismatch(base, pairs) for base in bases}
-    best = min(mismatches, key=lambda name: mismatches[name][0])
-    wrong, first = mismatches[best]
-    if wrong:
-        names = " nor ".join(mismatches)
-        raise LoraError(f"fits {'neither ' if len(bases) > 1 else 'not '}{names} ({first}): train it on one of these")
-    return best
+def read_pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Pair]]:
+    """The base of a LoRA with these tensors, and its matrices by module, with alpha / rank in B. Raises LoraError."""
+    answer = ask_loader(tensors, read_metadata(path), known_bases())
+    sites = answer["sites"].items()
+    with np.errstate(over="ignore"):  # `check_values` looks for what came of it
+        return answer["base"], {
+            module: Pair(tensors[site["a"]], tensors[site["b"]] * np.float32(site["scale"])) for module, site in sites
+        }
 
 
 def check_values(tensors: Mapping[str, np.ndarray], pairs: Mapping[str, Pair]) -> None:
@@ -154,6 +114,11 @@ def check_values(tensors: Mapping[str, np.ndarray], pairs: Mapping[str, Pair]) -
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise LoraError(f"has values in {shown(name)} that are not finite: train again with a lower learning rate")
+    for module, pair in pairs.items():
+        if not np.isfinite(pair.b).all():  # with the scale in it
+            raise LoraError(f"has an alpha at {shown(module)} that no number is left for: train the LoRA again")
+    if not any(module.startswith("unet.") for module in pairs):
+        raise LoraError("adapts only the text encoder: train a LoRA on the UNet")
     if not any(pair.b.any() for pair in pairs.values()):
         raise LoraError("was never trained (all B matrices are zero): run the training to its end")
     if not any(pair.a.any() for pair in pairs.values()):
@@ -179,12 +144,12 @@ def size_warning(bytes_: int, rank: int, modules: int) -> str | None:
     )
 
 
-def examine(tensors: Mapping[str, np.ndarray], bases: list[Base], facts: dict[str, Any]) -> None:
-    """Puts what is found out into `facts`, step by step. Raises LoraError."""
+def examine(path: Path, facts: dict[str, Any]) -> None:
+    """Puts what is found out into `facts`, step by step. Raises LoraError or TensorsError."""
+    tensors = read_tensors(path)
     facts["tensors"] = len(tensors)
-    pairs = pair_up(tensors)
+    facts["base"], pairs = read_pairs(path, tensors)
     facts["rank"] = max(len(pair.a) for pair in pairs.values())
-    facts["base"] = base_of(pairs, bases)
     check_values(tensors, pairs)
     facts["norms"] = {module: pair.norm() for module, pair in pairs.items()}
     facts["digest"] = digest_of(pairs)
@@ -192,11 +157,19 @@ def examine(tensors: Mapping[str, np.ndarray], bases: list[Base], facts: dict[st
         facts["warning"] = size_warning(facts["bytes"], facts["rank"], len(pairs))
 
 
+def plain_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The matrices of a LoRA that `inspect_lora` called good, in the plainest layout and without anything else."""
+    _, pairs = read_pairs(path, read_tensors(path))
+    a = {f"{module}.lora_A.weight": pair.a for module, pair in pairs.items()}
+    b = {f"{module}.lora_B.weight": pair.b for module, pair in pairs.items()}
+    return {**a, **b}
+
+
 def inspect_lora(path: Path) -> LoraReport:
     """Reads and judges a LoRA file. Raises nothing for what the file may be or hold: that is the report's `problem`."""
     facts: dict[str, Any] = {"bytes": path.stat().st_size if path.is_file() else 0}
     try:
-        examine(read_tensors(path), known_bases(), facts)
+        examine(path, facts)
     except (LoraError, TensorsError) as error:
         return LoraReport(False, f"{shown(path.name)} {error}.", **facts)
     return LoraReport(True, **facts)

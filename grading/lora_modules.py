@@ -45,11 +45,50 @@ def attention_sites(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     yield "mid_block.attentions.0", channels[-1]
 
 
+def resnet_sites(config: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+    """The names of a UNet's residual blocks, each with the number of channels that go in and come out."""
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    for i, own in enumerate(channels):
+        for j in range(layers):
+            yield f"down_blocks.{i}.resnets.{j}", own if j else channels[max(i - 1, 0)], own
+    for j in range(2):
+        yield f"mid_block.resnets.{j}", channels[-1], channels[-1]
+    upwards = channels[::-1]
+    for i, own in enumerate(upwards):
+        for j in range(layers + 1):
+            below = own if j else upwards[max(i - 1, 0)]
+            beside = own if j < layers else upwards[min(i + 1, len(channels) - 1)]
+            yield f"up_blocks.{i}.resnets.{j}", below + beside, own
+
+
+def convolution_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What a UNet has beside its transformers."""
+    channels = config["block_out_channels"]
+    first, time = channels[0], 4 * channels[0]
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv_in": (first, config.get("in_channels", 4), 3, 3),
+        "conv_out": (config.get("out_channels", 4), first, 3, 3),
+        "time_embedding.linear_1": (time, first),
+        "time_embedding.linear_2": (time, time),
+    }
+    for site, inputs, outputs in resnet_sites(config):
+        shapes[f"{site}.conv1"] = (outputs, inputs, 3, 3)
+        shapes[f"{site}.conv2"] = (outputs, outputs, 3, 3)
+        shapes[f"{site}.time_emb_proj"] = (outputs, time)
+        if inputs != outputs:
+            shapes[f"{site}.conv_shortcut"] = (outputs, inputs, 1, 1)
+    for i in range(len(channels) - 1):
+        down, up = channels[i], channels[-1 - i]
+        shapes[f"down_blocks.{i}.downsamplers.0.conv"] = (down, down, 3, 3)
+        shapes[f"up_blocks.{i}.upsamplers.0.conv"] = (up, up, 3, 3)
+    return shapes
+
+
 def unet_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The linear layers, and the projections, of the transformers of a UNet of Stable Diffusion's kind."""
+    """The linear layers and convolutions of a UNet of Stable Diffusion's kind."""
     text = config["cross_attention_dim"]
     tail = () if config.get("use_linear_projection") else (1, 1)  # the projections are convolutions
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes = convolution_shapes(config)
     for site, channels in attention_sites(config):
         for name in ("proj_in", "proj_out"):
             shapes[f"{site}.{name}"] = (channels, channels, *tail)

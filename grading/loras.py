@@ -14,12 +14,11 @@ from safetensors.numpy import save_file
 
 from .alignment import BASE, Shared
 from .items import LORAS
-from .lora_files import SD_1, LoraReport, inspect_lora
+from .lora_files import SD_1, LoraReport, inspect_lora, plain_tensors
 from .numbers import Numbers
 from .pictures import calm, change, contrast, read_picture, smoothness
 from .rubric import Lora
 from .student_code import ROOT
-from .tensors import read_tensors
 from .trusted import run_trusted
 
 TASK_2 = "task_2_lora"
@@ -56,10 +55,14 @@ def judge_norm(report: LoraReport, numbers: Numbers) -> str | None:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a base model drew without and with each LoRA, by name: PNG files, and scores by models of the hub."""
+    """What a base model drew without and with each LoRA, by name: PNG files, and scores by models of the hub.
+
+    `refused` has for each LoRA that could not be drawn with a sentence that says why.
+    """
 
     pictures: Mapping[str, tuple[bytes, ...]]
     scores: Mapping[str, Mapping[str, float]]
+    refused: Mapping[str, str]
 
 
 def draw(
@@ -75,18 +78,19 @@ def draw(
     """
     folder.mkdir(parents=True, exist_ok=True)
     clean = {}
-    for name, path in files.items():  # only the numbers: what else the file says is not looked at
+    for name, path in files.items():  # only the numbers that were judged: what else the file holds goes nowhere
         clean[name] = folder / f"{name}.safetensors"
-        save_file(read_tensors(path), clean[name])
+        save_file(plain_tensors(path), clean[name])
     arguments = ["--base", base, "--output_dir", str(folder), "--seed", str(numbers.seed)]
     arguments += ["--guidance_scale", str(guidance_scale)]
     arguments += ["--clip", numbers.clip_model, "--dino", numbers.dino_model]
     arguments += [text for prompt in numbers.lora_prompts for text in ("--prompt", prompt)]
     arguments += [text for name, path in clean.items() for text in ("--lora", f"{name}={path}")]
     run_trusted([str(PROGRAM), *arguments], ROOT / TASK_2, seconds)
+    scores, refused = (json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "refused"))
     indices = range(len(numbers.lora_prompts))
-    pictures = {name: tuple((folder / f"{name}-{i}.png").read_bytes() for i in indices) for name in (PLAIN, *clean)}
-    return Drawn(pictures, json.loads((folder / "scores.json").read_text()))
+    pictures = {name: tuple((folder / f"{name}-{i}.png").read_bytes() for i in indices) for name in scores}
+    return Drawn(pictures, scores, refused)
 
 
 def scores_in_words(own: Mapping[str, float], plain: Mapping[str, float]) -> str:
@@ -142,7 +146,9 @@ def judge_loras(
             drawn = draw(own, model, guidance_scale, numbers, seconds, folder / Path(model).name)
             plain = plain or drawn.pictures[PLAIN]
         for name in own:
-            if model:
+            if model and name in drawn.refused:
+                judged[name] = Lora(drawn.refused[name], judged[name].facts)
+            elif model:
                 problem, facts = judge_pictures(drawn.pictures[name], drawn.pictures[PLAIN], numbers)
                 facts += scores_in_words(drawn.scores[name], drawn.scores[PLAIN])
                 judged[name] = Lora(problem, f"{judged[name].facts} {facts}", drawn.pictures[name])

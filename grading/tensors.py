@@ -79,3 +79,10 @@ def read_tensors(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray
     except (SafetensorError, OverflowError) as error:
         raise TensorsError(f"has a header that its contents contradict ({shown(error)}): {again}") from None
     return {name: to_float(name, facts["dtype"], facts["shape"], facts["data"]) for name, facts in found}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that stand beside the tensors, by name, in a file that `read_tensors` has read."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(LENGTH_BYTES), "little")))
+    return header.get("__metadata__") or {}

@@ -6,7 +6,9 @@ they are worth is measured in tests/test_closeness.py on true images of the styl
 
 from __future__ import annotations
 
-from typing import Sequence
+from math import isfinite
+from statistics import mean
+from typing import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -98,3 +100,12 @@ def subject_scores(
 def best(parts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """The highest cosine of each of `parts`, (P, C), with any of `others`, (Q, C): shape (P,)."""
     return (parts @ others.T).max(1).values
+
+
+def means_of(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    """The mean of each kind of score, by whose pictures they are. Raises ValueError if one is not a number."""
+    means = {name: {key: mean(values) for key, values in some.items()} for name, some in scores.items()}
+    wrong = [f"{key} of {name}" for name, row in means.items() for key, value in row.items() if not isfinite(value)]
+    if wrong:
+        raise ValueError(f"No figures: {', '.join(wrong)} cannot be measured on these pictures, by these models.")
+    return means

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -19,8 +20,12 @@ from lora import LoraDenoiser
 PIXELS_AT_ONCE = 2 * 512 * 512
 
 
+class DrawingError(ValueError):
+    """What was drawn is no picture; the message says what to do."""
+
+
 def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffusionPipeline:
-    """The plain base model, ready for `load_lora_weights`: half precision on CUDA, float32 elsewhere.
+    """The plain base model, ready for `load_lora`: half precision on CUDA, float32 elsewhere.
 
     Raises:
         BaseModelError: if the base model cannot be loaded.
@@ -47,18 +52,29 @@ def generate(
     guidance_scale: float = 7.5,
     num_inference_steps: int = 20,
 ) -> list[Image.Image]:
-    """One image a prompt, at the base's size. Each depends on its prompt and seed, not on what it is drawn with."""
+    """One image a prompt, at the base's size. Each depends on its prompt and seed, not on what it is drawn with.
+
+    Raises:
+        DrawingError: if the model's numbers overflow, of which the library makes black pictures.
+    """
     batch_size = images_at_once(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     for start in tqdm(range(0, len(prompts), batch_size), desc="Drawing", leave=False):
         chosen = slice(start, start + batch_size)
-        images += pipeline(
+        pixels = pipeline(
             list(prompts[chosen]),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+            output_type="np",
         ).images
+        if not np.isfinite(pixels).all():
+            raise DrawingError(
+                "The pictures have values that are not finite: if they are a LoRA's, train it again with a lower "
+                "learning rate."
+            )
+        images += pipeline.image_processor.numpy_to_pil(pixels)
     return images
 
 
@@ -96,9 +112,14 @@ def validate(
         requires_safety_checker=False,
     )
     denoiser.eval()
-    with base.on(accelerator.device), accelerator.autocast(), torch.no_grad():
-        images = generate(pipeline, prompts, range(seed, seed + len(prompts)), guidance_scale)
-    denoiser.train()
+    try:
+        with base.on(accelerator.device), accelerator.autocast(), torch.no_grad():
+            images = generate(pipeline, prompts, range(seed, seed + len(prompts)), guidance_scale)
+    except DrawingError as error:  # the training goes on: its loss may still be finite
+        print(f"No {picture.name}: {error}")
+        return {}
+    finally:
+        denoiser.train()
     picture.parent.mkdir(parents=True, exist_ok=True)
     in_a_row(images).save(picture)
     for tracker in accelerator.trackers:

@@ -15,15 +15,15 @@ import json
 from pathlib import Path
 from typing import Any, Sequence
 
-import numpy as np
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from closeness import style_distances, subject_scores
+from closeness import means_of, style_distances, subject_scores
 from data import SubjectImages
 from drawing import generate, in_a_row, load_pipeline
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
+from lora_files import load_lora
 
 PROMPTS = {
     "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
@@ -101,7 +101,7 @@ def main() -> None:
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     pipeline = load_pipeline(args.base)
     use_fast_attention(pipeline.unet, pipeline.device)
-    pipeline.load_lora_weights(args.lora)  # before anything is drawn: its name may be wrong
+    load_lora(pipeline, args.lora)  # before anything is drawn: it may not fit
     with_lora = draw(pipeline, prompts, args.num_seeds, settings)
     pipeline.unload_lora_weights()
     images = {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
@@ -118,7 +118,7 @@ def main() -> None:
             scores[name].update(clip_scores(args.clip, some, texts, training))
         if args.dino:
             scores[name].update(dino_scores(args.dino, some, training))
-    means = {name: {key: float(np.mean(values)) for key, values in some.items()} for name, some in scores.items()}
+    means = means_of(scores)
 
     columns = {"style": "style distance", "subject": "subject score"}
     print(f"{'':8}" + "".join(f"{columns.get(key, key):>18}" for key in means["base"]))

@@ -20,10 +20,10 @@ from transformers import CLIPTextModel
 
 from finetune.base import BaseModel, load_part
 from finetune.setup import place_frozen, use_fast_attention
+from lora_layouts import WEIGHTS_FILE
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
 
 

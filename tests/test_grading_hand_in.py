@@ -52,7 +52,8 @@ def copy_code(folder: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__", "runs", ".*")
     for name in (TASK_1, "finetune", "grading"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("requirements.txt", "tiny_sd/unet/config.json", "tiny_sd/text_encoder/config.json"):
+    configs = ("tiny_sd/unet/config.json", "tiny_sd/text_encoder/config.json")
+    for name in ("requirements.txt", "task_2_lora/lora_layouts.py", *configs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
 

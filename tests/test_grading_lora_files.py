@@ -19,9 +19,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from grading.lora_files import inspect_lora
 from grading.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text_encoder_shapes, unet_shapes
+from grading.loras import draw
+from grading.numbers import Numbers
 from lora import LoraDenoiser, save_lora, to_kohya
 
 SITE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 SD_1, TINY_SD = known_bases()
 
 
@@ -102,7 +105,7 @@ def test_the_modules_are_those_of_the_real_models(part):
         adapted = {
             name[: -len(".weight")]: shape
             for name, shape in shapes.items()
-            if name.endswith(".weight") and len(shape) > 1 and ("attentions." in name or ".layers." in name)
+            if name.endswith(".weight") and len(shape) > 1 and "embeddings." not in name
         }
         assert adapted == base.shapes[part]
 
@@ -125,7 +128,8 @@ def test_other_configurations_of_the_unet():
             "It has 12.8 MB, where about 3 MB are usual: its rank is 16 .*, it adapts 128 modules",
         ),
         (4, np.float16, ".attn", "It has 1.6 MB"),
-        (4, np.float32, "mid_block", "it adapts 12 modules"),
+        (4, np.float32, "mid_block.attentions", "it adapts 12 modules"),
+        (4, np.float32, "resnets", "it adapts 80 modules"),
     ],
 )
 def test_stable_diffusion_1_and_its_usual_size(tmp_path, rank, dtype, wanted, warning):
@@ -152,6 +156,43 @@ def test_all_spellings_of_diffusers_are_the_same_lora(tmp_path):
         )
     other = inspected({**tensors, f"{SITE}.lora_A.weight": 2 * tensors[f"{SITE}.lora_A.weight"]}, tmp_path)
     assert other.ok and other.digest != report.digest and other.norms[SITE] == pytest.approx(2 * report.norms[SITE])
+
+
+def text_part() -> dict[str, np.ndarray]:
+    source, tensors = np.random.default_rng(1), {}
+    for name in ("q_proj", "v_proj"):
+        module = ENCODER.replace("q_proj", name)
+        tensors[f"{module}.lora_A.weight"] = source.normal(size=(4, 192)).astype(np.float32)
+        tensors[f"{module}.lora_B.weight"] = source.normal(size=(192, 4)).astype(np.float32)
+    return tensors
+
+
+def test_whatever_is_called_good_can_be_drawn(tmp_path):
+    """Two layouts that the library does not load, beside the same LoRA in the usual one; and one that draws nothing."""
+    tensors = {name: tensor / 10 for name, tensor in {**lora_of(TINY_SD), **text_part()}.items()}
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith("text")}
+    layouts = {
+        "usual": tensors,
+        "linear": {respelled(name, "lora_linear_layer"): tensor for name, tensor in tensors.items()},
+        "both": {**tensors, **dict.fromkeys(text), **{respelled(n, "lora"): t for n, t in text.items()}},
+        "huge": {name: 1e30 * np.sign(tensor) for name, tensor in tensors.items()},
+    }
+    files = {name: tmp_path / f"{name}.safetensors" for name in layouts}
+    for name, path in files.items():
+        save_file({key: tensor for key, tensor in layouts[name].items() if tensor is not None}, path)
+        assert inspect_lora(path).ok
+    numbers = replace(Numbers(), lora_prompts=("a red car",))
+    drawn = draw(files, BASE, 2.5, numbers, 300, tmp_path / "work")
+    assert drawn.pictures.keys() == {"plain", "usual", "linear", "both"}
+    assert drawn.pictures["usual"] == drawn.pictures["linear"] == drawn.pictures["both"] != drawn.pictures["plain"]
+    assert drawn.refused.keys() == {"huge"} and "not finite" in drawn.refused["huge"]
+
+
+def test_a_file_that_cannot_be_looked_through_is_named(tmp_path, monkeypatch):
+    (tmp_path / "forever.py").write_text("while True:\n    pass\n")
+    monkeypatch.setattr("grading.lora_files.LAYOUTS_PROGRAM", tmp_path / "forever.py")
+    monkeypatch.setattr("grading.lora_files.LAYOUTS_SECONDS", 1)
+    assert "takes more than 1 s to look through: hand in" in inspected(lora_of(TINY_SD), tmp_path).problem
 
 
 def test_bfloat16_is_read(tmp_path):
@@ -239,7 +280,6 @@ def changed(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
 
 ONES = np.ones((192, 4), np.float32)
 NOT_A_NUMBER = np.full((192, 4), np.nan, np.float32)
-ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(
@@ -251,13 +291,19 @@ ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
         (lambda: changed(**{A: ONES[:0].T.copy(), B: ONES[:, :0].copy()}), "shapes"),
         (lambda: changed(**{A: ONES[:4, 0].copy()}), r"shapes (4,) and"),
         (lambda: changed(**{B: ONES[:8].copy()}), "is for a weight of shape (8, 192), not (192, 192)"),
-        (lambda: changed(**{"unet.conv_out.lora_A.weight": ONES.T.copy(), "unet.conv_out.lora_B.weight": ONES}),
-         "fits neither Stable Diffusion 1.x nor tiny_sd (its part for 'unet.conv_out' is on no module"),
+        (lambda: changed(**{"unet.conv_two.lora_A.weight": ONES.T.copy(), "unet.conv_two.lora_B.weight": ONES}),
+         "fits neither Stable Diffusion 1.x nor tiny_sd (its part for 'unet.conv_two' is on no module"),
+        (lambda: changed(**{f"{SITE}.alpha": np.array(1e29, np.float32), B: ONES * 1e20}), "no number is left for"),
         (lambda: changed(**{B: NOT_A_NUMBER}), f"values in '{B}' that are not finite: train again"),
         (lambda: changed(**{A: NOT_A_NUMBER.T + np.inf}), "not finite"),
         (lambda: {n: np.zeros_like(t) if "_B" in n else t for n, t in changed().items()}, "was never trained"),
         (lambda: {n: np.zeros_like(t) if "_A" in n else t for n, t in changed().items()}, "changes nothing"),
-        (lambda: changed(**{"unet.x.lora_magnitude_vector": ONES}), "which no LoRA of diffusers has"),
+        (lambda: changed(**{"unet.x.lora_magnitude_vector": ONES}), "is a DoRA"),
+        (lambda: {"unet.x.hada_w1_a": ONES, "unet.x.hada_w1_b": ONES}, "is a LoHa"),
+        (lambda: {"lora_unet_x.lokr_w1": ONES, "lora_unet_x.alpha": np.ones((), np.float32)}, "is a LoKr"),
+        (lambda: {"base_model.model.x.oft_R.weight": ONES}, "is an OFT"),
+        (lambda: {"lycoris_x.lora_down.weight": ONES.T.copy(), "lycoris_x.lora_up.weight": ONES}, "in LyCORIS's"),
+        (lambda: {n.replace("unet.", ""): t for n, t in changed().items()}, "as save_lora_adapter"),
         (lambda: {"unet.conv_in.weight": ONES}, "holds whole weights such as 'unet.conv_in.weight'"),
         (lambda: {n.replace("weight", "default.weight"): t for n, t in changed().items()}, "middle of a training"),
         (lambda: {n.replace("unet", "base_model.model"): t for n, t in changed().items()}, "in PEFT's layout"),

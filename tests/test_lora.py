@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 from data import CaptionedImages, Joined, SubjectImages, Variants
 from drawing import generate, load_pipeline
 from lora import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
+from lora_files import load_lora
 
 SMALL = [
     "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
@@ -188,6 +189,9 @@ def test_a_style_lora_and_a_controlnet_work_together(tmp_path):
     with_lora = draw(pipeline, **both)
     assert np.abs(with_lora - without).max() > 0.01
     assert np.abs(draw(pipeline, image=condition, controlnet_conditioning_scale=0.0) - with_lora).max() > 0.01
+    pipeline.unload_lora_weights()
+    load_lora(pipeline, tmp_path)
+    assert np.abs(draw(pipeline, **both) - with_lora).max() < 1e-4
     pipeline.unload_lora_weights()
     assert np.array_equal(draw(pipeline, **both), without)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,9 +20,10 @@ from processes import BASE, ROOT
 from test_lora import random_lora
 from transformers import CLIPModel, CLIPProcessor
 
+from closeness import means_of
 from finetune.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
-from lora import save_lora
+from lora import save_lora, save_state
 
 TASK = ROOT / "task_2_lora"
 NOTEBOOK = TASK / "inference.ipynb"
@@ -62,14 +64,44 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 128
 
 
-def test_a_lora_that_is_not_there_is_named(tmp_path):
+def evaluate_in_vain(lora, folder) -> str:
+    """The sentence with which the program ends, without a file."""
     run = subprocess.run(
-        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(tmp_path / "none"), "--measure", "style",
-         "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(tmp_path)],
+        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "style",
+         "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(folder / "out"),
+         "--num_seeds", "1", "--num_inference_steps", "2"],
         cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert run.returncode != 0
-    assert "Traceback" not in run.stderr and str(tmp_path / "none") in run.stderr
+    assert run.returncode != 0 and "Traceback" not in run.stderr and not (folder / "out").exists()
+    return run.stderr
+
+
+def test_a_lora_that_is_not_there_is_named(tmp_path):
+    assert f"Error: {tmp_path / 'none'} is not there" in evaluate_in_vain(tmp_path / "none", tmp_path)
+
+
+def test_a_checkpoints_inner_folder_is_not_measured(lora, tmp_path):
+    denoiser = random_lora()
+    save_state(denoiser, denoiser.state_dict(), tmp_path / "checkpoint-6" / "lora")
+    shutil.copy(lora, tmp_path)
+    sentence = evaluate_in_vain(tmp_path / "checkpoint-6" / "lora", tmp_path)
+    assert "is a checkpoint from the middle of a training" in sentence and f"use {tmp_path / lora.name}." in sentence
+
+
+def test_a_lora_that_draws_nothing_gets_no_figures(tmp_path):
+    denoiser = random_lora()
+    for parameter in denoiser.trainable_parameters():
+        parameter.data = torch.full_like(parameter, 1e30)
+    file = save_lora(denoiser, tmp_path, kohya=False)
+    assert "values that are not finite" in evaluate_in_vain(file, tmp_path)
+
+
+def test_no_mean_is_not_a_number():
+    scores = {"base": {"style": [1.0, 3.0], "DINO": [0.5]}, "lora": {"style": [2.0], "DINO": [0.5, float("nan")]}}
+    with pytest.raises(ValueError, match="No figures: DINO of lora cannot be measured"):
+        means_of(scores)
+    scores["lora"]["DINO"] = [0.25]
+    assert means_of(scores) == {"base": {"style": 2.0, "DINO": 0.5}, "lora": {"style": 2.0, "DINO": 0.25}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@
         --prompt "a red car" --lora lora_1=FILE --lora lora_2=FILE
 
 writes plain-0.png, lora_1-0.png, lora_2-0.png and so on, by the number of the prompt, and scores.json: with --clip how
-well the pictures follow their prompts, with --dino how much they have in common with each other, both as cosines. The
-grader runs this; it uses the code of Task 2, in whose folder it must start.
+well the pictures follow their prompts, with --dino how much they have in common with each other, both as cosines. Of a
+LoRA that cannot be loaded or draws nothing, refused.json says why. The grader runs this; it uses the code of Task 2, in
+whose folder it must start.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from PIL import Image
 
 sys.path.insert(0, os.getcwd())
 
-from drawing import generate, load_pipeline
+from drawing import DrawingError, generate, load_pipeline
 from finetune.setup import fail_clearly
 from hub_metrics import clip_scores, dino_scores
+from lora_files import LoraFileError, load_lora
 
 
 def score(images: Sequence[Image.Image], prompts: Sequence[str], clip: str, dino: str) -> dict[str, float]:
@@ -51,19 +53,28 @@ def main() -> None:
 
     pipeline = load_pipeline(args.base)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    seeds = range(args.seed, args.seed + len(args.prompt))
-    scores = {}
-    for item in ["plain", *args.lora]:
-        name, _, file = item.partition("=")
-        if file:
-            pipeline.load_lora_weights(str(Path(file).parent), weight_name=Path(file).name)
+
+    def draw(name: str) -> dict[str, float]:
+        seeds = range(args.seed, args.seed + len(args.prompt))
         images = generate(pipeline, args.prompt, seeds, args.guidance_scale)
         for i, image in enumerate(images):
             image.save(args.output_dir / f"{name}-{i}.png")
-        scores[name] = score(images, args.prompt, args.clip, args.dino)
-        if file:
-            pipeline.unload_lora_weights()
+        return score(images, args.prompt, args.clip, args.dino)
+
+    scores = {"plain": draw("plain")}
+    refused = {}
+    for item in args.lora:
+        name, _, file = item.partition("=")
+        try:
+            load_lora(pipeline, file)
+            scores[name] = draw(name)
+        except LoraFileError as error:
+            refused[name] = f"It {error.what}: {error.advice}."
+        except DrawingError as error:
+            refused[name] = str(error)
+        pipeline.unload_lora_weights()
     (args.output_dir / "scores.json").write_text(json.dumps(scores))
+    (args.output_dir / "refused.json").write_text(json.dumps(refused))
 
 
 if __name__ == "__main__":
