@@ -95,7 +95,7 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
 
 
 def main() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(HERE).to(torch.float32)
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN

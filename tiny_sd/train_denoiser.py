@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.base import load_part
 from finetune.optimizer import can_fuse
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
@@ -151,8 +152,8 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict)
     """
     if path.is_file():
         return torch.load(path, map_location="cpu")
-    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = load_part(CLIPTextModel, str(path), "text_encoder")
+    unet = load_part(UNet2DConditionModel, str(path), "unet")
     known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
     embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()

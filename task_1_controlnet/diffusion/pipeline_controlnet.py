@@ -17,28 +17,39 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel, retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from PIL import Image
+
+from finetune.dtypes import as_dtype, dtype_argument
 
 from .controlnet import ControlNetModel, ControlNetOutput
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+THEIRS = "diffusers.StableDiffusionControlNetPipeline"
+
+# Arguments of its call that ours does not take, and what to do instead.
+UNSUPPORTED_ARGUMENTS = {
+    "ip_adapter_image": f"IP-Adapter needs {THEIRS}, which loads the same folder",
+    "ip_adapter_image_embeds": f"IP-Adapter needs {THEIRS}, which loads the same folder",
+    "guidance_rescale": "no pipeline with ControlNet takes it",
+    "callback": "give callback_on_step_end",
+    "callback_steps": "give callback_on_step_end, which may look at the step's number",
+}
+
 # Arguments of `from_pretrained` that concern each model, not only the pipeline.
 LOADING_ARGUMENTS = (
     "cache_dir",
     "device_map",
-    "dtype",
     "force_download",
     "local_files_only",
     "low_cpu_mem_usage",
     "proxies",
     "revision",
     "token",
-    "torch_dtype",
     "use_safetensors",
     "variant",
 )
@@ -76,6 +87,15 @@ class MultiControlNet(MultiControlNetModel):
         return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
 
 
+def unsupported_method(what: str) -> Callable[..., None]:
+    """In place of a method of diffusers' pipeline that this one does not have."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"{what} is not supported here; {THEIRS} supports it and loads the same folder.")
+
+    return refuse
+
+
 class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipeline):
     """Draws what a prompt says, where condition images say.
 
@@ -87,7 +107,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
     The other arguments are those of `diffusers.StableDiffusionControlNetPipeline`.
 
     Raises:
-        ValueError: if the UNet or a ControlNet is not ours, but for example diffusers' of the same name.
+        ValueError: if the UNet or a ControlNet is not ours, but for example diffusers' of the same name, or the UNet
+            does not only denoise.
     """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -106,6 +127,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         requires_safety_checker=True,
     ):
         check_is_ours("unet", unet, UNet2DConditionModel)
+        if unet.config.in_channels != unet.config.out_channels:
+            raise ValueError(
+                f"The UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it is made for "
+                f"inpainting or the like, which this pipeline does not do."
+            )
         several = controlnet if isinstance(controlnet, (list, tuple)) else getattr(controlnet, "nets", None)
         for net in [controlnet] if several is None else several:
             check_is_ours("controlnet", net, ControlNetModel)
@@ -136,32 +162,41 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         """Loads a pipeline from a folder or the hub, with our classes in the places of the UNet and the ControlNet.
 
         The arguments are those of `diffusers.DiffusionPipeline.from_pretrained`, components to replace included:
-        pass `controlnet=...` to put a ControlNet (or a list) on a plain Stable Diffusion model. Where no data type is
-        asked for, all is loaded in float32.
+        pass `controlnet=...` to put a ControlNet (or a list) on a plain Stable Diffusion model. `dtype` is a data type
+        or the name of one, or a dict of these by component, with a "default"; `torch_dtype` is its older name. What is
+        not asked for otherwise is loaded in float32, whatever the files hold.
 
         Raises:
-            ValueError: if the model comes without a ControlNet and none is given.
+            ValueError: if the model comes without a ControlNet and none is given, or `dtype` is no data type, or is for
+                a component that is not there.
         """
         path, given = pretrained_model_name_or_path, set(kwargs)
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float32
+        dtypes = {
+            name: as_dtype(one) for name, one in (dtype if isinstance(dtype, dict) else {"default": dtype}).items()
+        }
+        default = dtypes.pop("default", torch.float32)
         arguments = {name: kwargs[name] for name in LOADING_ARGUMENTS if name in kwargs}
         if "controlnet" not in kwargs:
             in_index = cls.load_config(path, **arguments).get("controlnet", (None, None))[1]
             if in_index is None:
                 raise ValueError(f"{path} holds no ControlNet: pass controlnet=ControlNetModel.from_pretrained(...).")
-            nets = [load_component(ControlNetModel, path, "controlnet", arguments)]
+            arguments["dtype"] = dtypes.get("controlnet", default)
+            nets = [ControlNetModel.from_pretrained(path, subfolder="controlnet", **arguments)]
             while os.path.isdir(os.path.join(path, f"controlnet_{len(nets)}")):
-                nets.append(load_component(ControlNetModel, path, f"controlnet_{len(nets)}", arguments))
+                nets.append(ControlNetModel.from_pretrained(path, subfolder=f"controlnet_{len(nets)}", **arguments))
             kwargs["controlnet"] = nets if in_index.startswith("Multi") else nets[0]
         if isinstance(kwargs["controlnet"], (list, tuple)):  # diffusers takes a list only if the index names none
             kwargs["controlnet"] = MultiControlNet(kwargs["controlnet"])
         if "unet" not in kwargs:
-            kwargs["unet"] = load_component(UNet2DConditionModel, path, "unet", arguments)
-        pipeline = super().from_pretrained(path, **kwargs)
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            # diffusers loads in float32 what transformers 5 leaves in the data type of the file.
-            for name, component in pipeline.components.items():
-                if isinstance(component, torch.nn.Module) and name not in given:
-                    component.float()
+            arguments["dtype"] = dtypes.get("unet", default)
+            kwargs["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **arguments)
+        pipeline = super().from_pretrained(path, **dtype_argument(cls, default), **kwargs)
+        for name, dtype in dtypes.items():
+            if name not in pipeline.components:
+                raise ValueError(f"dtype names {name!r}; the components are {', '.join(pipeline.components)}.")
+            if name not in given and isinstance(pipeline.components[name], torch.nn.Module):
+                pipeline.components[name].to(dtype)
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -178,6 +213,12 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale > 1
 
+    # What diffusers' pipeline asks of models that ours do not have: without these it would fail in its own words.
+    load_ip_adapter = set_ip_adapter_scale = unload_ip_adapter = unsupported_method("IP-Adapter")
+    enable_freeu = disable_freeu = unsupported_method("FreeU")
+    fuse_qkv_projections = unfuse_qkv_projections = unsupported_method("fusing the projections of attention")
+    from_single_file = classmethod(unsupported_method("loading from a single file"))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -187,6 +228,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         width: int | None = None,
         num_inference_steps: int = 50,
         *,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -202,8 +245,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         guess_mode: bool = False,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **unsupported: Any,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Generates `num_images_per_prompt` images for each prompt.
 
@@ -218,6 +263,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 of the first condition image, rounded down to such a multiple. Condition images of another size are
                 resized to it, the aspect ratio not kept: PIL images by Lanczos' filter, others to the nearest pixel.
             num_inference_steps: as the scheduler counts them.
+            timesteps, sigmas: of the steps, descending, instead of their number; not all schedulers take them.
             guidance_scale: of classifier-free guidance, which is off at 1 and below.
             negative_prompt: one for all prompts, or one for each; without guidance it is ignored.
             eta: of DDIM, 0..1; schedulers that do not know it ignore it.
@@ -232,6 +278,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
             control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
                 heard, for all ControlNets or for each.
+            clip_skip: how many of the text encoder's last layers are left out.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step. It may return
                 a dict with new `latents` and `prompt_embeds`. With guidance, `prompt_embeds` holds the negative
                 embeddings in its first half; `negative_prompt_embeds` is only to be read. Setting
@@ -242,6 +289,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         Raises:
             ValueError: if inputs are missing, of a wrong type, do not fit together, or are out of range.
         """
+        check_supported(unsupported)
         several, nets = hasattr(self.controlnet, "nets"), getattr(self.controlnet, "nets", [self.controlnet])
         prompt, negative_prompt, num_prompts = check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
@@ -249,7 +297,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         check_count("num_inference_steps", num_inference_steps)
         check_count("num_images_per_prompt", num_images_per_prompt)
         check_member("output_type", output_type, OUTPUT_TYPES)
-        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs or ())
         for name in tensor_inputs:
             check_member("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         scales = per_controlnet("controlnet_conditioning_scale", controlnet_conditioning_scale, len(nets))
@@ -259,7 +307,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
 
         # Callbacks read these through the library's properties, and may change them from one step to the next.
         self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
-        self._interrupt = False
+        self._clip_skip, self._interrupt = clip_skip, False
         attention_kwargs = dict(cross_attention_kwargs or {})
         lora_scale = attention_kwargs.pop("scale", None)
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
@@ -279,20 +327,24 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             lora_scale=lora_scale,
+            clip_skip=clip_skip,
         )
         if self.do_classifier_free_guidance:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
+        timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         self._num_timesteps = len(timesteps)
         shape = (num_images, self.unet.config.in_channels)
         check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
         latents = self.prepare_latents(*shape, height, width, prompt_embeds.dtype, device, generator, latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+        # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
+        mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
 
         with lora_scaled(self.unet, lora_scale), text_projected_once(self.unet, *nets) as forget_text:
             for i, t in enumerate(self.progress_bar(timesteps)):
+                if mark_steps:
+                    torch.compiler.cudagraph_mark_step_begin()
                 # fmt: off
                 guided = self.do_classifier_free_guidance
                 latent_model_input = torch.cat([latents] * 2) if guided else latents                # (2 * B, 4, H, W)
@@ -301,7 +353,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 step_scales = scales_at(i / len(timesteps), (i + 1) / len(timesteps), scales, starts, ends)
                 doubled = guided and not guess_mode
                 if doubled not in embedded:  # once: it does not depend on the timestep
-                    embedded[doubled] = [embed(*pair, 1 + doubled) for pair in zip(nets, conditions)]
+                    embedded[doubled] = self.embed_conditions(nets, conditions, 1 + doubled)
                 down_block_res_samples, mid_block_res_sample = self.control_residuals(
                     latent_model_input, t, prompt_embeds, embedded[doubled], step_scales, guided, guess_mode
                 )
@@ -326,6 +378,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                     tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
                     tensors["negative_prompt_embeds"] = negative_prompt_embeds
                     changed = callback_on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs}) or {}
+                    for name in changed:
+                        check_member("callback_on_step_end returned", name, self._callback_tensor_inputs)
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                     forget_text()  # a callback may change anything, a LoRA too
@@ -376,6 +430,22 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             mid_block_res_sample = torch.cat([torch.zeros_like(mid_block_res_sample), mid_block_res_sample])
         return down_block_res_samples, mid_block_res_sample
 
+    def embed_conditions(
+        self, nets: Sequence[torch.nn.Module], conditions: Sequence[torch.Tensor], repeats: int
+    ) -> list[torch.Tensor]:
+        """For each ControlNet a batch of so many times its condition, embedded where that may be done outside its call.
+
+        A model that is offloaded, alone or with others, comes to the device when it is called as a whole, and another
+        class may not know embedded conditions: these get images.
+        """
+        batches = [torch.cat([condition] * repeats) for condition in conditions]
+        if any(hasattr(model, hook) for model in (self.controlnet, *nets) for hook in ("_hf_hook", "_diffusers_hook")):
+            return batches
+        return [
+            net.controlnet_cond_embedding(batch) if isinstance(net, ControlNetModel) else batch
+            for net, batch in zip(nets, batches)
+        ]
+
     def image_size(
         self, condition: Image.Image | torch.Tensor, height: int | None, width: int | None
     ) -> tuple[int, int]:
@@ -422,15 +492,6 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
 
 
-def load_component(model_class: type, path: str | os.PathLike, name: str, arguments: dict[str, Any]) -> torch.nn.Module:
-    """One model of a pipeline's folder; data types that are given by component are looked up as the pipeline does."""
-    arguments = dict(arguments)
-    for key in ("dtype", "torch_dtype"):
-        if isinstance(arguments.get(key), dict):
-            arguments[key] = arguments[key].get(name, arguments[key].get("default", torch.float32))
-    return model_class.from_pretrained(path, subfolder=name, **arguments)
-
-
 @contextmanager
 def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
     """Within this context the model's LoRA layers count `scale` times what they did."""
@@ -449,12 +510,13 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
     """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
     same text at every timestep. Yields what makes it forget them.
     """
-    remembered: dict[torch.nn.Module, torch.Tensor] = {}
+    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-        if linear not in remembered:
-            remembered[linear] = forward(*args)
-        return remembered[linear]
+    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+        # An attention processor of the user's may project other things too, such as a text for each region.
+        if linear not in remembered or not same_memory(remembered[linear][0], text):
+            remembered[linear] = text, forward(text)
+        return remembered[linear][1]
 
     # A set, as one ControlNet may be there twice.
     layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
@@ -470,6 +532,10 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
             del linear.forward
             if forward is not None:
                 linear.forward = forward
+
+
+def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
 
 
 def is_compiled(model: torch.nn.Module) -> bool:
@@ -552,6 +618,15 @@ def check_is_ours(name: str, model: Any, expected: type) -> None:
         )
 
 
+def check_supported(arguments: dict[str, Any]) -> None:
+    """Raises for arguments of the call that it does not take; those of diffusers may be there as None."""
+    for name, value in arguments.items():
+        if name not in UNSUPPORTED_ARGUMENTS:
+            raise TypeError(f"The pipeline's call has no argument {name!r}.")
+        if value is not None:
+            raise ValueError(f"{name} is not supported: {UNSUPPORTED_ARGUMENTS[name]}.")
+
+
 def check_count(name: str, value: Any) -> None:
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
@@ -565,17 +640,6 @@ def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
 def check_member(name: str, value: Any, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
-
-
-def embed(controlnet: torch.nn.Module, condition: torch.Tensor, repeats: int) -> torch.Tensor:
-    """A batch of so many times the condition, embedded; as images where only the model's own call may embed them.
-
-    A model that is offloaded comes to the device when it is called, and another class may not know embedded conditions.
-    """
-    condition = torch.cat([condition] * repeats)
-    if not isinstance(controlnet, ControlNetModel) or hasattr(controlnet, "_hf_hook"):
-        return condition
-    return controlnet.controlnet_cond_embedding(condition)
 
 
 def check_control_interval(starts: Sequence[float], ends: Sequence[float]) -> None:
