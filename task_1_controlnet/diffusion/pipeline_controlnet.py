@@ -129,8 +129,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         check_is_ours("unet", unet, UNet2DConditionModel)
         if unet.config.in_channels != unet.config.out_channels:
             raise ValueError(
-                f"The UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it is made for "
-                f"inpainting or the like, which this pipeline does not do."
+                f"The UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it is made "
+                f"for inpainting or the like, which this pipeline does not do."
             )
         several = controlnet if isinstance(controlnet, (list, tuple)) else getattr(controlnet, "nets", None)
         for net in [controlnet] if several is None else several:
@@ -172,9 +172,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         """
         path, given = pretrained_model_name_or_path, set(kwargs)
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float32
-        dtypes = {
-            name: as_dtype(one) for name, one in (dtype if isinstance(dtype, dict) else {"default": dtype}).items()
-        }
+        dtypes = dict(dtype) if isinstance(dtype, dict) else {"default": dtype}
+        dtypes = {name: as_dtype(value) for name, value in dtypes.items()}
         default = dtypes.pop("default", torch.float32)
         arguments = {name: kwargs[name] for name in LOADING_ARGUMENTS if name in kwargs}
         if "controlnet" not in kwargs:
