@@ -16,6 +16,11 @@ def dtype_argument(part_class: type, dtype: torch.dtype | str) -> dict[str, torc
     return {"dtype" if compare_versions(library, ">=", since) else "torch_dtype": as_dtype(dtype)}
 
 
+def cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """`model.to(dtype)` by PyTorch's method: that of diffusers 0.42 warns of modules to keep, though there are none."""
+    return torch.nn.Module.to(model, dtype)
+
+
 def as_dtype(value: torch.dtype | str) -> torch.dtype:
     """A data type of weights, itself or by its name: the libraries load in float32 what they are given as a name.
 

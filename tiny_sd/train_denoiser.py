@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune.base import load_part
+from finetune.dtypes import cast
 from finetune.optimizer import can_fuse
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
@@ -118,16 +119,17 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
-    unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)  # older releases save nothing else
+    vae, text_encoder, unet = (cast(copy.deepcopy(model), torch.float16) for model in (vae, text_encoder, unet))
+    unet.to(memory_format=torch.contiguous_format)  # older releases save nothing else
     pipeline = StableDiffusionPipeline(
-        copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, unet, scheduler,
+        vae, text_encoder, tokenizer, unet, scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     if hasattr(tokenizer, "backend_tokenizer"):  # not in older releases
         tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
         tokenizer.backend_tokenizer.no_padding()
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    pipeline.save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
         file.write_bytes(content)
 

@@ -214,16 +214,18 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 each attention layer; None for all heads at once, by PyTorch's fused attention.
 
         Raises:
-            ValueError: if the list is not one for each layer, or a layer has fewer heads than asked for.
+            ValueError: if it is none of these, or a layer has fewer heads than asked for.
         """
         layers = [layer for layer in self.modules() if isinstance(layer, Attention)]
         if slice_size == "auto":
-            slice_size = [layer.sliceable_head_dim // 2 for layer in layers]
+            slice_size = [max(1, layer.sliceable_head_dim // 2) for layer in layers]
         sizes = slice_size if isinstance(slice_size, (list, tuple)) else [slice_size] * len(layers)
         sizes = [1 if size == "max" else size for size in sizes]
         if len(sizes) != len(layers):
             raise ValueError(f"slice_size has {len(sizes)} entries for {len(layers)} attention layers.")
         for layer, size in zip(layers, sizes):
+            if size is not None and not is_size(size):
+                raise ValueError(f"slice_size is {size!r}; give 'auto', 'max', or a positive number of heads.")
             layer.set_attention_slice(size)
 
     def embed_timestep(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from PIL import Image
 
-from finetune.dtypes import as_dtype, dtype_argument
+from finetune.dtypes import as_dtype, cast, dtype_argument
 
 from .controlnet import ControlNetModel, ControlNetOutput
 from .unets.unet_2d_condition import UNet2DConditionModel
@@ -195,7 +195,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             if name not in pipeline.components:
                 raise ValueError(f"dtype names {name!r}; the components are {', '.join(pipeline.components)}.")
             if name not in given and isinstance(pipeline.components[name], torch.nn.Module):
-                pipeline.components[name].to(dtype)
+                cast(pipeline.components[name], dtype)
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
