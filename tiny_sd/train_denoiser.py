@@ -24,8 +24,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.base import load_part
-from finetune.dtypes import cast
 from finetune.optimizer import can_fuse
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
@@ -119,17 +117,16 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
-    vae, text_encoder, unet = (cast(copy.deepcopy(model), torch.float16) for model in (vae, text_encoder, unet))
-    unet.to(memory_format=torch.contiguous_format)  # older releases save nothing else
+    unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)  # older releases save nothing else
     pipeline = StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, scheduler,
+        copy.deepcopy(vae), copy.deepcopy(text_encoder), tokenizer, unet, scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     if hasattr(tokenizer, "backend_tokenizer"):  # not in older releases
         tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
         tokenizer.backend_tokenizer.no_padding()
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
-    pipeline.save_pretrained(folder)
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
         file.write_bytes(content)
 
@@ -154,8 +151,8 @@ def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict)
     """
     if path.is_file():
         return torch.load(path, map_location="cpu")
-    text_encoder = load_part(CLIPTextModel, str(path), "text_encoder")
-    unet = load_part(UNet2DConditionModel, str(path), "unet")
+    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
     known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
     embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
