@@ -69,11 +69,16 @@ def check_inert_fields(fields: dict[str, Any]) -> None:
         if name not in INERT_FIELDS:
             raise ValueError(f"Configuration field {name!r} is unknown to this model (it is set to {value!r}).")
         values = value if name in INERT_BY_BLOCK and isinstance(value, (list, tuple)) else [value]
-        if any(v not in INERT_FIELDS[name] for v in values):
+        if not all(is_one_of(v, INERT_FIELDS[name]) for v in values):
             raise ValueError(
                 f"Configuration field {name!r} is {value!r}, which this model does not support: it is made for "
                 f"Stable Diffusion 1.x and 2.x, where {name!r} is {INERT_FIELDS[name][0]!r}."
             )
+
+
+def is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
+    """To Python True is 1, which a configuration that says `true` does not mean."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed)
 
 
 def is_size(value: Any) -> bool:
@@ -111,12 +116,14 @@ def check_fields(config: Mapping[str, Any]) -> None:
             raise ValueError(f"Configuration field {name!r} is {config[name]!r}; this model takes {wanted}.")
     groups, widths = config["norm_num_groups"], config["block_out_channels"]
     if any(width % groups for width in widths):
-        raise ValueError(f"Configuration field 'norm_num_groups' is {groups}, which must divide each of {widths}.")
+        raise ValueError(
+            f"Configuration field 'norm_num_groups' is {groups}; it must divide 'block_out_channels', {widths}."
+        )
 
 
 def block_classes(blocks: dict[str, type], names: Sequence[str], num_blocks: int, field: str) -> list[type]:
     """The class for each name, or a ValueError that names the configuration field which asked for them."""
-    if isinstance(names, str) or len(names) != num_blocks:
+    if not isinstance(names, (list, tuple)) or len(names) != num_blocks:
         raise ValueError(f"Configuration field {field!r} is {names!r}; it must name {num_blocks} blocks.")
     for name in names:
         if name not in blocks:
