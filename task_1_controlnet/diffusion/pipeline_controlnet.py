@@ -44,6 +44,7 @@ UNSUPPORTED_ARGUMENTS = {
 LOADING_ARGUMENTS = (
     "cache_dir",
     "device_map",
+    "disable_mmap",
     "force_download",
     "local_files_only",
     "low_cpu_mem_usage",
@@ -167,10 +168,12 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         not asked for otherwise is loaded in float32, whatever the files hold.
 
         Raises:
-            ValueError: if the model comes without a ControlNet and none is given, or `dtype` is no data type, or is for
-                a component that is not there.
+            ValueError: if the model comes without a ControlNet and none is given, `dtype` is no data type or for a
+                component that is not there, or models are to be quantised.
         """
         path, given = pretrained_model_name_or_path, set(kwargs)
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(f"quantization_config is not supported here; {THEIRS} supports it.")
         dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float32
         dtypes = dict(dtype) if isinstance(dtype, dict) else {"default": dtype}
         dtypes = {name: as_dtype(value) for name, value in dtypes.items()}
@@ -215,8 +218,14 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
     # What diffusers' pipeline asks of models that ours do not have: without these it would fail in its own words.
     load_ip_adapter = set_ip_adapter_scale = unload_ip_adapter = unsupported_method("IP-Adapter")
     enable_freeu = disable_freeu = unsupported_method("FreeU")
+    check_inputs = unsupported_method("checking inputs without a call")
     fuse_qkv_projections = unfuse_qkv_projections = unsupported_method("fusing the projections of attention")
+    prepare_ip_adapter_image_embeds = unsupported_method("IP-Adapter")
     from_single_file = classmethod(unsupported_method("loading from a single file"))
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        with text_model_found(self.text_encoder):
+            return super().encode_prompt(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(
@@ -277,10 +286,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
             control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
                 heard, for all ControlNets or for each.
-            clip_skip: how many of the text encoder's last layers are left out.
+            clip_skip: how many of the text encoder's last layers are left out for the prompt (not the negative one).
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step. It may return
                 a dict with new `latents` and `prompt_embeds`. With guidance, `prompt_embeds` holds the negative
-                embeddings in its first half; `negative_prompt_embeds` is only to be read. Setting
+                embeddings in its first half; `negative_prompt_embeds` is only for later callbacks to read. Setting
                 `pipeline._interrupt` ends the loop.
             callback_on_step_end_tensor_inputs: which tensors it gets, of "latents", "prompt_embeds" and
                 "negative_prompt_embeds".
@@ -295,6 +304,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         )
         check_count("num_inference_steps", num_inference_steps)
         check_count("num_images_per_prompt", num_images_per_prompt)
+        check_number("guidance_scale", guidance_scale)
+        check_number("eta", eta)
+        check_generator(generator)
+        if prompt is not None and clip_skip is not None:
+            check_clip_skip(clip_skip, self.text_encoder)
         check_member("output_type", output_type, OUTPUT_TYPES)
         tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs or ())
         for name in tensor_inputs:
@@ -307,6 +321,9 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         # Callbacks read these through the library's properties, and may change them from one step to the next.
         self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
         self._clip_skip, self._interrupt = clip_skip, False
+        check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
+        for embeds in (prompt_embeds, negative_prompt_embeds):
+            check_text_width(embeds, self.unet.config.cross_attention_dim)
         attention_kwargs = dict(cross_attention_kwargs or {})
         lora_scale = attention_kwargs.pop("scale", None)
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
@@ -335,6 +352,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         self._num_timesteps = len(timesteps)
         shape = (num_images, self.unet.config.in_channels)
         check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
+        latents = latents if latents is None else latents.to(prompt_embeds.dtype)
         latents = self.prepare_latents(*shape, height, width, prompt_embeds.dtype, device, generator, latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
@@ -381,6 +399,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                         check_member("callback_on_step_end returned", name, self._callback_tensor_inputs)
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
                     forget_text()  # a callback may change anything, a LoRA too
                 if self._interrupt:
                     break
@@ -489,6 +508,19 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 raise ValueError(f"A condition image has {tensor.shape[1]} channels; ControlNet takes {channels}.")
             tensors.append(tensor.expand(-1, channels, -1, -1))
         return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
+
+
+@contextmanager
+def text_model_found(text_encoder: torch.nn.Module | None) -> Iterator[None]:
+    """Within this context diffusers finds the text encoder's last norm, which transformers 5 keeps one level higher."""
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    vars(text_encoder)["text_model"] = text_encoder  # not as a part of itself
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
 
 
 @contextmanager
@@ -631,7 +663,34 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
 
 
+def check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number.")
+
+
+def check_kind(name: str, value: Any, expected: type) -> None:
+    if value is not None and not isinstance(value, expected):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a {expected.__name__}.")
+
+
+def check_generator(generator: Any) -> None:
+    for entry in generator if isinstance(generator, list) else [generator]:
+        check_kind("generator", entry, torch.Generator)
+
+
+def check_clip_skip(clip_skip: Any, text_encoder: torch.nn.Module) -> None:
+    layers = text_encoder.config.num_hidden_layers
+    if not isinstance(clip_skip, Integral) or not 0 <= clip_skip <= layers:
+        raise ValueError(f"clip_skip is {clip_skip!r}; the text encoder has {layers} layers to leave out.")
+
+
+def check_text_width(embeds: torch.Tensor | None, channels: int) -> None:
+    if embeds is not None and embeds.shape[-1] != channels:
+        raise ValueError(f"prompt_embeds have {embeds.shape[-1]} channels; the UNet takes {channels}.")
+
+
 def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    check_kind("latents", latents, torch.Tensor)
     if latents is not None and tuple(latents.shape) != shape:
         raise ValueError(f"latents are {tuple(latents.shape)}; prompts and size ask for {shape}.")
 
