@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import caching
 import checkpoint
@@ -14,8 +16,6 @@ from fill50k import RenderedFill50K
 from finetune.base import BaseModel
 from finetune.setup import bf16_is_fast
 from models import build_models
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from train_step import RECIPES, Step, measure, table
 
 # Bytes of a frozen weight or an encoding.
