@@ -11,7 +11,7 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.base import BaseModel
+from finetune.base import BaseModel, load_part
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_SD = ROOT / "tiny_sd"
@@ -49,9 +49,9 @@ def build_models(size: str) -> Models:
     scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SD, subfolder="tokenizer")
     if size == "tiny_sd":
-        unet = diffusers.UNet2DConditionModel.from_pretrained(TINY_SD, subfolder="unet")
-        vae = diffusers.AutoencoderKL.from_pretrained(TINY_SD, subfolder="vae")
-        text_encoder = CLIPTextModel.from_pretrained(TINY_SD, subfolder="text_encoder")
+        unet = load_part(diffusers.UNet2DConditionModel, str(TINY_SD), "unet")
+        vae = load_part(diffusers.AutoencoderKL, str(TINY_SD), "vae")
+        text_encoder = load_part(CLIPTextModel, str(TINY_SD), "text_encoder")
         condition_channels = (8, 16, 32, 64)
     else:
         unet_config, vae_config, text_config = sd14_configs()

@@ -28,6 +28,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.base import sampling_scheduler
+from finetune.dtypes import cast
 
 
 def ours(models: Models) -> StableDiffusionControlNetPipeline:
@@ -44,12 +45,14 @@ def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.M
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     scheduler = sampling_scheduler(models.scheduler.config)
+    for model in (models.vae, models.text_encoder, unet, controlnet):
+        cast(model, dtype)
     pipeline = pipeline_class(
         models.vae, models.text_encoder, models.tokenizer, unet, controlnet, scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device, dtype)
+    return pipeline.to(device)
 
 
 def main() -> None:

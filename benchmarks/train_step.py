@@ -36,6 +36,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import ROOT, Models, build_models, copy_as, device_name
@@ -44,6 +45,7 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.dtypes import cast
 from finetune.images import square, to_tensor
 from finetune.objective import diffusion_loss
 from finetune.optimizer import build_optimizer
@@ -110,7 +112,7 @@ class Step:
             place_frozen(unet, self.accelerator)
             use_fast_attention(unet, self.device)
         else:
-            unet.requires_grad_(False).to(self.device, self.frozen_dtype)
+            cast(unet.requires_grad_(False).to(self.device), self.frozen_dtype)
         if self.task == "lora":
             unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
             for parameter in unet.parameters():
@@ -144,22 +146,22 @@ class Step:
             models.vae = models.text_encoder = None
             return
         for encoder in (models.vae, models.text_encoder):
-            encoder.requires_grad_(False).to(self.device, self.frozen_dtype)
+            cast(encoder.requires_grad_(False).to(self.device), self.frozen_dtype)
 
-    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, text embeddings and conditions of one micro-batch."""
-        condition, image = self.pixels, self.pixels
+    def inputs(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents, text embeddings and conditions of `count` images, at most a micro-batch."""
+        condition, image = self.pixels[:count], self.pixels[:count]
         if self.recipe.decode:
             image, condition = (
                 to_tensor(square(Image.open(io.BytesIO(file)), self.models.resolution))[None].to(self.device)
                 for file in self.files
             )
         if self.recipe.own:
-            return self.latents, self.text, condition
+            return self.latents[:count], self.text[:count], condition
         with torch.no_grad():
             vae = self.models.vae
             latents = vae.encode((image * 2 - 1).to(vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
-            return latents.float(), self.models.text_encoder(self.tokens)[0], condition
+            return latents.float(), self.models.text_encoder(self.tokens[:count])[0], condition
 
     def denoise(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor, condition: torch.Tensor
@@ -174,21 +176,24 @@ class Step:
         }
         return self.unet(noisy, timesteps, text, **residuals).sample
 
-    def loss(self, denoise: Callable[..., torch.Tensor]) -> torch.Tensor:
-        latents, text, condition = self.inputs()
+    def loss(self, denoise: Callable[..., torch.Tensor], count: int) -> torch.Tensor:
+        latents, text, condition = self.inputs(count)
         with self.accelerator.autocast():
             return diffusion_loss(partial(denoise, text=text, condition=condition), self.models.scheduler, latents)
 
     def count_flops(self) -> float:
-        """Of all passes, forward and backward, of one step; uncompiled, as a counter sees nothing else."""
-        with FlopCounterMode(display=False) as counter:
-            self.loss(self.denoise).backward()
+        """Of all passes, forward and backward, for one image; uncompiled, as a counter sees nothing else.
+
+        Attention is computed by plain matrix products: on a CPU the counter sees none of the fused kernels.
+        """
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.loss(self.denoise, count=1).backward()
         self.optimizer.zero_grad()
-        return counter.get_total_flops() * self.micro_batches
+        return counter.get_total_flops()
 
     def __call__(self) -> None:
         for _ in range(self.micro_batches):
-            self.accelerator.backward(self.loss(self.compiled) / self.micro_batches)
+            self.accelerator.backward(self.loss(self.compiled, self.micro_size) / self.micro_batches)
         self.accelerator.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -197,7 +202,7 @@ class Step:
 def measure(recipe: str, task: str, size: str, batch_size: int, steps: int) -> dict[str, float]:
     """Seconds of the first step and an image, FLOPs an image, bytes: the peak, weights, gradients and optimiser."""
     step = Step(RECIPES[recipe], task, build_models(size), batch_size)
-    flops = step.count_flops()
+    flops = step.count_flops()  # of one image, so that it takes less memory than a step and moves no peak
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -215,7 +220,7 @@ def measure(recipe: str, task: str, size: str, batch_size: int, steps: int) -> d
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"first": first, "seconds": seconds, "flops": flops / batch_size, "peak": peak, **held_bytes(step)}
+    return {"first": first, "seconds": seconds, "flops": flops, "peak": peak, **held_bytes(step)}
 
 
 def held_bytes(step: Step) -> dict[str, float]:

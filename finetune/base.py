@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .dtypes import dtype_argument
+
 EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"
 
 
@@ -27,14 +29,17 @@ class BaseModelError(RuntimeError):
     """The base model cannot be had; the message says what to do."""
 
 
-def load_part(part_class: type, name: str, subfolder: str, **kwargs: Any) -> Any:
+def load_part(part_class: type, name: str, subfolder: str, dtype: torch.dtype = torch.float32) -> Any:
     """`part_class.from_pretrained`, with a message that says what to do when there is nothing to load.
+
+    Models come in `dtype`, whatever the data type of their files; of themselves not all libraries convert it.
 
     Raises:
         BaseModelError: if the folder lacks the part, the hub is out of reach, or the licence is not accepted.
     """
+    argument = dtype_argument(part_class, dtype) if issubclass(part_class, torch.nn.Module) else {}
     try:
-        return part_class.from_pretrained(name, subfolder=subfolder, **kwargs)
+        return part_class.from_pretrained(name, subfolder=subfolder, **argument)
     except OSError as error:
         raise BaseModelError(
             f"Cannot load {subfolder!r} of the base model {name!r}: {str(error).splitlines()[0]}\n"
@@ -58,8 +63,8 @@ class BaseModel:
     @classmethod
     def load(cls, name: str) -> BaseModel:
         """Loads from a local folder or the hub. Raises BaseModelError."""
-        text_encoder = load_part(CLIPTextModel, name, "text_encoder", torch_dtype=torch.float32)
-        vae = load_part(AutoencoderKL, name, "vae", torch_dtype=torch.float32)
+        text_encoder = load_part(CLIPTextModel, name, "text_encoder")
+        vae = load_part(AutoencoderKL, name, "vae")
         return cls(
             name=name,
             tokenizer=load_part(CLIPTokenizer, name, "tokenizer"),

@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
+from .dtypes import cast
 from .optimizer import SetupError
 from .training import NonFiniteLossError
 
@@ -54,7 +55,7 @@ def place_frozen(model: ModelMixin, accelerator: Accelerator) -> None:
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
     model.to(accelerator.device)
     if half is not None and accelerator.device.type == "cuda":
-        model.to(half)
+        cast(model, half)
 
 
 def use_fast_attention(model: ModelMixin, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from finetune.base import load_part
+from finetune.dtypes import dtype_argument
 from finetune.setup import fail_clearly, require_hardware
 from utils import draw_grid, load_test_data, pick_device
 
@@ -31,8 +32,9 @@ def main() -> None:
 
     device = pick_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    text_encoder = load_part(CLIPTextModel, args.base, "text_encoder", torch_dtype=dtype)
-    pipeline = StableDiffusionPipeline.from_pretrained(args.base, text_encoder=text_encoder, torch_dtype=dtype)
+    text_encoder = load_part(CLIPTextModel, args.base, "text_encoder", dtype)
+    argument = dtype_argument(StableDiffusionPipeline, dtype)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.base, text_encoder=text_encoder, **argument)
     pipeline.to(device)
 
     prompts = args.prompt or load_test_data()[1]

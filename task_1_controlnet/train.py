@@ -70,11 +70,11 @@ def load_models(
     accelerator: Accelerator,
 ) -> tuple[UNet2DConditionModel, ControlNetModel]:
     """The frozen UNet, and the ControlNet to train: a given one, or a copy of the UNet's encoder; always float32."""
-    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=torch.float32)
+    unet = load_part(UNet2DConditionModel, base, "unet")
     if controlnet is None:
         trained = ControlNetModel.from_unet(unet, conditioning_channels)
     else:
-        trained = ControlNetModel.from_pretrained(controlnet, torch_dtype=torch.float32)
+        trained = ControlNetModel.from_pretrained(controlnet, dtype=torch.float32)
     trained.train()
     place_frozen(unet, accelerator)
     for model in (unet, trained):

@@ -40,11 +40,11 @@ def load_pipeline(
     """
     device = device or pick_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     if not isinstance(controlnet, ControlNetModel):
-        controlnet = ControlNetModel.from_pretrained(controlnet, torch_dtype=dtype)
+        controlnet = ControlNetModel.from_pretrained(controlnet, dtype=dtype)
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-        base, unet=unet, controlnet=controlnet, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+        base, unet=unet, controlnet=controlnet, dtype=dtype, safety_checker=None, requires_safety_checker=False
     )
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
     return pipeline.to(device)

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from finetune.base import BaseModel, load_part, sampling_scheduler
+from finetune.dtypes import dtype_argument
 from finetune.images import to_tensor
 from lora import LoraDenoiser
 
@@ -32,9 +33,13 @@ def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffus
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    unet = load_part(UNet2DConditionModel, base, "unet", torch_dtype=dtype)
+    unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(
-        base, unet=unet, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+        base,
+        unet=unet,
+        safety_checker=None,
+        requires_safety_checker=False,
+        **dtype_argument(StableDiffusionPipeline, dtype),
     )
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
     return pipeline.to(device)

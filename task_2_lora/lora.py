@@ -69,7 +69,7 @@ def load_denoiser(
     accelerator: Accelerator,
 ) -> LoraDenoiser:
     """The base's UNet (and text encoder, which `base` then shares) with a fresh LoRA, on the device."""
-    unet = load_part(UNet2DConditionModel, base.name, "unet", torch_dtype=torch.float32)
+    unet = load_part(UNet2DConditionModel, base.name, "unet")
     place_frozen(unet, accelerator)
     use_fast_attention(unet, accelerator.device)
     set_seed(seed)  # the same start, whatever was drawn at random before, such as the order of what was encoded

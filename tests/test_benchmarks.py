@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import caching
 import checkpoint
@@ -14,7 +16,7 @@ from fill50k import RenderedFill50K
 from finetune.base import BaseModel
 from finetune.setup import bf16_is_fast
 from models import build_models
-from train_step import measure, table
+from train_step import RECIPES, Step, measure, table
 
 # Bytes of a frozen weight or an encoding.
 SIZE = 2 if bf16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else 4
@@ -36,6 +38,19 @@ def test_training_steps_are_timed_and_their_memory_counted():
     twice = {**library, "seconds": 2 * ours["seconds"]}
     assert "| ours | " in table({"library": [twice], "ours": [ours]})
     assert "| 2.00 | " in table({"library": [twice], "ours": [ours]})
+
+
+@pytest.mark.parametrize("task", ["controlnet", "lora"])
+def test_flops_of_the_recipes_differ_by_the_encoders_alone(task):
+    library, ours = (
+        Step(RECIPES[name], task, build_models("tiny_sd"), 1).count_flops() for name in ("library", "ours")
+    )
+    models = build_models("tiny_sd")
+    image = torch.zeros(1, 3, models.resolution, models.resolution)
+    tokens = torch.zeros(1, models.text_encoder.config.max_position_embeddings, dtype=torch.long)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        models.vae.encode(image), models.text_encoder(tokens)
+    assert library - ours == counter.get_total_flops() > 0, "attention is counted in one and not in the other"
 
 
 def test_a_lora_step_holds_hardly_any_gradients():

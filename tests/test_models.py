@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import diffusers
@@ -207,7 +208,15 @@ def test_checkpoints_load_both_ways(models, tmp_path):
         ("act_fn", "gelu"),
         ("never_heard_of", 1),
         ("down_block_types", ["AttnDownBlock2D"] * 3),
+        ("down_block_types", ["DownBlock2D"] * 2),
         ("attention_head_dim", [4, 4]),
+        ("attention_head_dim", None),
+        ("layers_per_block", [2, 2.0, 2]),
+        ("cross_attention_dim", [24, 24, 24]),
+        ("norm_num_groups", None),
+        ("norm_num_groups", 5),
+        ("norm_eps", "small"),
+        ("block_out_channels", 16),
     ],
 )
 def test_unsupported_configuration_is_refused_by_name(load, field, value, tmp_path):
@@ -220,6 +229,113 @@ def test_unsupported_configuration_is_refused_by_name(load, field, value, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(ValueError, match=field):
         load.from_pretrained(tmp_path)
+
+
+SMALLEST = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "layers_per_block": 1,
+    "cross_attention_dim": 8,
+    "attention_head_dim": 2,
+    "norm_num_groups": 4,
+}
+OF_UNET = {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+OF_CONTROLNET = {"conditioning_embedding_out_channels": (4, 4, 4, 4)}
+
+
+def smallest_outputs(model):
+    """Of a model of the configuration SMALLEST, or one that differs in a field."""
+    config = model.config
+    arguments = {"sample": torch.ones(1, config.in_channels, 4, 4), "timestep": 5}
+    arguments["encoder_hidden_states"] = torch.ones(1, 3, config.cross_attention_dim)
+    if hasattr(model, "controlnet_cond_embedding"):
+        side = 4 * 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        arguments["controlnet_cond"] = torch.ones(1, config.conditioning_channels, side, side)
+    with torch.no_grad():
+        return torch.cat([tensor.flatten() for tensor in flat(model(**arguments, return_dict=False))])
+
+
+def flat(nested):
+    return [nested] if torch.is_tensor(nested) else [tensor for part in nested for tensor in flat(part)]
+
+
+@pytest.mark.parametrize("value", ["nonsense", [3, 5], [8, 8], None, 2, 0.5, False, True], ids=str)
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "ControlNetModel"])
+def test_every_field_is_refused_by_name_or_means_what_it_means_to_diffusers(name, value):
+    ours, theirs = (UNet2DConditionModel if name.startswith("U") else ControlNetModel), getattr(diffusers, name)
+    base = {**SMALLEST, **(OF_UNET if ours is UNet2DConditionModel else OF_CONTROLNET)}
+    compared = 0
+    for field in inspect.signature(theirs).parameters:
+        try:
+            model = ours.from_config({**base, field: value}).eval()
+        except ValueError as error:
+            assert field in str(error)
+            continue
+        if ours is ControlNetModel and field == "layers_per_block" and isinstance(value, list):
+            continue  # which diffusers' ControlNet does not take, though its UNet does
+        library = theirs.from_config({**base, field: value}).eval()
+        randomise(model)
+        library.load_state_dict(model.state_dict())
+        assert torch.equal(smallest_outputs(model), smallest_outputs(library)), field
+        compared += 1
+    assert compared, "no field takes it: the value shows nothing"
+
+
+def test_fields_may_be_given_beside_the_folder(tmp_path):
+    UNet2DConditionModel(**SMALLEST, **OF_UNET).save_pretrained(tmp_path)
+    assert UNet2DConditionModel.from_pretrained(tmp_path, upcast_attention=True).config.upcast_attention
+    with pytest.raises(ValueError, match="act_fn"):
+        UNet2DConditionModel.from_pretrained(tmp_path, act_fn="gelu")
+
+
+@pytest.mark.parametrize("keyword", ["dtype", "torch_dtype"])
+def test_data_types_are_taken_by_both_keywords_and_by_name(keyword, tmp_path):
+    half = UNet2DConditionModel(**SMALLEST, **OF_UNET).half()
+    half.save_pretrained(tmp_path)
+
+    def loaded(**arguments):
+        return UNet2DConditionModel.from_pretrained(tmp_path, **arguments).dtype
+
+    assert loaded() == torch.float32
+    for value in (torch.float16, "float16", "torch.float16", "half"):
+        assert loaded(**{keyword: value}) == torch.float16
+    for value in ("auto", "int8", torch.int8, 16):
+        with pytest.raises(ValueError, match="dtype is"):
+            loaded(**{keyword: value})
+
+
+@pytest.mark.parametrize("slice_size", ["auto", "max", 2, [1, 2] * 11])
+def test_sliced_attention_equals_diffusers(slice_size):
+    unet, their_unet = UNet2DConditionModel(**SD1_LIKE), diffusers.UNet2DConditionModel(**SD1_LIKE)
+    their_unet.load_state_dict(unet.state_dict())
+    for model in (unet, their_unet):
+        model.set_attention_slice(slice_size)
+    assert [p.slice_size for p in unet.attn_processors.values()] == [
+        p.slice_size for p in their_unet.attn_processors.values()
+    ]
+    assert torch.equal(unet(**inputs()).sample, their_unet(**inputs()).sample)
+
+
+@pytest.mark.parametrize("slice_size", [0, "half", 5, [1, 2]])
+def test_slices_that_cannot_be_are_refused(slice_size):
+    with pytest.raises(ValueError, match="slice_size"):
+        UNet2DConditionModel(**SD1_LIKE).set_attention_slice(slice_size)
+
+
+def test_default_attention_equals_diffusers(models):
+    for model in models:
+        model.set_default_attn_processor()
+    unet, controlnet, their_unet, their_controlnet = models
+    assert torch.equal(unet(**inputs()).sample, their_unet(**inputs()).sample)
+    assert all(map(torch.equal, flat(residuals(controlnet)), flat(residuals(their_controlnet))))
+
+
+def test_what_a_model_cannot_do_it_says(models):
+    for model in models[:2]:
+        with pytest.raises(NotImplementedError, match="diffusers' class of that name"):
+            type(model).from_single_file("model.safetensors")
+    with pytest.raises(ValueError, match="give it to the pipeline"):
+        models[0](**inputs(), cross_attention_kwargs={"scale": 0.5})
 
 
 def test_fresh_controlnet_is_a_copy_with_silent_outputs():

@@ -17,6 +17,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
+from finetune.dtypes import dtype_argument
 from icons import STYLES, load_subjects
 from places import PLACES
 from recognition import recognise, recognise_place, recognise_redrawn
@@ -95,7 +96,7 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
 
 
 def main() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(HERE, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(HERE, **dtype_argument(StableDiffusionPipeline, torch.float32))
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
 
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN

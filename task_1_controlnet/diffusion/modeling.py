@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+import os
+from numbers import Real
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+
+from finetune.dtypes import dtype_argument
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
 
@@ -53,27 +57,78 @@ INERT_FIELDS: dict[str, tuple[Any, ...]] = {
     "transformer_layers_per_block": (1,),
 }
 
+# Those of them that may have one value for each block.
+INERT_BY_BLOCK = ("only_cross_attention", "transformer_layers_per_block")
+
 DOWN_BLOCKS = {"DownBlock2D": DownBlock2D, "CrossAttnDownBlock2D": CrossAttnDownBlock2D}
 
 
 def check_inert_fields(fields: dict[str, Any]) -> None:
     """Raises ValueError for the first field that asks for something these models do not do."""
     for name, value in fields.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
         if name not in INERT_FIELDS:
             raise ValueError(f"Configuration field {name!r} is unknown to this model (it is set to {value!r}).")
-        if any(v not in INERT_FIELDS[name] for v in values):
+        values = value if name in INERT_BY_BLOCK and isinstance(value, (list, tuple)) else [value]
+        if not all(is_one_of(v, INERT_FIELDS[name]) for v in values):
             raise ValueError(
                 f"Configuration field {name!r} is {value!r}, which this model does not support: it is made for "
                 f"Stable Diffusion 1.x and 2.x, where {name!r} is {INERT_FIELDS[name][0]!r}."
             )
 
 
-def block_class(blocks: dict[str, type], name: str, field: str) -> type:
-    """The class called `name`, or a ValueError that names the configuration field which asked for it."""
-    if name not in blocks:
-        raise ValueError(f"Configuration field {field!r} names the block {name!r}; supported are {sorted(blocks)}.")
-    return blocks[name]
+def is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
+    """To Python True is 1, which a configuration that says `true` does not mean."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in allowed)
+
+
+def is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_list_of_sizes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(map(is_size, value))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+# What the fields that a model has may be, where one that is not would fail far from its name, or not at all.
+SIZE, NUMBER = (is_size, "a positive integer"), (is_number, "a number")
+WIDTHS = (is_list_of_sizes, "a list of positive integers")
+FIELD_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "in_channels": SIZE,
+    "out_channels": SIZE,
+    "conditioning_channels": SIZE,
+    "cross_attention_dim": SIZE,
+    "norm_num_groups": SIZE,
+    "block_out_channels": WIDTHS,
+    "conditioning_embedding_out_channels": WIDTHS,
+    "norm_eps": NUMBER,
+    "freq_shift": NUMBER,
+}
+
+
+def check_fields(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first field whose value is of a kind that these models do not take."""
+    for name, (is_right, wanted) in FIELD_KINDS.items():
+        if name in config and not is_right(config[name]):
+            raise ValueError(f"Configuration field {name!r} is {config[name]!r}; this model takes {wanted}.")
+    groups, widths = config["norm_num_groups"], config["block_out_channels"]
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"Configuration field 'norm_num_groups' is {groups}; it must divide 'block_out_channels', {widths}."
+        )
+
+
+def block_classes(blocks: dict[str, type], names: Sequence[str], num_blocks: int, field: str) -> list[type]:
+    """The class for each name, or a ValueError that names the configuration field which asked for them."""
+    if not isinstance(names, (list, tuple)) or len(names) != num_blocks:
+        raise ValueError(f"Configuration field {field!r} is {names!r}; it must name {num_blocks} blocks.")
+    for name in names:
+        if name not in blocks:
+            raise ValueError(f"Configuration field {field!r} names the block {name!r}; supported are {sorted(blocks)}.")
+    return [blocks[name] for name in names]
 
 
 def per_block(value: int | Sequence[int], num_blocks: int, field: str) -> tuple[int, ...]:
@@ -81,6 +136,8 @@ def per_block(value: int | Sequence[int], num_blocks: int, field: str) -> tuple[
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * num_blocks
     if len(values) != num_blocks:
         raise ValueError(f"Configuration field {field!r} has {len(values)} values for {num_blocks} blocks.")
+    if not all(is_size(v) for v in values):
+        raise ValueError(f"Configuration field {field!r} is {value!r}; give a positive integer, or one for each block.")
     return values
 
 
@@ -91,6 +148,10 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]
     _skip_layerwise_casting_patterns = ["norm"]
     _repeated_blocks = ["BasicTransformerBlock"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        check_fields(self.config)
 
     if not hasattr(ModelMixin, "_set_gradient_checkpointing"):  # diffusers before 0.33 asks each model for this
 
@@ -103,11 +164,31 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Splits a configuration for `from_config`; diffusers would ignore the fields that `__init__` does not take."""
         known = cls._get_init_keys(cls)
         inert = {name: value for name, value in config_dict.items() if name not in known and not name.startswith("_")}
-        check_inert_fields(inert)
         config_dict = {name: value for name, value in config_dict.items() if name not in inert}
+        inert.update({name: kwargs.pop(name) for name in INERT_FIELDS if name in kwargs})
+        check_inert_fields(inert)
         init_dict, unused_kwargs, other_fields = super().extract_init_dict(config_dict, **kwargs)
         other_fields.update(inert)  # kept, so that a model is saved with the configuration it was loaded with
         return init_dict, unused_kwargs, other_fields
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, dtype: Any = None, torch_dtype: Any = None, **kwargs: Any
+    ) -> StableDiffusionModel:
+        """Loads from a folder or the hub, in float32 where no `dtype` (or `torch_dtype`, its older name) is asked for.
+
+        The arguments are those of diffusers' models. Raises ValueError for a configuration that this model does not
+        support, and for a `dtype` that is neither a data type of weights nor the name of one.
+        """
+        argument = dtype_argument(cls, dtype or torch_dtype or torch.float32)
+        return super().from_pretrained(pretrained_model_name_or_path, **argument, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            f"This {cls.__name__} does not read single files: load the file with diffusers' class of that name, "
+            f"save_pretrained it, and load the folder."
+        )
 
     @property
     def attn_processors(self) -> dict[str, Any]:
@@ -127,6 +208,32 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"Expected a processor for each of {len(names)} attention layers, got {len(processors)}.")
         for name in names:
             self.get_submodule(name[: -len(".processor")]).set_processor(processors[name])
+
+    def set_default_attn_processor(self) -> None:
+        """Attention in single steps, by plain matrix products, as diffusers' models understand "default"."""
+        self.set_attn_processor(AttnProcessor())
+
+    def set_attention_slice(self, slice_size: str | int | Sequence[int | None] | None) -> None:
+        """Computes attention for some heads at a time: slower, in less memory. Pipelines call it for the user.
+
+        Args:
+            slice_size: "auto" for half of each layer's heads, "max" for one head, a number of heads, or one such for
+                each attention layer; None for all heads at once, by PyTorch's fused attention.
+
+        Raises:
+            ValueError: if it is none of these, or a layer has fewer heads than asked for.
+        """
+        layers = [layer for layer in self.modules() if isinstance(layer, Attention)]
+        if slice_size == "auto":
+            slice_size = [max(1, layer.sliceable_head_dim // 2) for layer in layers]
+        sizes = slice_size if isinstance(slice_size, (list, tuple)) else [slice_size] * len(layers)
+        sizes = [1 if size == "max" else size for size in sizes]
+        if len(sizes) != len(layers):
+            raise ValueError(f"slice_size has {len(sizes)} entries for {len(layers)} attention layers.")
+        for layer, size in zip(layers, sizes):
+            if size is not None and not is_size(size):
+                raise ValueError(f"slice_size is {size!r}; give 'auto', 'max', or a positive number of heads.")
+            layer.set_attention_slice(size)
 
     def embed_timestep(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
         """The time embedding of shape (batch, 4 * block_out_channels[0]) for one timestep, or one per sample."""
@@ -149,10 +256,9 @@ def build_down_blocks(
 ) -> nn.ModuleList:
     """The encoder's blocks; all but the last halve the size."""
     blocks = nn.ModuleList()
-    in_channels = block_out_channels[0]
-    for i, name in enumerate(down_block_types):
-        block = block_class(DOWN_BLOCKS, name, "down_block_types")
-        out_channels, add_downsample = block_out_channels[i], i < len(down_block_types) - 1
+    in_channels, num_blocks = block_out_channels[0], len(block_out_channels)
+    for i, block in enumerate(block_classes(DOWN_BLOCKS, down_block_types, num_blocks, "down_block_types")):
+        out_channels, add_downsample = block_out_channels[i], i < num_blocks - 1
         blocks.append(block(in_channels, out_channels, layers_per_block[i], num_heads[i], add_downsample, params))
         in_channels = out_channels
     return blocks

@@ -9,36 +9,51 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, Callable, Iterator, List, Sequence, Union
 
 import diffusers
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel
+from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel, retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from PIL import Image
 
-from .controlnet import ControlNetModel, ControlNetOutput
-from .unets.unet_2d_condition import UNet2DConditionModel
+from finetune.dtypes import as_dtype, cast, dtype_argument
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+from .controlnet import ControlNetModel, ControlNetOutput
+from .pipeline_inputs import (
+    OUTPUT_TYPES,
+    THEIRS,
+    check_clip_skip,
+    check_control_interval,
+    check_count,
+    check_generator,
+    check_is_ours,
+    check_kind,
+    check_latents,
+    check_member,
+    check_number,
+    check_prompts,
+    check_supported,
+    check_text_width,
+    per_controlnet,
+    split_conditions,
+)
+from .unets.unet_2d_condition import UNet2DConditionModel
 
 # Arguments of `from_pretrained` that concern each model, not only the pipeline.
 LOADING_ARGUMENTS = (
     "cache_dir",
     "device_map",
-    "dtype",
+    "disable_mmap",
     "force_download",
     "local_files_only",
     "low_cpu_mem_usage",
     "proxies",
     "revision",
     "token",
-    "torch_dtype",
     "use_safetensors",
     "variant",
 )
@@ -76,6 +91,15 @@ class MultiControlNet(MultiControlNetModel):
         return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
 
 
+def unsupported_method(what: str) -> Callable[..., None]:
+    """In place of a method of diffusers' pipeline that this one does not have."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"{what} is not supported here; {THEIRS} supports it and loads the same folder.")
+
+    return refuse
+
+
 class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipeline):
     """Draws what a prompt says, where condition images say.
 
@@ -87,7 +111,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
     The other arguments are those of `diffusers.StableDiffusionControlNetPipeline`.
 
     Raises:
-        ValueError: if the UNet or a ControlNet is not ours, but for example diffusers' of the same name.
+        ValueError: if the UNet or a ControlNet is not ours, but for example diffusers' of the same name, or the UNet
+            does not only denoise.
     """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -106,6 +131,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         requires_safety_checker=True,
     ):
         check_is_ours("unet", unet, UNet2DConditionModel)
+        if unet.config.in_channels != unet.config.out_channels:
+            raise ValueError(
+                f"The UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it is made "
+                f"for inpainting or the like, which this pipeline does not do."
+            )
         several = controlnet if isinstance(controlnet, (list, tuple)) else getattr(controlnet, "nets", None)
         for net in [controlnet] if several is None else several:
             check_is_ours("controlnet", net, ControlNetModel)
@@ -136,32 +166,42 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         """Loads a pipeline from a folder or the hub, with our classes in the places of the UNet and the ControlNet.
 
         The arguments are those of `diffusers.DiffusionPipeline.from_pretrained`, components to replace included:
-        pass `controlnet=...` to put a ControlNet (or a list) on a plain Stable Diffusion model. Where no data type is
-        asked for, all is loaded in float32.
+        pass `controlnet=...` to put a ControlNet (or a list) on a plain Stable Diffusion model. `dtype` is a data type
+        or the name of one, or a dict of these by component, with a "default"; `torch_dtype` is its older name. What is
+        not asked for otherwise is loaded in float32, whatever the files hold.
 
         Raises:
-            ValueError: if the model comes without a ControlNet and none is given.
+            ValueError: if the model comes without a ControlNet and none is given, `dtype` is no data type or for a
+                component that is not there, or models are to be quantised.
         """
         path, given = pretrained_model_name_or_path, set(kwargs)
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(f"quantization_config is not supported here; {THEIRS} supports it.")
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float32
+        dtypes = dict(dtype) if isinstance(dtype, dict) else {"default": dtype}
+        dtypes = {name: as_dtype(value) for name, value in dtypes.items()}
+        default = dtypes.pop("default", torch.float32)
         arguments = {name: kwargs[name] for name in LOADING_ARGUMENTS if name in kwargs}
         if "controlnet" not in kwargs:
             in_index = cls.load_config(path, **arguments).get("controlnet", (None, None))[1]
             if in_index is None:
                 raise ValueError(f"{path} holds no ControlNet: pass controlnet=ControlNetModel.from_pretrained(...).")
-            nets = [load_component(ControlNetModel, path, "controlnet", arguments)]
+            arguments["dtype"] = dtypes.get("controlnet", default)
+            nets = [ControlNetModel.from_pretrained(path, subfolder="controlnet", **arguments)]
             while os.path.isdir(os.path.join(path, f"controlnet_{len(nets)}")):
-                nets.append(load_component(ControlNetModel, path, f"controlnet_{len(nets)}", arguments))
+                nets.append(ControlNetModel.from_pretrained(path, subfolder=f"controlnet_{len(nets)}", **arguments))
             kwargs["controlnet"] = nets if in_index.startswith("Multi") else nets[0]
         if isinstance(kwargs["controlnet"], (list, tuple)):  # diffusers takes a list only if the index names none
             kwargs["controlnet"] = MultiControlNet(kwargs["controlnet"])
         if "unet" not in kwargs:
-            kwargs["unet"] = load_component(UNet2DConditionModel, path, "unet", arguments)
-        pipeline = super().from_pretrained(path, **kwargs)
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            # diffusers loads in float32 what transformers 5 leaves in the data type of the file.
-            for name, component in pipeline.components.items():
-                if isinstance(component, torch.nn.Module) and name not in given:
-                    component.float()
+            arguments["dtype"] = dtypes.get("unet", default)
+            kwargs["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **arguments)
+        pipeline = super().from_pretrained(path, **dtype_argument(cls, default), **kwargs)
+        for name, dtype in dtypes.items():
+            if name not in pipeline.components:
+                raise ValueError(f"dtype names {name!r}; the components are {', '.join(pipeline.components)}.")
+            if name not in given and isinstance(pipeline.components[name], torch.nn.Module):
+                cast(pipeline.components[name], dtype)
         return pipeline
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -178,6 +218,18 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale > 1
 
+    # What diffusers' pipeline asks of models that ours do not have: without these it would fail in its own words.
+    load_ip_adapter = set_ip_adapter_scale = unload_ip_adapter = unsupported_method("IP-Adapter")
+    enable_freeu = disable_freeu = unsupported_method("FreeU")
+    check_inputs = unsupported_method("checking inputs without a call")
+    fuse_qkv_projections = unfuse_qkv_projections = unsupported_method("fusing the projections of attention")
+    prepare_ip_adapter_image_embeds = unsupported_method("IP-Adapter")
+    from_single_file = classmethod(unsupported_method("loading from a single file"))
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        with text_model_found(self.text_encoder):
+            return super().encode_prompt(*args, **kwargs)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -187,6 +239,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         width: int | None = None,
         num_inference_steps: int = 50,
         *,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -202,8 +256,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         guess_mode: bool = False,
         control_guidance_start: float | Sequence[float] = 0.0,
         control_guidance_end: float | Sequence[float] = 1.0,
+        clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **unsupported: Any,
     ) -> StableDiffusionPipelineOutput | tuple:
         """Generates `num_images_per_prompt` images for each prompt.
 
@@ -218,6 +274,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 of the first condition image, rounded down to such a multiple. Condition images of another size are
                 resized to it, the aspect ratio not kept: PIL images by Lanczos' filter, others to the nearest pixel.
             num_inference_steps: as the scheduler counts them.
+            timesteps, sigmas: of the steps, descending, instead of their number; not all schedulers take them.
             guidance_scale: of classifier-free guidance, which is off at 1 and below.
             negative_prompt: one for all prompts, or one for each; without guidance it is ignored.
             eta: of DDIM, 0..1; schedulers that do not know it ignore it.
@@ -232,9 +289,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
             control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
                 heard, for all ControlNets or for each.
+            clip_skip: how many of the text encoder's last layers are left out for the prompt (not the negative one).
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step. It may return
                 a dict with new `latents` and `prompt_embeds`. With guidance, `prompt_embeds` holds the negative
-                embeddings in its first half; `negative_prompt_embeds` is only to be read. Setting
+                embeddings in its first half; `negative_prompt_embeds` is only for later callbacks to read. Setting
                 `pipeline._interrupt` ends the loop.
             callback_on_step_end_tensor_inputs: which tensors it gets, of "latents", "prompt_embeds" and
                 "negative_prompt_embeds".
@@ -242,14 +300,20 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         Raises:
             ValueError: if inputs are missing, of a wrong type, do not fit together, or are out of range.
         """
+        check_supported(unsupported)
         several, nets = hasattr(self.controlnet, "nets"), getattr(self.controlnet, "nets", [self.controlnet])
         prompt, negative_prompt, num_prompts = check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
         check_count("num_inference_steps", num_inference_steps)
         check_count("num_images_per_prompt", num_images_per_prompt)
+        check_number("guidance_scale", guidance_scale)
+        check_number("eta", eta)
+        check_generator(generator)
+        if prompt is not None and clip_skip is not None:
+            check_clip_skip(clip_skip, self.text_encoder)
         check_member("output_type", output_type, OUTPUT_TYPES)
-        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs or ())
         for name in tensor_inputs:
             check_member("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         scales = per_controlnet("controlnet_conditioning_scale", controlnet_conditioning_scale, len(nets))
@@ -259,7 +323,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
 
         # Callbacks read these through the library's properties, and may change them from one step to the next.
         self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
-        self._interrupt = False
+        self._clip_skip, self._interrupt = clip_skip, False
+        check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
+        for embeds in (prompt_embeds, negative_prompt_embeds):
+            check_text_width(embeds, self.unet.config.cross_attention_dim)
         attention_kwargs = dict(cross_attention_kwargs or {})
         lora_scale = attention_kwargs.pop("scale", None)
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
@@ -279,20 +346,25 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             lora_scale=lora_scale,
+            clip_skip=clip_skip,
         )
         if self.do_classifier_free_guidance:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
+        timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         self._num_timesteps = len(timesteps)
         shape = (num_images, self.unet.config.in_channels)
         check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
+        latents = latents if latents is None else latents.to(prompt_embeds.dtype)
         latents = self.prepare_latents(*shape, height, width, prompt_embeds.dtype, device, generator, latents)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
+        # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
+        mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
 
         with lora_scaled(self.unet, lora_scale), text_projected_once(self.unet, *nets) as forget_text:
             for i, t in enumerate(self.progress_bar(timesteps)):
+                if mark_steps:
+                    torch.compiler.cudagraph_mark_step_begin()
                 # fmt: off
                 guided = self.do_classifier_free_guidance
                 latent_model_input = torch.cat([latents] * 2) if guided else latents                # (2 * B, 4, H, W)
@@ -301,7 +373,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 step_scales = scales_at(i / len(timesteps), (i + 1) / len(timesteps), scales, starts, ends)
                 doubled = guided and not guess_mode
                 if doubled not in embedded:  # once: it does not depend on the timestep
-                    embedded[doubled] = [embed(*pair, 1 + doubled) for pair in zip(nets, conditions)]
+                    embedded[doubled] = self.embed_conditions(nets, conditions, 1 + doubled)
                 down_block_res_samples, mid_block_res_sample = self.control_residuals(
                     latent_model_input, t, prompt_embeds, embedded[doubled], step_scales, guided, guess_mode
                 )
@@ -326,8 +398,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                     tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
                     tensors["negative_prompt_embeds"] = negative_prompt_embeds
                     changed = callback_on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs}) or {}
+                    for name in changed:
+                        check_member("callback_on_step_end returned", name, self._callback_tensor_inputs)
                     latents = changed.get("latents", latents)
                     prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
                     forget_text()  # a callback may change anything, a LoRA too
                 if self._interrupt:
                     break
@@ -376,6 +451,22 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             mid_block_res_sample = torch.cat([torch.zeros_like(mid_block_res_sample), mid_block_res_sample])
         return down_block_res_samples, mid_block_res_sample
 
+    def embed_conditions(
+        self, nets: Sequence[torch.nn.Module], conditions: Sequence[torch.Tensor], repeats: int
+    ) -> list[torch.Tensor]:
+        """For each ControlNet a batch of so many times its condition, embedded where that may be done outside its call.
+
+        A model that is offloaded, alone or with others, comes to the device when it is called as a whole, and another
+        class may not know embedded conditions: these get images.
+        """
+        batches = [torch.cat([condition] * repeats) for condition in conditions]
+        if any(hasattr(model, hook) for model in (self.controlnet, *nets) for hook in ("_hf_hook", "_diffusers_hook")):
+            return batches
+        return [
+            net.controlnet_cond_embedding(batch) if isinstance(net, ControlNetModel) else batch
+            for net, batch in zip(nets, batches)
+        ]
+
     def image_size(
         self, condition: Image.Image | torch.Tensor, height: int | None, width: int | None
     ) -> tuple[int, int]:
@@ -422,13 +513,17 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
 
 
-def load_component(model_class: type, path: str | os.PathLike, name: str, arguments: dict[str, Any]) -> torch.nn.Module:
-    """One model of a pipeline's folder; data types that are given by component are looked up as the pipeline does."""
-    arguments = dict(arguments)
-    for key in ("dtype", "torch_dtype"):
-        if isinstance(arguments.get(key), dict):
-            arguments[key] = arguments[key].get(name, arguments[key].get("default", torch.float32))
-    return model_class.from_pretrained(path, subfolder=name, **arguments)
+@contextmanager
+def text_model_found(text_encoder: torch.nn.Module | None) -> Iterator[None]:
+    """Within this context diffusers finds the text encoder's last norm, which transformers 5 keeps one level higher."""
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    vars(text_encoder)["text_model"] = text_encoder  # not as a part of itself
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
 
 
 @contextmanager
@@ -449,12 +544,13 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
     """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
     same text at every timestep. Yields what makes it forget them.
     """
-    remembered: dict[torch.nn.Module, torch.Tensor] = {}
+    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
-        if linear not in remembered:
-            remembered[linear] = forward(*args)
-        return remembered[linear]
+    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+        # An attention processor of the user's may project other things too, such as a text for each region.
+        if linear not in remembered or not same_memory(remembered[linear][0], text):
+            remembered[linear] = text, forward(text)
+        return remembered[linear][1]
 
     # A set, as one ControlNet may be there twice.
     layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
@@ -472,6 +568,10 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
                 linear.forward = forward
 
 
+def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
 def is_compiled(model: torch.nn.Module) -> bool:
     """Whether any part of it was, in one of three ways; a layer's new `forward` would have it compiled once more."""
     return any(
@@ -485,146 +585,3 @@ def scales_at(
 ) -> list[float]:
     """Each ControlNet's scale in the step from `begin` to `end`, which is 0 unless it lies within start and end."""
     return [scale if start <= begin and end <= stop else 0.0 for scale, start, stop in zip(scales, starts, ends)]
-
-
-def split_conditions(
-    image: Any, num_controlnets: int | None, num_prompts: int
-) -> list[list[Image.Image | torch.Tensor]]:
-    """A list of single images for each ControlNet; `num_controlnets` is None where `image` is not a list of entries."""
-    if num_controlnets is None:
-        entries = [image]
-    elif isinstance(image, (list, tuple)) and len(image) == num_controlnets:
-        entries = list(image)
-    else:
-        raise ValueError(f"{num_controlnets} ControlNets need image to be a list with one entry for each.")
-    conditions = [single_images(entry) for entry in entries]
-    for images in conditions:
-        if len(images) not in (1, num_prompts):
-            raise ValueError(
-                f"{len(images)} condition image(s) for {num_prompts} prompt(s): give one for all, or one for each."
-            )
-    return conditions
-
-
-def single_images(image: Any) -> list[Image.Image | torch.Tensor]:
-    """PIL images as they are; arrays and tensors as tensors of shape (channels, height, width) in 0..1."""
-    images: list[Image.Image | torch.Tensor] = []
-    for entry in image if isinstance(image, (list, tuple)) else [image]:
-        if isinstance(entry, Image.Image):
-            images.append(entry)
-        elif isinstance(entry, (np.ndarray, torch.Tensor)) and entry.ndim in (2, 3, 4):
-            images.extend(unit_tensors(entry))
-        else:
-            raise ValueError(
-                f"A condition image is a PIL image, or an array or a tensor of 2 to 4 dimensions, not {kind(entry)}."
-            )
-    return images
-
-
-def unit_tensors(pixels: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of shape (channels, height, width) in 0..1, one for each image in the array or tensor."""
-    if isinstance(pixels, np.ndarray):
-        largest = 255 if pixels.dtype == np.uint8 else 1
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        pixels = torch.from_numpy(np.moveaxis(pixels, -1, -3).astype(np.float32, order="C"))
-    else:
-        largest = 255 if pixels.dtype == torch.uint8 else 1
-        pixels = pixels[None] if pixels.ndim == 2 else pixels
-    pixels = pixels.float() / largest
-    if not (pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
-        raise ValueError(
-            f"A condition image has values in {pixels.min():.3g}..{pixels.max():.3g}; it takes floats in 0..1 or bytes."
-        )
-    return list(pixels) if pixels.ndim == 4 else [pixels]
-
-
-def kind(value: Any) -> str:
-    dimensions = f" of {value.ndim} dimensions" if hasattr(value, "ndim") else ""
-    return type(value).__name__ + dimensions
-
-
-def check_is_ours(name: str, model: Any, expected: type) -> None:
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if not isinstance(model, expected):
-        raise ValueError(
-            f"{name} is {type(model).__module__}.{type(model).__name__}; this pipeline runs {expected.__module__}."
-            f"{expected.__name__}. Its from_pretrained loads the same files."
-        )
-
-
-def check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
-
-
-def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    if latents is not None and tuple(latents.shape) != shape:
-        raise ValueError(f"latents are {tuple(latents.shape)}; prompts and size ask for {shape}.")
-
-
-def check_member(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
-
-
-def embed(controlnet: torch.nn.Module, condition: torch.Tensor, repeats: int) -> torch.Tensor:
-    """A batch of so many times the condition, embedded; as images where only the model's own call may embed them.
-
-    A model that is offloaded comes to the device when it is called, and another class may not know embedded conditions.
-    """
-    condition = torch.cat([condition] * repeats)
-    if not isinstance(controlnet, ControlNetModel) or hasattr(controlnet, "_hf_hook"):
-        return condition
-    return controlnet.controlnet_cond_embedding(condition)
-
-
-def check_control_interval(starts: Sequence[float], ends: Sequence[float]) -> None:
-    for start, end in zip(starts, ends):
-        if not 0 <= start < end <= 1:
-            raise ValueError(
-                f"control_guidance_start is {start} and control_guidance_end {end}; 0 <= start < end <= 1 must hold."
-            )
-
-
-def per_controlnet(name: str, value: float | Sequence[float], num_controlnets: int) -> list[float]:
-    """One number for each ControlNet, from one for all or a list."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value] * num_controlnets
-    if not all(isinstance(v, Real) for v in values):
-        raise ValueError(f"{name} is {value!r}; it must be a number, or a list with one for each ControlNet.")
-    if len(values) != num_controlnets:
-        raise ValueError(f"{name} has {len(values)} entries for {num_controlnets} ControlNet(s).")
-    return values
-
-
-def check_prompts(
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    prompt_embeds: torch.Tensor | None,
-    negative_prompt_embeds: torch.Tensor | None,
-) -> tuple[list[str] | None, list[str] | None, int]:
-    """The prompts and the negative prompts, each as a list of the same length or None, and that length."""
-    if (prompt is None) == (prompt_embeds is None):
-        raise ValueError("Give either prompt or prompt_embeds.")
-    if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise ValueError("Give negative_prompt or negative_prompt_embeds, not both.")
-    embeds = [e for e in (prompt_embeds, negative_prompt_embeds) if e is not None]
-    if not all(isinstance(e, torch.Tensor) and e.ndim == 3 for e in embeds) or len({e.shape for e in embeds}) == 2:
-        raise ValueError("prompt_embeds and negative_prompt_embeds must be (prompts, tokens, channels) tensors alike.")
-    prompts = as_strings("prompt", prompt)
-    num_prompts = len(prompts) if prompt_embeds is None else len(prompt_embeds)
-    negative_prompts = as_strings("negative_prompt", negative_prompt)
-    if negative_prompts is not None and isinstance(negative_prompt, str):
-        negative_prompts *= num_prompts
-    for name, negative in (("negative_prompt", negative_prompts), ("negative_prompt_embeds", negative_prompt_embeds)):
-        if negative is not None and len(negative) != num_prompts:
-            raise ValueError(f"{name} has {len(negative)} entries for {num_prompts} prompts.")
-    return prompts, negative_prompts, num_prompts
-
-
-def as_strings(name: str, value: str | Sequence[str] | None) -> list[str] | None:
-    if value is None:
-        return None
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, (list, tuple)) or not strings or not all(isinstance(s, str) for s in strings):
-        raise ValueError(f"{name} must be a string or a list of strings, not {value!r}.")
-    return list(strings)

@@ -52,18 +52,16 @@ def attention_layer(channels: int, num_heads: int, params: BlockParams) -> Trans
 
 
 class UNetBlock(nn.Module):
-    """Residual layers, each followed by attention to the text where `attentions` is there.
+    """Residual layers, each followed by attention to the text in blocks that have `attentions`.
+
+    Blocks without attention have no such attribute: by it diffusers tells them apart, for scales of a LoRA by block.
 
     diffusers' `enable_gradient_checkpointing` sets the flag of that name; attention layers checkpoint themselves.
     """
 
     gradient_checkpointing = False
     resnets: nn.ModuleList
-    attentions: nn.ModuleList | None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attentions = None
+    attentions: nn.ModuleList
 
     def run_resnet(self, i: int, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -73,8 +71,12 @@ class UNetBlock(nn.Module):
     def run_attention(
         self, i: int, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, kwargs: dict[str, Any] | None
     ) -> torch.Tensor:
-        if self.attentions is None:
+        if not hasattr(self, "attentions"):
             return hidden_states
+        if kwargs and "scale" in kwargs:
+            raise ValueError(
+                "cross_attention_kwargs holds a 'scale', a LoRA's: give it to the pipeline, or call set_adapters."
+            )
         return self.attentions[i](
             hidden_states, encoder_hidden_states=encoder_hidden_states, cross_attention_kwargs=kwargs, return_dict=False
         )[0]

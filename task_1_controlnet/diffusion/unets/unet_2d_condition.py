@@ -13,7 +13,7 @@ from diffusers.loaders import UNet2DConditionLoadersMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from ..modeling import StableDiffusionModel, block_class, build_down_blocks, build_time_embedding, per_block
+from ..modeling import StableDiffusionModel, block_classes, build_down_blocks, build_time_embedding, per_block
 from .unet_2d_blocks import BlockParams, CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 
 UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
@@ -71,8 +71,8 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
         self.up_blocks = nn.ModuleList()
         width = block_out_channels[-1]
-        for i, name in zip(reversed(range(num_blocks)), up_block_types):
-            block = block_class(UP_BLOCKS, name, "up_block_types")
+        up_blocks = block_classes(UP_BLOCKS, up_block_types, num_blocks, "up_block_types")
+        for i, block in zip(reversed(range(num_blocks)), up_blocks):
             skips = [skip_channels.pop() for _ in range(num_layers[i] + 1)]
             self.up_blocks.append(block(width, skips, block_out_channels[i], num_heads[i], i > 0, params))
             width = block_out_channels[i]

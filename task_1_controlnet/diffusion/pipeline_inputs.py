@@ -1,0 +1,191 @@
+"""What the pipeline is called with: brought to one form, or refused in a sentence."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+THEIRS = "diffusers.StableDiffusionControlNetPipeline"
+
+# Arguments of its call that ours does not take, and what to do instead.
+UNSUPPORTED_ARGUMENTS = {
+    "ip_adapter_image": f"IP-Adapter needs {THEIRS}, which loads the same folder",
+    "ip_adapter_image_embeds": f"IP-Adapter needs {THEIRS}, which loads the same folder",
+    "guidance_rescale": "no pipeline with ControlNet takes it",
+    "callback": "give callback_on_step_end",
+    "callback_steps": "give callback_on_step_end, which may look at the step's number",
+}
+
+
+def split_conditions(
+    image: Any, num_controlnets: int | None, num_prompts: int
+) -> list[list[Image.Image | torch.Tensor]]:
+    """A list of single images for each ControlNet; `num_controlnets` is None where `image` is not a list of entries."""
+    if num_controlnets is None:
+        entries = [image]
+    elif isinstance(image, (list, tuple)) and len(image) == num_controlnets:
+        entries = list(image)
+    else:
+        raise ValueError(f"{num_controlnets} ControlNets need image to be a list with one entry for each.")
+    conditions = [single_images(entry) for entry in entries]
+    for images in conditions:
+        if len(images) not in (1, num_prompts):
+            raise ValueError(
+                f"{len(images)} condition image(s) for {num_prompts} prompt(s): give one for all, or one for each."
+            )
+    return conditions
+
+
+def single_images(image: Any) -> list[Image.Image | torch.Tensor]:
+    """PIL images as they are; arrays and tensors as tensors of shape (channels, height, width) in 0..1."""
+    images: list[Image.Image | torch.Tensor] = []
+    for entry in image if isinstance(image, (list, tuple)) else [image]:
+        if isinstance(entry, Image.Image):
+            images.append(entry)
+        elif isinstance(entry, (np.ndarray, torch.Tensor)) and entry.ndim in (2, 3, 4):
+            images.extend(unit_tensors(entry))
+        else:
+            raise ValueError(
+                f"A condition image is a PIL image, or an array or a tensor of 2 to 4 dimensions, not {kind(entry)}."
+            )
+    return images
+
+
+def unit_tensors(pixels: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of shape (channels, height, width) in 0..1, one for each image in the array or tensor."""
+    if isinstance(pixels, np.ndarray):
+        largest = 255 if pixels.dtype == np.uint8 else 1
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        pixels = torch.from_numpy(np.moveaxis(pixels, -1, -3).astype(np.float32, order="C"))
+    else:
+        largest = 255 if pixels.dtype == torch.uint8 else 1
+        pixels = pixels[None] if pixels.ndim == 2 else pixels
+    pixels = pixels.float() / largest
+    if not (pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
+        raise ValueError(
+            f"A condition image has values in {pixels.min():.3g}..{pixels.max():.3g}; it takes floats in 0..1 or bytes."
+        )
+    return list(pixels) if pixels.ndim == 4 else [pixels]
+
+
+def kind(value: Any) -> str:
+    dimensions = f" of {value.ndim} dimensions" if hasattr(value, "ndim") else ""
+    return type(value).__name__ + dimensions
+
+
+def check_is_ours(name: str, model: Any, expected: type) -> None:
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    if not isinstance(model, expected):
+        raise ValueError(
+            f"{name} is {type(model).__module__}.{type(model).__name__}; this pipeline runs {expected.__module__}."
+            f"{expected.__name__}. Its from_pretrained loads the same files."
+        )
+
+
+def check_supported(arguments: dict[str, Any]) -> None:
+    """Raises for arguments of the call that it does not take; those of diffusers may be there as None."""
+    for name, value in arguments.items():
+        if name not in UNSUPPORTED_ARGUMENTS:
+            raise TypeError(f"The pipeline's call has no argument {name!r}.")
+        if value is not None:
+            raise ValueError(f"{name} is not supported: {UNSUPPORTED_ARGUMENTS[name]}.")
+
+
+def check_count(name: str, value: Any) -> None:
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a positive integer.")
+
+
+def check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number.")
+
+
+def check_kind(name: str, value: Any, expected: type) -> None:
+    if value is not None and not isinstance(value, expected):
+        raise ValueError(f"{name} is a {type(value).__name__}; it must be a {expected.__name__}.")
+
+
+def check_generator(generator: Any) -> None:
+    for entry in generator if isinstance(generator, list) else [generator]:
+        check_kind("generator", entry, torch.Generator)
+
+
+def check_clip_skip(clip_skip: Any, text_encoder: torch.nn.Module) -> None:
+    layers = text_encoder.config.num_hidden_layers
+    if not isinstance(clip_skip, Integral) or not 0 <= clip_skip <= layers:
+        raise ValueError(f"clip_skip is {clip_skip!r}; the text encoder has {layers} layers to leave out.")
+
+
+def check_text_width(embeds: torch.Tensor | None, channels: int) -> None:
+    if embeds is not None and embeds.shape[-1] != channels:
+        raise ValueError(f"prompt_embeds have {embeds.shape[-1]} channels; the UNet takes {channels}.")
+
+
+def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    check_kind("latents", latents, torch.Tensor)
+    if latents is not None and tuple(latents.shape) != shape:
+        raise ValueError(f"latents are {tuple(latents.shape)}; prompts and size ask for {shape}.")
+
+
+def check_member(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}.")
+
+
+def check_control_interval(starts: Sequence[float], ends: Sequence[float]) -> None:
+    for start, end in zip(starts, ends):
+        if not 0 <= start < end <= 1:
+            raise ValueError(
+                f"control_guidance_start is {start} and control_guidance_end {end}; 0 <= start < end <= 1 must hold."
+            )
+
+
+def per_controlnet(name: str, value: float | Sequence[float], num_controlnets: int) -> list[float]:
+    """One number for each ControlNet, from one for all or a list."""
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * num_controlnets
+    if not all(isinstance(v, Real) for v in values):
+        raise ValueError(f"{name} is {value!r}; it must be a number, or a list with one for each ControlNet.")
+    if len(values) != num_controlnets:
+        raise ValueError(f"{name} has {len(values)} entries for {num_controlnets} ControlNet(s).")
+    return values
+
+
+def check_prompts(
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    prompt_embeds: torch.Tensor | None,
+    negative_prompt_embeds: torch.Tensor | None,
+) -> tuple[list[str] | None, list[str] | None, int]:
+    """The prompts and the negative prompts, each as a list of the same length or None, and that length."""
+    if (prompt is None) == (prompt_embeds is None):
+        raise ValueError("Give either prompt or prompt_embeds.")
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise ValueError("Give negative_prompt or negative_prompt_embeds, not both.")
+    embeds = [e for e in (prompt_embeds, negative_prompt_embeds) if e is not None]
+    if not all(isinstance(e, torch.Tensor) and e.ndim == 3 for e in embeds) or len({e.shape for e in embeds}) == 2:
+        raise ValueError("prompt_embeds and negative_prompt_embeds must be (prompts, tokens, channels) tensors alike.")
+    prompts = as_strings("prompt", prompt)
+    num_prompts = len(prompts) if prompt_embeds is None else len(prompt_embeds)
+    negative_prompts = as_strings("negative_prompt", negative_prompt)
+    if negative_prompts is not None and isinstance(negative_prompt, str):
+        negative_prompts *= num_prompts
+    for name, negative in (("negative_prompt", negative_prompts), ("negative_prompt_embeds", negative_prompt_embeds)):
+        if negative is not None and len(negative) != num_prompts:
+            raise ValueError(f"{name} has {len(negative)} entries for {num_prompts} prompts.")
+    return prompts, negative_prompts, num_prompts
+
+
+def as_strings(name: str, value: str | Sequence[str] | None) -> list[str] | None:
+    if value is None:
+        return None
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)) or not strings or not all(isinstance(s, str) for s in strings):
+        raise ValueError(f"{name} must be a string or a list of strings, not {value!r}.")
+    return list(strings)
