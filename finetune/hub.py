@@ -67,19 +67,18 @@ class HubListing:
     def check(self, index: int, text: Any) -> str:
         if isinstance(text, str):
             return text
-        column = self.columns[-1]
-        kind = type(text).__name__
-        raise ValueError(f"{self.where(index)}: column {column!r} must hold text, not {kind}: {self.flags}")
+        place, kind = f"sample {index} of {self.name}", type(text).__name__
+        raise ValueError(f"{place}: column {self.columns[-1]!r} must hold text, not {kind}: {self.flags}")
 
     def where(self, index: int, column: int = 0) -> str:
-        return f"sample {index} of {self.name}"
+        return f"{self.columns[column]!r} of sample {index} of {self.name}"
 
     def load(self, index: int, column: int = 0) -> Image.Image:
         """The sample's picture in a column, as it is stored. Raises OSError if it is damaged."""
         try:
             stored = self.data[index][self.columns[column]]
         except Exception as error:
-            raise OSError(f"{self.where(index)} cannot be read ({error})") from error
+            raise OSError(f"{self.where(index, column)} cannot be read ({error})") from error
         if stored is None:
-            raise ValueError(f"{self.where(index)}: column {self.columns[column]!r} holds no image: {self.flags}")
-        return load_image(stored["bytes"] or stored["path"], self.where(index))
+            raise ValueError(f"{self.where(index, column)} is empty, and must be an image: {self.flags}")
+        return load_image(stored["bytes"] or stored["path"], self.where(index, column))

@@ -46,16 +46,25 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def condition_to_rgb(image: Image.Image, where: str) -> Image.Image:
-    """`to_rgb` for a condition: where its lines would vanish on white, on black."""
+    """`to_rgb` for a condition: where its lines would vanish on white, on black. Which of them, is said.
+
+    Raises ValueError also for one that is flat on both.
+    """
     colors, alpha = _colors_and_alpha(image, where)
     if alpha is None:
         return colors
     on = {ground: _on_ground(ground, colors, alpha) for ground in ("white", "black")}
     contrast = {ground: max(ImageStat.Stat(laid).stddev) for ground, laid in on.items()}
+    if not any(contrast.values()):
+        raise ValueError(f"{where}, a condition, is transparent all over: store it without transparency")
     ground = "white" if contrast["white"] >= contrast["black"] / 2 else "black"
-    if alpha.getextrema()[0] < 255:
-        say_once(f"transparent conditions, such as {where}, are laid on {ground}.", kind=f"ground {ground}")
+    say_once(f"transparent conditions, such as {where}, are laid on {ground}.", kind=f"ground {ground}")
     return on[ground]
+
+
+def open_condition(path: str | Path) -> Image.Image:
+    """The condition in a file, as trainings see it: to draw with. Raises what `open_image` raises."""
+    return condition_to_rgb(load_image(path, str(path)), str(path))
 
 
 def pair_to_rgb(
@@ -88,17 +97,21 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _orientation(image: Image.Image, where: str) -> int:
+    """How EXIF says that the picture is to be turned or mirrored, 2 to 8; 1 if not at all."""
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return orientation if orientation in range(2, 9) else 1
     except Exception as error:  # Pillow raises whatever its decoders do: SyntaxError, struct.error, ...
         say_once(f"{where} has EXIF data that cannot be read ({error}): it is taken as upright.")
         return 1
 
 
 def _colors_and_alpha(image: Image.Image, where: str) -> tuple[Image.Image, Image.Image | None]:
-    """The picture, upright in sRGB, and its opacity if it has any."""
+    """The picture, upright in sRGB, and its opacity if it is not opaque."""
     if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off, and a depth map would turn white
         raise ValueError(f"{where} has more than 8 bits a channel: store it as an 8-bit image, scaled as you see fit")
+    if image.mode == "LAB":  # of which Pillow makes nothing else
+        raise ValueError(f"{where} has CIE Lab colours: store it in RGB")
     profile = image.info.get("icc_profile")
     if _orientation(image, where) != 1:
         image = ImageOps.exif_transpose(image)
@@ -107,6 +120,7 @@ def _colors_and_alpha(image: Image.Image, where: str) -> tuple[Image.Image, Imag
         gray = image.mode in ("1", "L", "LA")
         image = image.convert("RGBA")
         alpha, image = image.getchannel("A"), image.convert("RGB").convert("L" if gray else "RGB")
+        alpha = None if alpha.getextrema()[0] == 255 else alpha
     return _to_srgb(image, profile, where), alpha
 
 

@@ -96,7 +96,8 @@ def read_csv(content: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]
                 raise ValueError(f'{place} has not as many fields as the first: "quote" a text that has commas in it')
             yield place, values
     except csv.Error as error:
-        raise ValueError(f"{where}, line {reader.line_num} is not valid CSV ({error})") from error
+        # `line_num` is that of the last good one: the next is where a quote was opened
+        raise ValueError(f"{where}, line {reader.line_num + 1} is not valid CSV ({error})") from error
 
 
 def read_parquet(content: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -121,7 +122,7 @@ def read_rows(files: Files, listings: Sequence[str]) -> Iterator[Row]:
             yield Row(place, posixpath.basename(listing), posixpath.dirname(listing), values)
 
 
-def read_texts(files: Files, names: Iterable[str]) -> Iterator[Row]:
+def read_texts(files: Files, names: Sequence[str]) -> Iterator[Row]:
     """Pictures with the text in the .txt beside each, whose lines are one text."""
     for picture, text in texts_beside(names).items():
         caption = " ".join(decode(files.read(text), files.where(text)).split())
@@ -129,12 +130,11 @@ def read_texts(files: Files, names: Iterable[str]) -> Iterator[Row]:
         yield Row(files.where(text), "metadata.jsonl", posixpath.dirname(picture), values)
 
 
-def texts_beside(names: Iterable[str]) -> dict[str, str]:
+def texts_beside(names: Sequence[str]) -> dict[str, str]:
     """By picture, the .txt of the same name."""
-    names = list(names)
-    known = set(names)
-    texts = {name: posixpath.splitext(name)[0] + ".txt" for name in names if is_picture(name)}
-    return {picture: text for picture, text in texts.items() if text in known}
+    texts = {posixpath.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
+    pictures = {name: posixpath.splitext(name)[0] for name in names if is_picture(name)}
+    return {picture: texts[stem] for picture, stem in pictures.items() if stem in texts}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,7 +245,6 @@ class Listing:
             raise ValueError(f"{self.files.where(self.listings[0])} lists no samples")
         whole = max_samples is None or len(self.texts) < max_samples
         self.left_out = [name for name in names if whole and is_picture(name) and name not in mentioned]
-        self.fingerprint = self.digest()
 
     def read(
         self, rows: Iterator[Row], columns: Sequence[str], flags: str, max_samples: int | None, finder: Finder
@@ -265,7 +264,8 @@ class Listing:
                 mentioned.update(finder.find(posixpath.join(row.folder, value)) for value in others)
         return mentioned
 
-    def digest(self) -> str:
+    @functools.cached_property
+    def fingerprint(self) -> str:
         used: dict[int, tuple[Files, dict[str, None]]] = {}
         for files, name in (picture for pictures in self.pictures for picture in pictures):
             used.setdefault(id(files), (files, {}))[1][name] = None

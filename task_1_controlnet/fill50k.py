@@ -23,7 +23,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.colors import COLORS
 from finetune.hub import HubListing, hub_errors
-from finetune.images import condition_to_rgb, pair_to_rgb
+from finetune.images import condition_to_rgb, pair_to_rgb, to_rgb
 from finetune.listings import Listing
 
 PROMPT = "{disc} circle with {background} background"
@@ -107,7 +107,11 @@ class Pairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         places = [self.listing.where(index, column) for column in (0, 1)]
-        image, condition = pair_to_rgb(*(self.listing.load(index, column) for column in (0, 1)), *places)
+        image = self.listing.load(index)
+        if places[0] == places[1]:  # a picture that stands in for the condition
+            image = condition = to_rgb(image, places[0])
+        else:
+            image, condition = pair_to_rgb(image, self.listing.load(index, 1), *places)
         return {"image": image, "conditioning_image": condition, "text": self.listing.text(index)}
 
     def conditioning_image(self, index: int) -> Image.Image:

@@ -66,7 +66,8 @@ def draw_class_images(
         check_drawn_for(folder / name, wanted)
     free = [i for i in range(number) if f"class-{i:04d}.png" not in found]
     missing = free[: max(0, number - len(found))]
-    accelerator.print(f"Pictures of the class: {len(found)} in {folder}, {len(missing)} to be drawn.")
+    used = f", of which the first {number} by name are used" if len(found) > number else ""
+    accelerator.print(f"Pictures of the class: {len(found)} in {folder}{used}; {len(missing)} to be drawn.")
     accelerator.wait_for_everyone()  # all have counted before the first one appears
     missing = missing[accelerator.process_index :: accelerator.num_processes]
     if missing:

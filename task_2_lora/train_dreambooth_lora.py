@@ -91,6 +91,8 @@ def main() -> None:
         accelerator,
     )
     class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
+    for problem in class_images.skipped:
+        accelerator.print(f"Skipped: {problem}")
     training = LoraTraining(
         accelerator,
         plan,
