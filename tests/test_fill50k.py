@@ -265,23 +265,26 @@ def test_fingerprint_tells_data_apart(tmp_path):
     assert len({base, *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize("hashed_bytes", [2**30, 0], ids=["small", "large"])
-def test_fingerprint_sees_a_picture_that_took_anothers_place_in_a_folder(tmp_path, monkeypatch, hashed_bytes):
-    monkeypatch.setattr(finetune.files, "HASHED_BYTES", hashed_bytes)
+@pytest.fixture(params=[(2**30, 2**12), (0, 2**12), (0, 2)], ids=["few bytes", "small files", "large files"])
+def amount_of_data(request, monkeypatch):
+    monkeypatch.setattr(finetune.files, "HASHED_BYTES", request.param[0])
+    monkeypatch.setattr(finetune.files, "PIECE_BYTES", request.param[1])
+
+
+def test_fingerprint_sees_a_picture_that_took_anothers_place_in_a_folder(tmp_path, amount_of_data):
     folder = str(write(tmp_path / "data", original_layout()))
     before = load_data(folder).fingerprint
     assert load_data(folder).fingerprint == before
     path = tmp_path / "data/target/1.png"
-    status, content = path.stat(), bytearray(path.read_bytes())
-    content[60] ^= 1
-    path.write_bytes(content)
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:60] + bytes(byte ^ 1 for byte in content[60:]))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     after = path.stat()
     assert (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     assert load_data(folder).fingerprint != before
 
 
-def test_fingerprint_is_the_same_for_a_copy_elsewhere(tmp_path):
+def test_fingerprint_is_the_same_for_a_copy_elsewhere(tmp_path, amount_of_data):
     one, other = (write(tmp_path / name, original_layout()) for name in ("one", "other"))
     os.utime(other / "target/1.png", ns=(0, 0))
     assert load_data(str(one)).fingerprint == load_data(str(other)).fingerprint

@@ -73,9 +73,11 @@ def test_each_line_is_a_sample(tmp_path, texts_of):
 
 
 @every_training
-def test_captions_are_text_whatever_they_look_like(tmp_path, texts_of):
-    texts = ["2024-01-01", "2024-01-02", "7", "null", "a cat\u2028in \x85snow"]
-    names = [f"{i}.png" for i in range(5)]
+@pytest.mark.parametrize(
+    "texts", [["2024-01-01", "2024-01-02"], ["7", "8"], ["null", "true", " a cat\u2028in \x85snow, \u00e9"]]
+)
+def test_captions_are_text_whatever_they_look_like(tmp_path, texts_of, texts):
+    names = [f"{i}.png" for i in range(len(texts))]
     fill(tmp_path, *names)
     list_in(tmp_path, *({"file_name": name, "text": text} for name, text in zip(names, texts)), encoding="utf-8-sig")
     assert texts_of(tmp_path) == texts
