@@ -41,12 +41,14 @@ def make_base(folder: Path, content: bytes = b"weights") -> str:
     return str(folder)
 
 
-def test_ones_own_class_pictures_are_used(tmp_path, drawn):
+def test_ones_own_class_pictures_are_used(tmp_path, drawn, capsys):
     own = fill(tmp_path / "own", *(f"photo {i}.png" for i in range(4)))
     (own / "notes.txt").write_text("no picture")
     base = make_base(tmp_path / "base")
     draw_class_images(base, "a cat", own, 4, 7.5, OneProcess())
     assert not drawn
+    draw_class_images(base, "a cat", own, 3, 7.5, OneProcess())
+    assert not drawn and "the first 3 by name are used; 0 to be drawn" in capsys.readouterr().out
     draw_class_images(base, "a cat", own, 6, 7.5, OneProcess())
     assert drawn == [0, 1]
     draw_class_images(base, "a cat", own, 6, 7.5, OneProcess())
