@@ -45,7 +45,7 @@ def check_drawn_for(path: Path, wanted: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{path} was drawn for another class: {', '.join(differences)}. Choose another --class_data_dir, or remove "
+            f"{path} was drawn for something else: {', '.join(differences)}. Choose another --class_data_dir, or remove "
             f"the pictures that were drawn."
         )
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import list_in, picture
+from folders import fill, list_in, picture
 from PIL import Image, ImageCms, ImageDraw
 from torch.utils.data import DataLoader
 
+import fill50k
 from fill50k import load_data
 from finetune.cache import Samples
 from finetune.images import condition_to_rgb, open_condition, open_image, pair_to_rgb, to_rgb
@@ -193,3 +196,34 @@ def test_a_pair_of_different_shapes_is_refused_before_it_is_trained_on(tmp_path)
     list_in(tmp_path, {"file_name": "a.png", "conditioning_image_file_name": "c.png", "text": "x"})
     with pytest.raises(ValueError, match="a.png and its condition .*c.png have different shapes"):
         Samples(load_data(str(tmp_path)), 64, None)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The evaluation of edges reads what the training read
+
+
+def test_edges_are_evaluated_by_the_columns_that_were_trained_on(tmp_path, monkeypatch):
+    file = Path(fill50k.__file__).with_name("evaluate.py")  # Task 2 has one of this name, too
+    spec = importlib.util.spec_from_file_location("evaluate_controlnet", file)
+    evaluate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evaluate)
+    drawn_for = []
+
+    def generate(pipeline, conditions, prompts, **settings):
+        drawn_for.extend(prompts)
+        return [Image.new("RGB", (64, 64)) for _ in prompts]
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    fill(tmp_path / "data", "a.png", "edges/a.png", "b.png", "edges/b.png")
+    rows = [{"photo": f"{name}.png", "edges_file_name": f"edges/{name}.png", "label": name} for name in "ab"]
+    evaluate.evaluate_edges(
+        pipeline=None,
+        folder=str(list_in(tmp_path / "data", *rows)),
+        columns=("photo", "edges", "label"),
+        num_conditions=1,
+        settings={},
+        output_dir=tmp_path / "evaluation",
+    )
+    assert drawn_for == ["b", "b"], "the last one, without ControlNet and with"
+    condition = Image.open(tmp_path / "evaluation" / "conditions" / "0.png")
+    assert np.array_equal(np.asarray(condition), np.asarray(Image.open(tmp_path / "data" / "edges" / "b.png")))
