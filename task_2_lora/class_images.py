@@ -45,8 +45,8 @@ def check_drawn_for(path: Path, wanted: dict[str, Any]) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{path} was drawn for something else: {', '.join(differences)}. Choose another --class_data_dir, or remove "
-            f"the pictures that were drawn."
+            f"{path} was drawn for something else: {', '.join(differences)}. Choose another --class_data_dir, or "
+            f"remove the pictures that were drawn."
         )
 
 
