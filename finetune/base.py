@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
@@ -96,6 +96,22 @@ class BaseModel:
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return tokens.input_ids.to(self.text_encoder.device)
+
+    def tell_of_cut(self, prompts: Iterable[str], tell: Callable[[str], None]) -> None:
+        """Tells how many of the different prompts `tokenize` cuts, and what is left of one of them."""
+        length = self.tokenizer.model_max_length
+        different = set(prompts)
+        # A token has at least one byte, and two of them mark the ends: short prompts need not be looked at.
+        long = sorted(prompt for prompt in different if len(prompt.encode(errors="replace")) > length - 2)
+        ids = self.tokenizer(long, verbose=False).input_ids if long else []
+        cut = [(prompt, of_prompt) for prompt, of_prompt in zip(long, ids) if len(of_prompt) > length]
+        if cut:
+            prompt, of_prompt = cut[0]
+            left = self.tokenizer.decode(of_prompt[: length - 1], skip_special_tokens=True)
+            tell(
+                f"Note: the text encoder reads {length} tokens, and prompts that are longer are cut: {len(cut)} of "
+                f"{len(different)} different ones. Of {prompt!r} it reads {left!r}."
+            )
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:

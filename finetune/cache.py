@@ -131,13 +131,15 @@ def load_encodings(
     Args:
         data: `len`, items with `image` (PIL) and `text`, and a string `fingerprint`.
 
+    Prompts that are longer than the text encoder's length are told of while they are encoded.
+
     Raises:
         CheckpointError: if the cache cannot be written.
     """
     # Half precision is stored only where it is computed: in float32, cached and uncached training are the same.
     dtype = "float32" if accelerator.mixed_precision == "no" else "float16"
     key = {
-        "format": 2,
+        "format": 3,  # of the files here, and of what `finetune.images` makes of pictures
         "base": base.fingerprint(),
         "data": data.fingerprint,
         "samples": len(data),
@@ -196,6 +198,7 @@ def _encode_prompts(folder: Path, key: dict[str, Any], base: BaseModel, accelera
     np.save(folder / "prompt_of_sample.npy", np.array(prompt_of_sample, np.int64))
     (folder / PROMPTS_FILE).write_text(json.dumps(prompts))
 
+    base.tell_of_cut(prompts, accelerator.print)
     embeddings = _Rows(folder, "embeddings", len(prompts), key["dtype"])
     for start in tqdm(range(embeddings.done, len(prompts), 64), desc="Encoding prompts once", leave=False):
         with accelerator.autocast():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,15 @@ def fail_clearly() -> Iterator[None]:
     try:
         yield
     except (SetupError, BaseModelError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
-        sys.exit(f"\nError: {error}")
+        sys.exit(f"\nError: {without_traceback(error)}")
+
+
+def without_traceback(error: Exception) -> str:
+    """An error's message. What was raised in a worker of a `DataLoader` has a whole traceback in front of it."""
+    message = str(error)
+    if "Original Traceback" not in message:
+        return message
+    return re.split(rf"(?m)^(?:\w+\.)*{type(error).__name__}: ", message)[-1].rstrip()
 
 
 def require_hardware(base_model: str) -> None:

@@ -127,12 +127,16 @@ def evaluate_discs(
 def evaluate_edges(
     pipeline: StableDiffusionControlNetPipeline,
     folder: str,
+    columns: Sequence[str],
     num_conditions: int,
     settings: dict[str, Any],
     output_dir: Path,
 ) -> dict[str, Any]:
-    """Scores the last `num_conditions` samples of make_canny.py's folder, and prints the table."""
-    data = load_data(folder, "image", "conditioning_image", "text", None)
+    """Scores the last `num_conditions` samples of a folder such as make_canny.py's, and prints the table.
+
+    `columns` are those of pictures, conditions and captions.
+    """
+    data = load_data(folder, *columns)
     samples = [data[i] for i in range(max(0, len(data) - num_conditions), len(data))]
     conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
     results: dict[str, Any] = {}
@@ -167,6 +171,9 @@ def main() -> None:
     parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--edges", default=None, metavar="FOLDER", help="score edges on this folder of make_canny.py")
+    parser.add_argument("--image_column", default="image", help="that folder's column of images")
+    parser.add_argument("--conditioning_image_column", default="conditioning_image", help="its column of conditions")
+    parser.add_argument("--caption_column", default="text", help="its column of captions")
     parser.add_argument("--num_conditions", type=int, default=100, help="held-out conditions (0: none)")
     parser.add_argument("--num_inference_steps", type=int, default=20)
     parser.add_argument("--guidance_scale", type=float, default=7.5)
@@ -184,7 +191,8 @@ def main() -> None:
         "guidance_scale": args.guidance_scale,
     }
     if args.edges:
-        results = evaluate_edges(pipeline, args.edges, args.num_conditions, settings, args.output_dir)
+        columns = (args.image_column, args.conditioning_image_column, args.caption_column)
+        results = evaluate_edges(pipeline, args.edges, columns, args.num_conditions, settings, args.output_dir)
     else:
         results = evaluate_discs(pipeline, args.num_conditions, settings, args.output_dir)
     metrics = args.output_dir / "metrics.json"

@@ -10,16 +10,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
-import io
 import json
 import os
-import posixpath
-import zipfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -27,18 +22,15 @@ from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.colors import COLORS
-from finetune.images import open_image, to_rgb
+from finetune.hub import HubListing, hub_errors
+from finetune.images import condition_to_rgb, pair_to_rgb, to_rgb
+from finetune.listings import Listing
 
 PROMPT = "{disc} circle with {background} background"
 HUB_NAME = "fusing/fill50k"
 COLUMN_FLAGS = "--image_column, --conditioning_image_column and --caption_column"
-
-# The files that list the samples of a folder or an archive, one JSON object a line, and how each calls our columns.
-INDEX_FILES: dict[str, dict[str, str]] = {
-    "train.jsonl": {},  # fusing/fill50k
-    "prompt.json": {"image": "target", "conditioning_image": "source", "text": "prompt"},  # ControlNet's own Fill50K
-    "metadata.jsonl": {"image": "file_name"},  # imagefolder
-}
+CHOOSE = f"choose with {COLUMN_FLAGS}"
+WITHOUT_HUB = "`--dataset_name rendered`, which needs no download"
 
 
 class Dataset:
@@ -60,6 +52,10 @@ class Dataset:
         """`self[index]["conditioning_image"]`, where possible without making the rest of the sample."""
         return self[index]["conditioning_image"]
 
+    def texts(self) -> list[str]:
+        """All texts, where they may be any and are known without making the samples."""
+        return []
+
 
 def load_data(
     dataset_name: str,
@@ -70,12 +66,13 @@ def load_data(
 ) -> Dataset:
     """Opens a data set; pictures are read when they are asked for.
 
-    `dataset_name` is "rendered", a local folder or zip (laid out like fusing/fill50k, like ControlNet's original
-    fill50k.zip, or an imagefolder with a metadata.jsonl), or else a data set of the hub, of which the train split is
+    `dataset_name` is "rendered", a local folder or zip that `Listing` reads (laid out like fusing/fill50k, like
+    ControlNet's original fill50k.zip, or an imagefolder), or else a data set of the hub, of which the train split is
     taken. Of the samples only the first `max_samples` are used, if given.
 
-    Raises ValueError for columns that are not there and for lines or captions that are wrong, FileNotFoundError for
-    files that are missing, OSError for damaged ones and where the hub cannot be reached.
+    Raises ValueError for columns that are not there, for lines or captions that are wrong and for a picture and a
+    condition of different shapes, FileNotFoundError for files that are missing, OSError for damaged ones and where the
+    hub cannot be reached.
     """
     columns = (image_column, conditioning_image_column, caption_column)
     if max_samples is not None and max_samples < 1:
@@ -88,264 +85,49 @@ def load_data(
         return RenderedFill50K(size=min(max_samples or 50_000, 50_000))
 
     path = os.path.expanduser(dataset_name)
-    if os.path.exists(path):
-        return load_local(path, columns, max_samples)
+    if os.path.exists(path) or dataset_name == HUB_NAME:
+        listing = Listing(path if os.path.exists(path) else download_fill50k(), columns, CHOOSE, max_samples)
+        listing.tell()
+        return Pairs(listing)
     if os.path.isabs(path) or path.startswith(".") or path.endswith(".zip") or path.count("/") > 1:
         raise FileNotFoundError(f"there is no folder or zip archive {path}: correct --dataset_name")
-    if dataset_name == HUB_NAME:
-        return load_from_hub(columns, max_samples)
-    return HubDataset(dataset_name, columns, max_samples)
+    return Pairs(HubListing(dataset_name, columns, CHOOSE, WITHOUT_HUB, max_samples))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From disk
+class Pairs(Dataset):
+    """The samples of a folder, a zip archive or the hub. Reading one raises what `pair_to_rgb` raises."""
 
-
-class Folder:
-    """Files by their names below a folder."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def where(self, name: str) -> str:
-        return os.path.join(self.path, name)
-
-    def find(self, filename: str) -> list[str]:
-        """The names of the files so called in the folder itself and one folder down."""
-        paths = [path for pattern in (filename, f"*/{filename}") for path in sorted(Path(self.path).glob(pattern))]
-        return [path.relative_to(self.path).as_posix() for path in paths if path.is_file()]
-
-    def stamp(self, name: str) -> tuple[int, int] | None:
-        """Changes when the file does; None where there is no such file."""
-        try:
-            status = os.stat(self.where(name))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return status.st_size, status.st_mtime_ns
-
-    def read(self, name: str) -> bytes:
-        return Path(self.where(name)).read_bytes()
-
-    def archive(self, name: str) -> Archive:
-        return Archive(self.where(name))
-
-
-class Archive:
-    """Members of a zip archive, or of one that lies `inside` it, which is then held in memory."""
-
-    def __init__(self, path: str, inside: str | None = None):
-        self.path, self.inside = path, inside
-        self.opened: tuple[int, zipfile.ZipFile] | None = None
-        self.zip()  # a damaged archive is found now, not in a worker later
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "opened": None}
-
-    def zip(self) -> zipfile.ZipFile:
-        # Threads may share a ZipFile. A forked process may not: it would share the place in the file with its parent.
-        if self.opened is None or self.opened[0] != os.getpid():
-            try:
-                opened = zipfile.ZipFile(self.path)
-                if self.inside is not None:
-                    opened = zipfile.ZipFile(io.BytesIO(opened.read(self.inside)))
-            except (
-                Exception
-            ) as error:  # zipfile raises whatever its decoders do: zlib.error, EOFError, struct.error, ...
-                raise OSError(
-                    f"{self.where()} cannot be read as a zip archive ({error}): delete it and fetch it again"
-                ) from error
-            self.opened = (os.getpid(), opened)
-        return self.opened[1]
-
-    def where(self, name: str | None = None) -> str:
-        return " in ".join(part for part in (name, self.inside, self.path) if part is not None)
-
-    def find(self, filename: str) -> list[str]:
-        names = [name for name in self.zip().namelist() if posixpath.basename(name) == filename]
-        return sorted((name for name in names if name.count("/") < 2), key=lambda name: (name.count("/"), name))
-
-    def stamp(self, name: str) -> tuple[int, int] | None:
-        try:
-            member = self.zip().getinfo(name)
-        except KeyError:
-            return None
-        return member.file_size, member.CRC
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self.zip().read(name)
-        except Exception as error:
-            raise OSError(
-                f"{self.where(name)} cannot be read ({error}): delete the archive and fetch it again"
-            ) from error
-
-    def archive(self, name: str) -> Archive:
-        return Archive(self.path, inside=name)
-
-
-def read_image(files: Folder | Archive, name: str) -> Image.Image:
-    return open_image(files.read(name), files.where(name))
-
-
-def read_lines(text: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields every line's place and the JSON object on it."""
-    try:
-        lines = text.decode("utf-8-sig").split("\n")  # not splitlines, which splits at characters that JSON may hold
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{where}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place} must be a JSON object such as {{...}}, not {type(row).__name__}")
-        yield place, row
-
-
-def text_in(row: dict[str, Any], column: str, aliases: dict[str, str], place: str) -> str:
-    # An imagefolder may call a column of files "depth_file_name", which `datasets` then shows as "depth".
-    for name in (column, aliases.get(column), f"{column}_file_name"):
-        if name in row:
-            if not isinstance(row[name], str):
-                raise ValueError(f"{place}: {name!r} must be text, not {type(row[name]).__name__}: {row[name]!r}")
-            return row[name]
-    raise ValueError(f"{place} has no column {column!r}, only {', '.join(sorted(row))}: choose with {COLUMN_FLAGS}")
-
-
-class FilesDataset(Dataset):
-    """The samples that an index file lists.
-
-    `parts` are two pairs, for the images and the conditions: the files that they are among and, if those lie in an
-    archive of their own (images.zip), the archive's name without ".zip", else None.
-    """
-
-    def __init__(self, files, index: str, parts, columns: tuple[str, str, str], max_samples: int | None):
-        self.files = [part_files for part_files, _ in parts]
-        self.rows: list[tuple[str, str, str]] = []
-        folder, aliases = posixpath.dirname(index), INDEX_FILES[posixpath.basename(index)]
-        digest = hashlib.sha256()
-        for place, row in read_lines(files.read(index), files.where(index)):
-            values = [text_in(row, column, aliases, place) for column in columns]
-            for i, (part_files, part) in enumerate(parts):
-                name = values[i]
-                # Whether images.zip holds 0.png or images/0.png, and which of them the index says, is the packer's.
-                names = [name, f"{part}/{name}", posixpath.basename(name)] if part else [posixpath.join(folder, name)]
-                for values[i] in names:
-                    stamp = part_files.stamp(values[i])
-                    if stamp is not None:
-                        break
-                else:
-                    raise FileNotFoundError(f"{place} names {part_files.where(names[0])}, which is not there")
-                digest.update(repr((values[i], stamp)).encode())
-            digest.update(repr(values[2]).encode())
-            self.rows.append(tuple(values))
-            if len(self.rows) == max_samples:
-                break
-        if not self.rows:
-            raise ValueError(f"{files.where(index)} lists no samples")
-        self.fingerprint = digest.hexdigest()
+    def __init__(self, listing: Listing | HubListing) -> None:
+        self.listing = listing
+        self.fingerprint = listing.fingerprint
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.listing)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, condition, text = self.rows[index]
-        return {
-            "image": read_image(self.files[0], image),
-            "conditioning_image": read_image(self.files[1], condition),
-            "text": text,
-        }
+        index = range(len(self))[index]
+        places = [self.listing.where(index, column) for column in (0, 1)]
+        image = self.listing.load(index)
+        if places[0] == places[1]:  # a picture that stands in for the condition
+            image = condition = to_rgb(image, places[0])
+        else:
+            image, condition = pair_to_rgb(image, self.listing.load(index, 1), *places)
+        return {"image": image, "conditioning_image": condition, "text": self.listing.text(index)}
 
     def conditioning_image(self, index: int) -> Image.Image:
-        return read_image(self.files[1], self.rows[index][1])
+        index = range(len(self))[index]
+        return condition_to_rgb(self.listing.load(index, 1), self.listing.where(index, 1))
+
+    def texts(self) -> list[str]:
+        return self.listing.texts
 
 
-def load_local(path: str, columns: tuple[str, str, str], max_samples: int | None) -> Dataset:
-    path = os.path.abspath(path)  # as the process may go elsewhere before a worker opens it
-    files = Folder(path) if os.path.isdir(path) else Archive(path)
-    found = [name for index in INDEX_FILES for name in files.find(index)]
-    found = (
-        [name for name in found if "/" not in name] or [name for name in found if name.startswith("train/")] or found
-    )
-    if not found:
-        raise FileNotFoundError(f"{path} holds none of {', '.join(INDEX_FILES)}, which would list its samples")
-    if len(found) > 1:
-        raise ValueError(f"{path} holds {' and '.join(found)}: give --dataset_name a folder with one of them")
-    index = found[0]
-
-    parts = []
-    for part in ("images", "conditioning_images"):
-        name = posixpath.join(posixpath.dirname(index), f"{part}.zip")
-        zipped = posixpath.basename(index) == "train.jsonl" and files.stamp(name) is not None
-        parts.append((files.archive(name), part) if zipped else (files, None))
-    return FilesDataset(files, index, parts, columns, max_samples)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From the hub
-
-
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the hub's libraries have no common base class for what can go wrong
-        raise OSError(
-            f"{name} is no folder or zip archive here, and could not be loaded from the Hugging Face hub: {error}\n"
-            "Check its name and the connection. If it is private or has a licence to accept, accept it at "
-            f"https://huggingface.co/datasets/{name} and log in by `hf auth login` (formerly `huggingface-cli login`). "
-            "Or use `--dataset_name rendered`, which needs no download."
-        ) from error
-
-
-def load_from_hub(columns: tuple[str, str, str], max_samples: int | None) -> Dataset:
-    """fusing/fill50k without its loading script, which `datasets` 4 and later do not run."""
-    paths = {}
-    for name in ("train.jsonl", "images.zip", "conditioning_images.zip"):
-        with hub_errors(HUB_NAME):
-            paths[name] = huggingface_hub.hf_hub_download(HUB_NAME, name, repo_type="dataset")
-    parts = [(Archive(paths[f"{part}.zip"]), part) for part in ("images", "conditioning_images")]
-    return FilesDataset(Folder(os.path.dirname(paths["train.jsonl"])), "train.jsonl", parts, columns, max_samples)
-
-
-class HubDataset(Dataset):
-    """Any data set of the hub that `datasets` loads by itself."""
-
-    def __init__(self, name: str, columns: tuple[str, str, str], max_samples: int | None):
-        import datasets  # takes seconds, and nothing else here needs it
-
-        with hub_errors(name):
-            data = datasets.load_dataset(name, split="train")
-        for column in columns:
-            if column not in data.column_names:
-                raise ValueError(
-                    f"{name} has no column {column!r}, only {', '.join(data.column_names)}: choose with {COLUMN_FLAGS}"
-                )
-        self.name, self.columns = name, columns
-        self.size = min(len(data), max_samples or len(data))
-        self.data = data.select_columns(list(dict.fromkeys(columns)))  # so that other pictures are not decoded
-        self.fingerprint = repr((name, data._fingerprint, columns, self.size))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        index = range(self.size)[index]
-        where = f"sample {index} of {self.name}"
-        try:
-            row = self.data[index]
-        except Exception as error:
-            raise OSError(f"{where} cannot be read ({error})") from error
-        image, condition, text = (row[column] for column in self.columns)
-        for column, value, wanted in zip(self.columns, (image, condition, text), (Image.Image, Image.Image, str)):
-            if not isinstance(value, wanted):
-                kinds = f"{'text' if wanted is str else 'an image'}, not {type(value).__name__}"
-                raise ValueError(f"{where}: column {column!r} must hold {kinds}: choose with {COLUMN_FLAGS}")
-        return {"image": to_rgb(image, where), "conditioning_image": to_rgb(condition, where), "text": text}
+def download_fill50k() -> str:
+    """The folder of fusing/fill50k, without its loading script, which `datasets` 4 and later do not run."""
+    with hub_errors(HUB_NAME, WITHOUT_HUB):
+        for name in ("train.jsonl", "images.zip", "conditioning_images.zip"):
+            path = huggingface_hub.hf_hub_download(HUB_NAME, name, repo_type="dataset")
+    return os.path.dirname(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -157,7 +157,9 @@ def main() -> None:
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
     encodings = None
-    if not args.no_cache:
+    if args.no_cache:
+        base.tell_of_cut(data.texts(), accelerator.print)
+    else:
         encodings = load_encodings(
             base, data, args.resolution, args.output_dir / "cache", accelerator, args.dataloader_num_workers
         )

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Collection, Sequence
 
 from PIL import Image, ImageOps
 
-from finetune.images import open_image
+from finetune.files import Files, open_files
+from finetune.hub import HubListing
+from finetune.images import open_image, to_rgb
+from finetune.listings import LAYOUT, LISTINGS, Listing, is_picture, lists_samples, texts_beside
+from finetune.notes import some
 from finetune.objective import seed_for
 
-METADATA_FILE = "metadata.jsonl"
-LAYOUT = 'pictures, and beside them a metadata.jsonl with lines such as {"file_name": "cat.png", "text": "a cat"}'
+CHOOSE = "choose with --image_column and --caption_column"
 
 
 class CaptionedImages:
-    """A data set of the hub, or a folder with a metadata.jsonl: `data[i]` is {"image": RGB picture, "text": str}.
+    """A data set of the hub, or a folder or zip archive: `data[i]` is {"image": RGB picture, "text": str}.
 
     Exactly one of `dataset_name` and `folder` is given. Of the samples the first `max_samples` are used, if given.
 
-    Raises ValueError for columns that are not there, captions that are no text and folders without samples, OSError
-    for a damaged picture or where the hub cannot be reached; each says which and what to do.
+    Raises ValueError for columns that are not there and captions that are no text, OSError for a folder without
+    samples, for a damaged picture or where the hub cannot be reached; each says which and what to do.
     """
 
     def __init__(
@@ -36,111 +38,116 @@ class CaptionedImages:
     ) -> None:
         if (dataset_name is None) == (folder is None):
             raise ValueError("Give either --dataset_name or --train_data_dir.")
-        import datasets  # takes seconds: after the flags were checked
-
-        self.where = dataset_name or str(folder)
-        if folder is not None and not Path(folder).is_dir():
+        columns = (image_column, caption_column)
+        if folder is None:
+            self.listing = HubListing(dataset_name, columns, CHOOSE, "a folder: --train_data_dir", max_samples)
+        elif not Path(folder).exists():
             raise ValueError(f"There is no folder {folder}. --train_data_dir must hold {LAYOUT}.")
-        try:
-            if folder is not None:
-                data = datasets.load_dataset("imagefolder", data_dir=str(Path(folder).resolve()), split="train")
-            else:
-                data = datasets.load_dataset(dataset_name, split="train")
-        except Exception as error:  # the library's errors have no common base class
-            what_to_do = (
-                f"It must hold {LAYOUT}."
-                if folder is not None
-                else "Check its name and the connection; or train on a folder: --train_data_dir."
-            )
-            raise ValueError(f"Cannot read {self.where}: {str(error) or type(error).__name__}\n{what_to_do}") from error
-        for flag, column in (("--image_column", image_column), ("--caption_column", caption_column)):
-            if column not in data.column_names:
-                hint = f" A folder must hold {LAYOUT}." if folder is not None else ""
-                raise ValueError(
-                    f"{self.where} has no column {column!r}, only {', '.join(data.column_names)}: choose with {flag}."
-                    f"{hint}"
-                )
-        self.captions = list(data[caption_column])[:max_samples]
-        for i, caption in enumerate(self.captions):
-            if not isinstance(caption, str):
-                raise ValueError(
-                    f"Caption {i} of {self.where} must be text, not {type(caption).__name__}: {caption!r}. "
-                    f"Another column? Choose with --caption_column."
-                )
-        self.column = image_column
-        self.data = data.cast_column(image_column, datasets.Image(decode=False))
-        self.fingerprint = repr((self.where, data._fingerprint, image_column, self.captions))
+        else:
+            self.listing = Listing(folder, columns, CHOOSE, max_samples)
+            self.listing.tell()
+        self.captions = self.listing.texts
+        self.fingerprint = self.listing.fingerprint
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        stored = self.data[index][self.column]
-        where = stored["path"] or f"picture {index} of {self.where}"
-        return {"image": open_image(stored["bytes"] or stored["path"], where), "text": self.captions[index]}
+        image = to_rgb(self.listing.load(index), self.listing.where(index))
+        return {"image": image, "text": self.captions[index]}
+
+    def texts(self) -> list[str]:
+        return self.captions
 
 
-def read_captions(folder: str | Path) -> dict[str, str]:
-    """The captions in a folder's metadata.jsonl by file name; none if there is no such file. Raises ValueError."""
-    file = Path(folder) / METADATA_FILE
-    captions: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
-        if not line.strip():
+def read_captions(folder: str | Path) -> dict[str, list[str]]:
+    """The captions of a folder's pictures by file name, in the listing's order; none if there is no listing.
+
+    Raises what `Listing` raises.
+    """
+    if not lists_samples(folder):
+        return {}
+    listing = Listing(folder, ("image", "text"), "each line must name a picture and its text")
+    captions: dict[str, list[str]] = {}
+    for ((_, name),), text in zip(listing.pictures, listing.texts):
+        captions.setdefault(name, []).append(text)
+    return captions
+
+
+def readable_pictures(
+    files: Files, listed: Collection[str] = (), max_samples: int | None = None
+) -> tuple[list[str], list[str]]:
+    """The names of the pictures in a folder itself and of those `listed` below it, and what is wrong with all others.
+
+    Others below it may be anything: pictures of the class, or those that a training drew.
+    """
+    names = files.names()
+    captions = {*texts_beside(names).values(), *(name for name in names if name.rpartition("/")[2] in LISTINGS)}
+    good: list[str] = []
+    problems: list[str] = []
+    for name in names:
+        if name in captions or ("/" in name and name not in listed) or len(good) == max_samples:
             continue
         try:
-            entry = json.loads(line)
-            name, text = entry["file_name"], entry["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"Line {number} of {file} is wrong ({error!r}): {folder} must hold {LAYOUT}.") from error
-        if not isinstance(text, str) or not (file.parent / str(name)).is_file():
-            raise ValueError(f"Line {number} of {file}: there must be a picture {name!r}, and its text in quotes.")
-        captions[name] = text
-    return captions
+            open_image(files.read(name), name)
+            good.append(name)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    below = [name for name in names if "/" in name and name not in listed and is_picture(name)]
+    if below:
+        problems.append(f"{len(below)} pictures in folders below that no metadata.jsonl lists: {some(below)}")
+    return good, problems
 
 
 class SubjectImages:
     """The pictures of one folder in the order of their names, all with the same prompt.
 
-    `with_captions`: pictures that a metadata.jsonl has captions for come once more at the end, with these. A caption
-    that says where the subject is keeps the place from becoming a part of it.
+    `with_captions`: pictures that the folder lists captions for come again at the end, once with each of these; they
+    may lie in folders below. A caption that says where the subject is keeps the place from becoming a part of it.
 
-    What is no picture, or a damaged one, is named in `skipped` and left out. Raises ValueError if nothing is left, or
-    for a metadata.jsonl that cannot be read.
+    What is no picture, or a damaged one, is named in `skipped` and left out. Raises ValueError if nothing is left, and
+    what `Listing` raises for captions that cannot be read.
     """
 
     def __init__(
         self, folder: str | Path, prompt: str, max_samples: int | None = None, with_captions: bool = False
     ) -> None:
-        if not Path(folder).is_dir():
+        if not Path(folder).exists():
             raise ValueError(f"There is no folder {folder}.")
-        self.paths: list[Path] = []
-        self.skipped: list[str] = []
-        digest = hashlib.sha256(prompt.encode())
-        for path in sorted(Path(folder).iterdir(), key=lambda path: path.name):
-            if path.name.startswith(".") or path.name == METADATA_FILE or len(self.paths) == max_samples:
-                continue
-            try:
-                open_image(path, path.name)
-            except (OSError, ValueError) as error:
-                self.skipped.append(str(error))
-                continue
-            self.paths.append(path)
-            digest.update(path.name.encode() + path.read_bytes())
-        if not self.paths:
-            raise ValueError("\n".join([f"There are no pictures in {folder}.", *self.skipped]))
-        self.prompts = [prompt] * len(self.paths)
+        self.files = open_files(folder)
         captions = read_captions(folder) if with_captions else {}
-        for path in [path for path in self.paths if path.name in captions]:
-            self.paths.append(path)
-            self.prompts.append(captions[path.name])
-        digest.update(json.dumps(captions).encode() if captions else b"")
-        self.fingerprint = digest.hexdigest()
+        self.names, self.skipped = readable_pictures(self.files, captions, max_samples)
+        if not self.names:
+            raise ValueError("\n".join([f"There are no pictures in {folder}.", *self.skipped]))
+        self.prompts = [prompt] * len(self.names)
+        for name in list(self.names):
+            self.names += [name] * len(captions.get(name, []))
+            self.prompts += captions.get(name, [])
+        contents = self.files.fingerprint(dict.fromkeys(self.names))
+        self.fingerprint = hashlib.sha256(repr((contents, self.names, self.prompts)).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": open_image(self.paths[index], self.paths[index].name), "text": self.prompts[index]}
+        name = self.names[index]
+        return {"image": open_image(self.files.read(name), name), "text": self.prompts[index]}
+
+    def texts(self) -> list[str]:
+        return self.prompts
+
+
+def training_images(folder: str | Path, listed_only: bool, image_column: str = "image") -> list[Image.Image]:
+    """The pictures of a folder that a LoRA learnt from, each once.
+
+    A style is learnt from those that the folder lists (`listed_only`), a subject from all. Raises as the trainings do.
+    """
+    if listed_only and lists_samples(folder):
+        listing = Listing(folder, (image_column, image_column), CHOOSE)  # the texts do not matter here
+        first = {picture: index for index, (picture,) in reversed(list(enumerate(listing.pictures)))}
+        return [to_rgb(listing.load(index), listing.where(index)) for index in sorted(first.values())]
+    subject = SubjectImages(folder, prompt="", with_captions=not listed_only)
+    return [subject[subject.names.index(name)]["image"] for name in dict.fromkeys(subject.names)]
 
 
 class Joined:
@@ -152,6 +159,9 @@ class Joined:
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
+
+    def texts(self) -> list[str]:
+        return [text for part in self.parts for text in part.texts()]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for part in self.parts:
@@ -177,6 +187,9 @@ class Variants:
 
     def __len__(self) -> int:
         return self.count * len(self.data)
+
+    def texts(self) -> list[str]:
+        return self.data.texts()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         variant, index = divmod(index, len(self.data))

@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from closeness import means_of, style_distances, subject_scores
-from data import SubjectImages
+from data import training_images
 from drawing import generate, in_a_row, load_pipeline
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--lora", required=True, help="folder or file of a trained LoRA")
     parser.add_argument("--measure", choices=list(PROMPTS), required=True, help="what the LoRA has learnt")
     parser.add_argument("--train_data_dir", required=True, help="folder of the images that it learnt from")
+    parser.add_argument("--image_column", default="image", help="the folder's column of images")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
     parser.add_argument("--num_seeds", type=int, default=4, help="pictures a prompt")
@@ -96,8 +97,7 @@ def main() -> None:
     require_hardware(args.base)
 
     prompts = args.prompts or PROMPTS[args.measure]
-    data = SubjectImages(args.train_data_dir, prompt="")
-    training = [data[i]["image"] for i in range(len(data))]
+    training = training_images(args.train_data_dir, args.measure == "style", args.image_column)
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     pipeline = load_pipeline(args.base)
     use_fast_attention(pipeline.unet, pipeline.device)

@@ -12,16 +12,13 @@ DreamBooth: Ruiz et al., 2022, https://arxiv.org/abs/2208.12242.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
+from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
-from drawing import generate, images_at_once, load_pipeline
 from finetune.cache import Samples
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from training import LoraTraining, lora_parser, lora_plan_of
@@ -34,11 +31,11 @@ def parse_args() -> argparse.Namespace:
     add(
         "--instance_prompt",
         required=True,
-        help="what they show, with the indicator: 'a photo of a sks cat'; a "
-        "metadata.jsonl in their folder may say more of each: 'a photo of a sks cat in snow'",
+        help="what they show, with the indicator: 'a photo of a sks cat'; captions in "
+        "their folder (a metadata.jsonl) may say more of each: 'a photo of a sks cat in snow'",
     )
     add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
-    add("--class_data_dir", type=Path, default=None, help="pictures of the class; missing ones are drawn by the base")
+    add("--class_data_dir", type=Path, default=None, help="pictures of the class; too few? The base draws more")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
     add("--num_class_images", type=int, default=100)
     add("--prior_loss_weight", type=float, default=1.0, help="how much the class counts beside the subject")
@@ -69,27 +66,6 @@ class SubjectWithPrior(Dataset):
         )
 
 
-def draw_class_images(
-    base: str, prompt: str, folder: Path, number: int, guidance_scale: float, accelerator: Accelerator
-) -> None:
-    """Draws those of `class-0000.png` to `class-<number - 1>.png` that are missing: processes share the work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"class-{i:04d}.png" for i in range(number)]
-    missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    missing = missing[accelerator.process_index :: accelerator.num_processes]
-    if missing:
-        pipeline = load_pipeline(base, accelerator.device)
-        batch_size = images_at_once(pipeline)
-        starts = range(0, len(missing), batch_size)
-        for start in tqdm(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
-            seeds = missing[start : start + batch_size]
-            for seed, image in zip(seeds, generate(pipeline, [prompt] * len(seeds), seeds, guidance_scale)):
-                temporary = paths[seed].with_suffix(".tmp")
-                image.save(temporary, "png")
-                os.replace(temporary, paths[seed])
-    accelerator.wait_for_everyone()
-
-
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
@@ -115,6 +91,8 @@ def main() -> None:
         accelerator,
     )
     class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
+    for problem in class_images.skipped:
+        accelerator.print(f"Skipped: {problem}")
     training = LoraTraining(
         accelerator,
         plan,

@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = lora_parser(__doc__.splitlines()[0], validation_epochs=1, output_dir=Path("../runs/lora"))
     add = parser.add_argument
     add("--dataset_name", default=None, help="pictures with captions: data set of the hub")
-    add("--train_data_dir", default=None, help="or a folder of pictures with a metadata.jsonl")
+    add("--train_data_dir", default=None, help="or a folder or zip of pictures with captions")
     add("--image_column", default="image", help="the data's column of images")
     add("--caption_column", default="text", help="the data's column of captions")
     add("--max_train_samples", type=int, default=None, help="use the first so many samples only")

@@ -85,7 +85,7 @@ class LoraTraining:
     """Trains a LoRA on `data`.
 
     Args:
-        data: `len`, items with `image` (PIL) and `text`, and a string `fingerprint`.
+        data: `len`, items with `image` (PIL) and `text`, all `texts()`, and a string `fingerprint`.
         arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
 
     Raises:
@@ -108,6 +108,8 @@ class LoraTraining:
         optimisation = plan.optimisation
         self.base = BaseModel.load(plan.base).to(accelerator.device)
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
+        unencoded = [] if plan.encode_once else data.texts()
+        self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
         encodings = None
         if plan.encode_once:  # after which the encoders leave the device
             cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers

@@ -7,9 +7,17 @@ from typing import Iterator
 import pytest
 from accelerate.state import AcceleratorState
 
+import finetune.notes
+
 
 @pytest.fixture(autouse=True)
 def own_accelerator() -> Iterator[None]:
     """The state of `Accelerator` is the process's: a precision that one test chose must not refuse another's."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    """What was said once is the process's: one test must not silence another."""
+    finetune.notes._said[:] = bytes(len(finetune.notes._said))

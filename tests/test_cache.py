@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 import finetune.cache
 from fill50k import RenderedFill50K
@@ -65,6 +66,38 @@ def test_other_data_resolution_or_weights_get_their_own(base, accelerator, tmp_p
     other.vae.encoder.conv_in.weight.data += 0.01
     load_encodings(other, RenderedFill50K(size=2), 64, tmp_path, accelerator)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+class Captions:
+    """Pictures of one colour with these captions."""
+
+    def __init__(self, *texts: str) -> None:
+        self.all, self.fingerprint = texts, repr(texts)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __getitem__(self, index):
+        return {"image": Image.new("RGB", (16, 16)), "text": self.all[index]}
+
+
+def test_captions_that_are_cut_are_told(base, accelerator, tmp_path, capsys):
+    long = "a small house with a red roof " * 6
+    data = Captions("a cat", long + "cat", long + "cat", long + "ship")
+    embeddings = load_encodings(base, data, 16, tmp_path, accelerator).embeddings
+    assert np.allclose(embeddings[1], embeddings[2]), "they are the same to the text encoder, hence the note"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "reads 32 tokens, and prompts that are longer are cut: 2 of 3 different ones. Of" in said
+    assert f"Of {long + 'cat'!r} it reads 'a small house with a red roof a small house" in said
+    assert said.count("cat") == 1, "the end is not among what it reads"
+
+
+def test_captions_that_fit_are_not_spoken_of(base, capsys):
+    words = "cat " * 30  # with the marks of begin and end, as many tokens as there are places
+    base.tell_of_cut(["a cat", words, "", "é" * 15], print)
+    assert not capsys.readouterr().out
+    base.tell_of_cut([words + "dog"], print)
+    assert "1 of 1 different ones" in capsys.readouterr().out
 
 
 def test_damaged_encodings_are_noticed_and_computed_again(base, accelerator, tmp_path, capsys):

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import fill50k
+import finetune.files
 from fill50k import Disc, RenderedFill50K, load_data, render, render_condition
 from finetune.colors import COLORS
 
@@ -230,10 +231,11 @@ def test_an_archive_serves_threads_and_processes(tmp_path, monkeypatch):
 def test_a_forked_worker_opens_the_archive_itself(tmp_path):
     (tmp_path / "fill50k.zip").write_bytes(zip_bytes(original_layout()))
     data = load_data(str(tmp_path / "fill50k.zip"))
-    mine = data.files[0].zip()
+    archive = data.listing.files
+    mine = archive.zip()
 
     def child(pipe):
-        pipe.send((data.files[0].zip() is mine, same_data(data)))
+        pipe.send((archive.zip() is mine, same_data(data)))
 
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -241,7 +243,7 @@ def test_a_forked_worker_opens_the_archive_itself(tmp_path):
     process.start()
     assert here.poll(10) and here.recv() == (False, True)
     process.join()
-    assert data.files[0].zip() is mine and same_data(data)
+    assert archive.zip() is mine and same_data(data)
 
 
 def test_fingerprint_tells_data_apart(tmp_path):
@@ -263,13 +265,29 @@ def test_fingerprint_tells_data_apart(tmp_path):
     assert len({base, *others}) == 1 + len(others)
 
 
-def test_fingerprint_sees_a_picture_that_took_anothers_place_in_a_folder(tmp_path):
-    folder = str(write(tmp_path, original_layout()))
+@pytest.fixture(params=[(2**30, 2**12), (0, 2**12), (0, 2)], ids=["few bytes", "small files", "large files"])
+def amount_of_data(request, monkeypatch):
+    monkeypatch.setattr(finetune.files, "HASHED_BYTES", request.param[0])
+    monkeypatch.setattr(finetune.files, "PIECE_BYTES", request.param[1])
+
+
+def test_fingerprint_sees_a_picture_that_took_anothers_place_in_a_folder(tmp_path, amount_of_data):
+    folder = str(write(tmp_path / "data", original_layout()))
     before = load_data(folder).fingerprint
     assert load_data(folder).fingerprint == before
-    path = tmp_path / "target/1.png"
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+    path = tmp_path / "data/target/1.png"
+    status, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:60] + bytes(byte ^ 1 for byte in content[60:]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     assert load_data(folder).fingerprint != before
+
+
+def test_fingerprint_is_the_same_for_a_copy_elsewhere(tmp_path, amount_of_data):
+    one, other = (write(tmp_path / name, original_layout()) for name in ("one", "other"))
+    os.utime(other / "target/1.png", ns=(0, 0))
+    assert load_data(str(one)).fingerprint == load_data(str(other)).fingerprint
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,9 +299,6 @@ def test_missing_paths(tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder or zip archive.*" + Path(name).name):
             load_data(name)
     with pytest.raises(FileNotFoundError, match=r"holds none of train\.jsonl, prompt\.json, metadata\.jsonl"):
-        load_data(str(tmp_path))
-    write(tmp_path, {"one/prompt.json": b"", "two/prompt.json": b""})
-    with pytest.raises(ValueError, match=r"one/prompt\.json and two/prompt\.json"):
         load_data(str(tmp_path))
 
 

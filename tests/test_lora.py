@@ -233,18 +233,14 @@ def test_wrong_flags_say_what_is_right(style_folder, arguments, message):
         CaptionedImages(*arguments)
 
 
-def test_an_empty_folder_says_what_must_be_in_it(tmp_path):
-    with pytest.raises(ValueError, match="metadata.jsonl"):
-        CaptionedImages(None, str(tmp_path), "image", "text")
+def test_a_folder_without_captions_says_what_must_be_in_it(tmp_path):
     with pytest.raises(ValueError, match="no pictures in"):
         SubjectImages(tmp_path, "a sks cat")
-
-
-def test_a_folder_without_captions_says_so(tmp_path):
-    picture(0).save(tmp_path / "a.png")
-    picture(1).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match="no column 'text'.*metadata.jsonl"):
-        CaptionedImages(None, str(tmp_path), "image", "text")
+    for name in (None, "a.png", "b.png"):
+        if name is not None:
+            picture(0).save(tmp_path / name)
+        with pytest.raises(FileNotFoundError, match="holds none of.*must hold pictures.*metadata.jsonl"):
+            CaptionedImages(None, str(tmp_path), "image", "text")
 
 
 def test_a_caption_that_is_no_text_is_named(tmp_path):
@@ -270,9 +266,11 @@ def test_stray_and_unreadable_files_are_named_and_skipped(tmp_path):
     (tmp_path / "half.png").write_bytes((tmp_path / "2.png").read_bytes()[:100])
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "folder").mkdir()
+    picture(0).save(tmp_path / "folder" / "3.png")
     data = SubjectImages(tmp_path, "a sks cat")
-    assert [path.name for path in data.paths] == ["1.jpg", "10.png", "2.png"]
-    assert sorted(problem.split()[0] for problem in data.skipped) == ["folder", "half.png", "notes.txt"]
+    assert data.names == ["1.jpg", "10.png", "2.png"]
+    assert [problem.split()[0] for problem in data.skipped] == ["half.png", "notes.txt", "1"]
+    assert data.skipped[-1] == "1 pictures in folders below that no metadata.jsonl lists: folder/3.png"
     assert data[0]["text"] == "a sks cat"
 
 
@@ -284,7 +282,7 @@ def test_a_subject_may_have_captions_that_say_where_it_is(tmp_path):
     file = tmp_path / "metadata.jsonl"
     file.write_text('{"file_name": "b.png", "text": "a sks cat in snow"}\n\n')
     data = SubjectImages(tmp_path, "a sks cat", with_captions=True)
-    assert [(path.name, prompt) for path, prompt in zip(data.paths, data.prompts)] == [
+    assert list(zip(data.names, data.prompts)) == [
         ("a.png", "a sks cat"), ("b.png", "a sks cat"), ("b.png", "a sks cat in snow"),
     ]  # fmt: skip
     assert not data.skipped and data.fingerprint != plain.fingerprint
@@ -296,7 +294,7 @@ def test_a_subject_may_have_captions_that_say_where_it_is(tmp_path):
         '{"file_name": "b.png", "text": 7}',
     ):
         file.write_text(wrong)
-        with pytest.raises(ValueError, match="Line 1 of .*metadata.jsonl"):
+        with pytest.raises((ValueError, FileNotFoundError), match="metadata.jsonl, line 1"):
             SubjectImages(tmp_path, "a sks cat", with_captions=True)
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A style LoRA from a folder of pictures with a metadata.jsonl. MODEL_NAME=../tiny_sd trains on the embedded base, on any
+# A style LoRA from a folder of pictures with captions. MODEL_NAME=../tiny_sd trains on the embedded base, on any
 # machine. Overrides: MODEL_NAME, TRAIN_DATA_DIR, OUTPUT_DIR; further flags pass through. Killed? Run it again: it goes on.
 set -eu
 cd "$(dirname "$0")/.."

@@ -1,0 +1,25 @@
+"""What a user should know of their data while it is read, said once."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+
+# What was said, one byte each at a place that its text decides: workers that are forked share it, also those of the
+# next epoch.
+_said = mmap.mmap(-1, 2**20)
+
+
+def say_once(text: str, kind: str | None = None) -> None:
+    """Prints `text` if nothing of its `kind` (by default: the text itself) was said; one of several processes does."""
+    place = zlib.crc32((kind or text).encode(errors="replace")) % len(_said)
+    if os.environ.get("RANK", "0") == "0" and not _said[place]:
+        _said[place] = 1
+        print(f"Note: {text}", flush=True)
+
+
+def some(names: list[str], limit: int = 5) -> str:
+    """The first few of many names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

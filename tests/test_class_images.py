@@ -1,0 +1,76 @@
+"""Pictures of the class for prior preservation: one's own count, and drawn ones serve only what they were drawn for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from folders import fill, picture
+
+import class_images
+from class_images import draw_class_images
+from data import SubjectImages
+
+
+class OneProcess:
+    process_index, num_processes, is_local_main_process, device = 0, 1, True, "cpu"
+    print = staticmethod(print)
+
+    def wait_for_everyone(self) -> None:
+        pass
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[int]:
+    """The seeds that class pictures were drawn with; they are drawn at once."""
+    seeds_so_far: list[int] = []
+
+    def generate(pipeline, prompts, seeds, guidance_scale):
+        seeds_so_far.extend(seeds)
+        return [picture(seed) for seed in seeds]
+
+    monkeypatch.setattr(class_images, "load_pipeline", lambda base, device: None)
+    monkeypatch.setattr(class_images, "images_at_once", lambda pipeline: 4)
+    monkeypatch.setattr(class_images, "generate", generate)
+    return seeds_so_far
+
+
+def make_base(folder: Path, content: bytes = b"weights") -> str:
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "model.safetensors").write_bytes(content)
+    return str(folder)
+
+
+def test_ones_own_class_pictures_are_used(tmp_path, drawn, capsys):
+    own = fill(tmp_path / "own", *(f"photo {i}.png" for i in range(4)))
+    (own / "notes.txt").write_text("no picture")
+    base = make_base(tmp_path / "base")
+    draw_class_images(base, "a cat", own, 4, 7.5, OneProcess())
+    assert not drawn
+    draw_class_images(base, "a cat", own, 3, 7.5, OneProcess())
+    assert not drawn and "the first 3 by name are used; 0 to be drawn" in capsys.readouterr().out
+    draw_class_images(base, "a cat", own, 6, 7.5, OneProcess())
+    assert drawn == [0, 1]
+    draw_class_images(base, "a cat", own, 6, 7.5, OneProcess())
+    assert drawn == [0, 1] and len(SubjectImages(own, "a cat", 6)) == 6
+    (own / "class-0001.png").write_bytes(b"damaged")
+    draw_class_images(base, "a cat", own, 6, 7.5, OneProcess())
+    assert drawn == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "prompt, base, guidance, message",
+    [
+        ("a house", "base", 7.5, "--class_prompt was 'a cat' and is 'a house'"),
+        ("a cat", "other", 7.5, "the base was '.*base' and is '.*other'"),
+        ("a cat", "base", 2.5, "--validation_guidance_scale was 7.5 and is 2.5"),
+    ],
+)
+def test_class_pictures_of_another_class_base_or_guidance_are_refused(tmp_path, drawn, prompt, base, guidance, message):
+    make_base(tmp_path / "base"), make_base(tmp_path / "other", b"others"), make_base(tmp_path / "copy")
+    folder = tmp_path / "class"
+    draw_class_images(str(tmp_path / "base"), "a cat", folder, 2, 7.5, OneProcess())
+    with pytest.raises(ValueError, match=f"class-0000.png was drawn.*{message}.*another --class_data_dir"):
+        draw_class_images(str(tmp_path / base), prompt, folder, 2, guidance, OneProcess())
+    draw_class_images(str(tmp_path / "copy"), "a cat", folder, 2, 7.5, OneProcess())  # the same base elsewhere
+    assert drawn == [0, 1]
