@@ -345,6 +345,10 @@ def test_hand_ins_are_found(tmp_path):
         hand_ins(tmp_path / "nowhere")
 
 
+def read_table(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(newline="", encoding="utf-8-sig")))
+
+
 def test_no_two_hand_ins_share_a_folder():
     names = ["Kim Lee", "Kim_Lee", "..", "Kim/Lee", "김"]
     assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
@@ -360,7 +364,7 @@ def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
     grade_all(tmp_path / "in", tmp_path / "out", tmp_path / "prepared", [], jobs=2)
     for folder in ("20240001_Kim", "20240002_Lee"):
         assert json.loads((tmp_path / "out" / folder / "results.json").read_text()) == results
-    rows = list(csv.reader((tmp_path / "out" / "grades.csv").open()))
+    rows = read_table(tmp_path / "out" / "grades.csv")
     assert rows[0] == ["hand-in", "total", "task 1", "task 2", "what is wrong"]
     assert [row[:4] for row in rows[2:]] == [["20240002_Lee", "15", "5", "10"], ["'=cmd()", "15", "5", "10"]]
     assert "TODO (3): the residuals are not kept" in rows[1][4]
@@ -409,8 +413,17 @@ def test_reasons_are_shown_as_they_are_meant():
 def test_the_table_names_what_is_wrong(tmp_path):
     results = {"Kim": results_of(grade(replace(EVIDENCE, alignment=LOST), NUMBERS), NUMBERS, 1, [])}
     write_table(tmp_path / "grades.csv", results)
-    (row,) = list(csv.DictReader((tmp_path / "grades.csv").open()))
-    assert row["total"] == "15" and "do not align with the conditions" in row["what is wrong"]
+    header, row = read_table(tmp_path / "grades.csv")
+    assert row[1] == "15" and "do not align with the conditions" in row[header.index("what is wrong")]
+
+
+def test_the_table_opens_right_in_a_spreadsheet(tmp_path):
+    names = ["홍길동", "=cmd()", "+1", "-1", "@SUM(A1)", "\t=1", "＝1+1", " =1", "\ufeff", 'Kim, "Lee"']
+    results = {name: results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []) for name in names}
+    write_table(tmp_path / "grades.csv", results)
+    assert (tmp_path / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbfhand-in,total,")
+    shown = [row[0] for row in read_table(tmp_path / "grades.csv")[1:]]
+    assert shown == [name if name in ("홍길동", "\ufeff", 'Kim, "Lee"') else f"'{name}" for name in names]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
