@@ -33,6 +33,7 @@ from .grade import grade_hand_in, real_judges
 from .isolation import check_packages, isolation_gaps
 from .numbers import Numbers, with_settings
 from .results import gallery, not_graded, results_of, write_atomically, write_table
+from .rubric import Evidence
 from .sandbox import Sandbox
 from .teacher_page import page
 from .trusted import ROOT, GraderError
@@ -43,6 +44,7 @@ PREPARED = ROOT / "build" / "prepared"
 # Of the total time, for ending what runs and writing the results.
 LAST_SECONDS = 30.0
 TAIL_CHARACTERS = 1500
+TOO_SLOW = "this machine is too slow, or too busy with other programs"
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,15 @@ def run_job(job: Job) -> None:
     """Grades one hand-in, in this process, and writes results.json and gallery.json into the job's output folder."""
     start = time.monotonic()
     numbers = with_settings(Numbers(), job.settings)
+    evidence = Evidence({})
     with private_folder() as work:
         hidden = [work, *map(Path, job.hidden)]
         judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
-        evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
-    results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+        try:
+            evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
+            results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+        except TimeoutError as error:
+            results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
     (Path(job.output) / RESULTS).write_text(json.dumps(results))
 
@@ -89,7 +95,8 @@ def supervise(job: Job, numbers: Numbers, command: Sequence[str]) -> tuple[dict[
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # its sandboxes end with it
         process.communicate()
-        return not_graded(f"it took longer than {numbers.total_seconds / 60:.0f} minutes.", numbers), []
+        minutes = (job.seconds + LAST_SECONDS) / 60
+        return not_graded(f"it took longer than {minutes:.0f} minutes, as {TOO_SLOW}.", numbers), []
     if process.returncode:
         print(said[-TAIL_CHARACTERS:], file=sys.stderr)
         return not_graded("the grader stopped.", numbers), []
@@ -217,8 +224,8 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
     target.parent.mkdir(exist_ok=True)
     write_results(target, not_graded("the grading was not finished.", numbers))
     try:
-        with ready(prepared, numbers, numbers.total_seconds / 2) as (shared, gaps):
-            left = numbers.total_seconds - LAST_SECONDS - (time.monotonic() - start)
+        with ready(prepared, numbers, numbers.gradescope_seconds / 2) as (shared, gaps):
+            left = numbers.gradescope_seconds - LAST_SECONDS - (time.monotonic() - start)
             return grade_into(root / "submission", target, shared, [root], settings, gaps, left)[0]
     except (GraderError, SandboxError, OSError) as error:
         print(error, file=sys.stderr)

@@ -490,7 +490,7 @@ def write(structure):
 def test_forged_observations_are_no_proof(name):
     script, words = FORGERIES[name]
     with Sandbox() as sandbox:
-        outcome = sandbox.run(["/usr/bin/env", "python3", "-c", WRITER + script], Limits(wall_seconds=20))
+        outcome = sandbox.run(["/usr/bin/env", "python3", "-c", WRITER + script], Limits(seconds=20))
         assert outcome.succeeded, outcome
         (problem,) = judge_file(sandbox, "1", 7, outcome, max_bytes=1_000_000).problems
     assert problem.startswith("TODO (1): ") and words in problem
