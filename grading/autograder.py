@@ -1,6 +1,6 @@
 """Grades hand-ins by the assignment's rubric, on a machine without a GPU.
 
-    python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of zips
+    python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of them, also in folders
     python -m grading.autograder FOLDER --set train_steps=600 --jobs 2    # with another number of grading/numbers.py
     python -m grading.autograder --gradescope                             # what run_autograder does
 
@@ -24,15 +24,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
+from .archive import is_dropping
+from .collection import collect, is_readable_archive, sentences
 from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
 from .isolation import check_packages, isolation_gaps
 from .numbers import Numbers, with_settings
-from .results import gallery, not_graded, results_of, write_atomically, write_table
+from .results import gallery, in_short, not_graded, results_of, write_atomically, write_table
 from .rubric import Evidence
 from .sandbox import Sandbox
 from .teacher_page import page
@@ -158,22 +160,6 @@ def ready(prepared: Path, numbers: Numbers, seconds: float) -> Iterator[tuple[Pa
         yield share(prepared, Path(folder).resolve()).folder, gaps
 
 
-def hand_ins(path: Path) -> dict[str, Path]:
-    """The hand-ins by name: one zip, one unpacked hand-in, or all zips of a folder.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    if path.is_file():
-        return {path.stem: path}
-    zips = {zip_.stem: zip_ for zip_ in sorted(path.glob("*.zip"))}
-    if zips:
-        return zips
-    if path.is_dir():
-        return {path.resolve().name: path}
-    raise FileNotFoundError(f"There is no {path}: name a zip, or a folder of zips.")
-
-
 def folder_names(names: Iterable[str]) -> dict[str, str]:
     """A plain name of its own for the folder of each hand-in."""
     folders: dict[str, str] = {}
@@ -186,14 +172,16 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int) -> dict[str, Any]:
-    """Grades all hand-ins and writes the teacher's files; results by name.
+    """Grades all hand-ins, says what is none, and writes the teacher's files; results by name.
 
     Raises:
         FileNotFoundError: if there are no hand-ins.
         GraderError, SandboxError: if this machine cannot grade.
     """
     numbers = with_settings(Numbers(), settings)
-    found = hand_ins(path)
+    collection = collect(path)
+    for sentence in sentences(collection.left_out):
+        print(sentence)
     output.mkdir(parents=True, exist_ok=True)
     results, rows = {}, {}
     with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
@@ -203,17 +191,23 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
             seconds=numbers.total_seconds - LAST_SECONDS,
         )  # fmt: skip
-        waiting, folders = {}, folder_names(found)
-        for name, hand_in in found.items():
+        waiting, folders = {}, folder_names(collection.hand_ins)
+        for name, hand_in in collection.hand_ins.items():
             folder = output / folders[name]
             folder.mkdir(exist_ok=True)
             waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
         for name, future in waiting.items():
             results[name], rows[name] = future.result()
-            print(f"{name}: {results[name]['score']:g} points", flush=True)
+            print(f"{name}: {in_short(results[name])}", flush=True)
             write_table(output / "grades.csv", results)
-            write_atomically(output / "index.html", page(results, rows, numbers))
+            write_atomically(output / "index.html", page(results, rows, numbers, sentences(collection.left_out)))
     return results
+
+
+def submitted(folder: Path) -> Path:
+    """What Gradescope has of a hand-in: the unpacked zip, or the one archive that it did not unpack."""
+    there = [path for path in folder.iterdir() if not is_dropping(PurePosixPath(path.name))]
+    return there[0] if len(there) == 1 and is_readable_archive(there[0]) else folder
 
 
 def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +220,7 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
     try:
         with ready(prepared, numbers, numbers.gradescope_seconds / 2) as (shared, gaps):
             left = numbers.gradescope_seconds - LAST_SECONDS - (time.monotonic() - start)
-            return grade_into(root / "submission", target, shared, [root], settings, gaps, left)[0]
+            return grade_into(submitted(root / "submission"), target, shared, [root], settings, gaps, left)[0]
     except (GraderError, SandboxError, OSError) as error:
         print(error, file=sys.stderr)
         results = not_graded("the grader does not work.", numbers)
@@ -237,7 +231,7 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("hand_in", type=Path, nargs="?", help="a zip, an unpacked one, or a folder of zips")
+    add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
     add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
     add("--jobs", type=int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")

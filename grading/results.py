@@ -110,6 +110,11 @@ def is_graded(result: Mapping[str, Any]) -> bool:
     return result["extra_data"].get("graded", True)
 
 
+def in_short(result: Mapping[str, Any]) -> str:
+    """The points, or why there are none."""
+    return f"{result['score']:g} points" if is_graded(result) else first_line(result["tests"][0]["output"])
+
+
 def tasks_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [test for test in result["tests"] if test["name"] in TASKS]
 

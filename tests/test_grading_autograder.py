@@ -20,13 +20,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hand_ins import LORA_2, hand_in, lora_tensors, write_folder, write_zip
+from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
 from PIL import Image
 from safetensors.numpy import save
 
 from grading import autograder, todos
-from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope, hand_ins
+from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.banners import TODOS
 from grading.cores import usable_cores
 from grading.gradescope import SETUP, write_autograder
@@ -335,17 +335,6 @@ def test_a_trusted_program_has_limits(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The teacher's files
-
-
-def test_hand_ins_are_found(tmp_path):
-    one = write_zip({"a": b""}, tmp_path / "20240001_Kim.zip")
-    assert hand_ins(one) == {"20240001_Kim": one}
-    other = write_zip({"a": b""}, tmp_path / "20240002_Lee.zip")
-    assert hand_ins(tmp_path) == {"20240001_Kim": one, "20240002_Lee": other}
-    folder = write_folder({"x.pdf": b""}, tmp_path / "20240003_Park")
-    assert hand_ins(folder) == {"20240003_Park": folder}
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        hand_ins(tmp_path / "nowhere")
 
 
 def read_table(path: Path) -> list[list[str]]:
