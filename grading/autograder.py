@@ -29,7 +29,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
 from .archive import is_dropping
-from .collection import collect, is_readable_archive, sentences
+from .collection import hand_ins, is_readable_archive, left_out
 from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
 from .isolation import check_packages, isolation_gaps
@@ -179,9 +179,8 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
         GraderError, SandboxError: if this machine cannot grade.
     """
     numbers = with_settings(Numbers(), settings)
-    collection = collect(path)
-    for sentence in sentences(collection.left_out):
-        print(sentence)
+    found, others = hand_ins(path), left_out(path)
+    print(*others, sep="\n", end="\n" if others else "")
     output.mkdir(parents=True, exist_ok=True)
     results, rows = {}, {}
     with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
@@ -191,8 +190,8 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
             seconds=numbers.total_seconds - LAST_SECONDS,
         )  # fmt: skip
-        waiting, folders = {}, folder_names(collection.hand_ins)
-        for name, hand_in in collection.hand_ins.items():
+        waiting, folders = {}, folder_names(found)
+        for name, hand_in in found.items():
             folder = output / folders[name]
             folder.mkdir(exist_ok=True)
             waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
@@ -200,7 +199,7 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             results[name], rows[name] = future.result()
             print(f"{name}: {in_short(results[name])}", flush=True)
             write_table(output / "grades.csv", results)
-            write_atomically(output / "index.html", page(results, rows, numbers, sentences(collection.left_out)))
+            write_atomically(output / "index.html", page(results, rows, numbers, others))
     return results
 
 

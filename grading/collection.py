@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Iterable
 
@@ -26,14 +25,6 @@ SPECIAL = "it is neither a plain file nor a folder"
 OTHER_ARCHIVE = f"only archives that end in {', '.join(READABLE)} are read: ask for one, or pack it again"
 FILE = "it is neither an archive nor a folder with items of a hand-in"
 NOTHING = "there is no hand-in in it, neither an archive nor items of one"
-
-
-@dataclass(frozen=True)
-class Collection:
-    """The hand-ins by name, and the reasons why other things are none, by name too."""
-
-    hand_ins: dict[str, Path]
-    left_out: dict[str, str]
 
 
 def no_hand_in(path: Path, depth: int) -> str | None:
@@ -106,26 +97,25 @@ def named(paths: Iterable[Path], top: Path) -> dict[str, Path]:
     return found
 
 
-def collect(path: Path) -> Collection:
-    """The hand-ins at a path: one archive, one unpacked hand-in, or a folder with any number of them, also in folders.
+def hand_ins(path: Path) -> dict[str, Path]:
+    """The hand-ins at a path by name: one archive, one unpacked hand-in, or a folder with any number of them.
 
     Raises:
         FileNotFoundError: if there are none.
     """
     if path.is_file():
-        return Collection(named([path], path.parent), {})
+        return named([path], path.parent)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}: name an archive, or a folder of hand-ins.")
-    hand_ins, left_out = search(path)
-    collection = Collection(named(hand_ins, path), {plain_name(one, path): why for one, why in left_out.items()})
-    if not hand_ins:
-        raise FileNotFoundError(f"There are no hand-ins in {path}. {' '.join(sentences(collection.left_out))}")
-    return collection
+    found, _ = search(path)
+    if not found:
+        raise FileNotFoundError(f"There are no hand-ins in {path}. {' '.join(left_out(path))}")
+    return named(found, path)
 
 
-def sentences(left_out: dict[str, str]) -> list[str]:
-    """What was left out, as a sentence for each reason."""
+def left_out(path: Path) -> list[str]:
+    """What at a path is no hand-in, as a sentence for each reason."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in left_out.items():
-        by_reason.setdefault(reason, []).append(name)
+    for other, reason in (search(path)[1] if path.is_dir() else {}).items():
+        by_reason.setdefault(reason, []).append(plain_name(other, path))
     return [f"Not graded, as {reason}: {', '.join(names)}." for reason, names in by_reason.items()]

@@ -17,7 +17,7 @@ from hand_ins import write_folder, write_zip
 from grading import autograder
 from grading.archive import find_items, unpack
 from grading.autograder import grade_all, grade_into, grade_on_gradescope
-from grading.collection import collect
+from grading.collection import hand_ins, left_out
 from grading.items import WEIGHTS_FILE
 from grading.numbers import Numbers
 from grading.results import not_graded, results_of
@@ -36,11 +36,16 @@ def below(folder: str, files: dict[str, bytes] = ITEMS) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
 
 
+def reasons(folder: Path) -> dict[str, str]:
+    """Why something in a folder is no hand-in, by name."""
+    parts = [sentence.removesuffix(".").rpartition(": ") for sentence in left_out(folder)]
+    return {name: reason for reason, _, names in parts for name in names.split(", ")}
+
+
 def found(folder: Path, *files: str, **contents: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """What is collected from a folder with these files: the hand-ins' places by name, and the reasons."""
+    """What is found in a folder with these files: the hand-ins' places by name, and the reasons for the others."""
     write_folder({**dict.fromkeys(files, b"x"), **contents}, folder)
-    collection = collect(folder)
-    return {name: str(path.relative_to(folder)) for name, path in collection.hand_ins.items()}, collection.left_out
+    return {name: str(path.relative_to(folder)) for name, path in hand_ins(folder).items()}, reasons(folder)
 
 
 def test_archives_in_any_case_and_of_any_kind_are_hand_ins(tmp_path):
@@ -89,8 +94,8 @@ EXPORTS = {
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_exports_of_platforms_are_read_as_they_are(tmp_path, name):
-    files, hand_ins = EXPORTS[name]
-    assert found(tmp_path / "in", **files) == (hand_ins, {})
+    files, expected = EXPORTS[name]
+    assert found(tmp_path / "in", **files) == (expected, {})
 
 
 LEFT_OUT = {
@@ -109,13 +114,13 @@ LEFT_OUT = {
 
 
 def test_what_is_no_hand_in_is_named_with_the_reason(tmp_path):
-    hand_ins, left_out = found(tmp_path, "1.zip", "late/8.zip", *LEFT_OUT)
-    assert hand_ins == {"1": "1.zip", "late/8": "late/8.zip"}
+    graded, others = found(tmp_path, "1.zip", "late/8.zip", *LEFT_OUT)
+    assert graded == {"1": "1.zip", "late/8": "late/8.zip"}
     tops = {"__MACOSX/2.zip": "__MACOSX", **{name: name[:9] for name in LEFT_OUT if name[-4:] in (".txt", "docx")}}
     tops["grades.txt"] = "grades.txt"
     expected = {tops.get(name, name): words for name, words in LEFT_OUT.items()}
-    assert left_out.keys() == expected.keys()
-    assert all(words in left_out[name] for name, words in expected.items())
+    assert others.keys() == expected.keys()
+    assert all(words in others[name] for name, words in expected.items())
 
 
 def test_links_pipes_and_abysses_are_named_and_not_entered(tmp_path):
@@ -126,18 +131,11 @@ def test_links_pipes_and_abysses_are_named_and_not_entered(tmp_path):
     (tmp_path / ("a/" * 30)).mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / os.fsdecode("홍길동.zip".encode("cp949"))).write_bytes(b"x")
-    collection = collect(tmp_path)
-    (other,) = collection.hand_ins.keys() - {"1"}
+    (other,) = hand_ins(tmp_path).keys() - {"1"}
     assert other.encode("utf-8") and "\ufffd" in other, "a name that no program could write"
-    reasons = {name.strip("/a") or "a": reason for name, reason in collection.left_out.items()}
-    words = {
-        "link.zip": "a link",
-        "loop": "a link",
-        "pipe.zip": "plain file",
-        "a": "12 folders deep",
-        "empty": "no hand-in",
-    }
-    assert reasons.keys() == words.keys() and all(words[name] in reasons[name] for name in words)
+    others = {name.strip("/a") or "a": reason for name, reason in reasons(tmp_path).items()}
+    words = {"link.zip": "a link", "loop": "a link", "pipe.zip": "plain file", "a": "12 folders", "empty": "no hand-in"}
+    assert others.keys() == words.keys() and all(words[name] in others[name] for name in words)
 
 
 def test_a_name_counts_as_it_is_read(tmp_path):
@@ -154,11 +152,9 @@ def test_a_folder_without_hand_ins_says_so(tmp_path, files):
 
 def test_one_archive_is_taken_whatever_it_is_called(tmp_path):
     (tmp_path / "20241234_Kim.handin").write_bytes(b"x")
-    assert collect(tmp_path / "20241234_Kim.handin").hand_ins == {
-        "20241234_Kim.handin": tmp_path / "20241234_Kim.handin"
-    }
+    assert list(hand_ins(tmp_path / "20241234_Kim.handin")) == ["20241234_Kim.handin"]
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        collect(tmp_path / "nowhere")
+        hand_ins(tmp_path / "nowhere")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
