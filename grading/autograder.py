@@ -253,7 +253,7 @@ def main() -> None:
             grade_all(args.hand_in, args.output, args.prepared, args.settings, args.jobs)
             print(f"The page: {args.output / 'index.html'}   The table: {args.output / 'grades.csv'}")
         else:
-            parser.error("name a zip or a folder of zips, or give --gradescope")
+            parser.error("name a hand-in or a folder of them, or give --gradescope")
     except (GraderError, SandboxError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 

@@ -70,8 +70,7 @@ class Numbers:
     # not graded. Gradescope's own limit must be above the second.
     total_seconds: float = 2 * 60 * 60
     gradescope_seconds: float = 18 * 60
-    # Of student's code its own time, in which waiting for a busy processor does not count; see grading/watch.py. On two
-    # free cores the right solution takes less than a third of each.
+    # Of student's code its own time, in which waiting for a busy processor does not count; see grading/watch.py.
     observe_seconds: float = 120
     observe_one_seconds: float = 60
     train_seconds: float = 600
