@@ -6,6 +6,7 @@ import ast
 from dataclasses import dataclass, fields, replace
 from typing import Sequence
 
+from .cores import usable_cores
 from .watch import Limits
 
 
@@ -84,10 +85,10 @@ class Numbers:
     observation_bytes: int = 50_000_000
 
     def limits(self, seconds: float) -> Limits:
-        """For student's code that may take so long: all cores for the whole time, and then some."""
+        """For student's code that may take so long: all cores for the whole time, and then some, on any machine."""
         return Limits(
             seconds=seconds,
-            cpu_seconds=4 * seconds,
+            cpu_seconds=2 * usable_cores() * seconds,
             memory_mib=self.memory_mib,
             disk_mib=self.disk_mib,
             threads=self.threads,

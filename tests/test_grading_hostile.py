@@ -283,10 +283,10 @@ UNUSABLE = {
     "a damaged banner": (changed_code("######## TODO (1) ########", "######## TODO 1 ########", 1), "damaged banner"),
     "a missing banner": (changed_code("    ######## TODO (1) ########\n", "", 1), "has no second banner line"),
     "a banner too many": (
-        changed_code("######## TODO (1) ########\n", "######## TODO (1) mine ########\n    # TODO (1)\n"),
+        changed_code("######## TODO (1) ########\n", 2 * "    ######## TODO (1) mine ########\n"),
         "has more than its two banner lines",
     ),
-    "swapped banners": (changed_code("TODO (2)", "TODO (3)"), "TODO (3) has more than its two banner lines"),
+    "swapped banners": (changed_code("TODO (2)", "TODO (3)"), "two banner lines of TODO (2) are missing"),
     "not text": (hand_in(**{FILE_OF["1"]: b"\xff\xfe" * 100}), "not UTF-8"),
     "no file": (hand_in(**{FILE_OF["4-1"]: None}), "is missing"),
     "smuggled weights": (with_text("2", "w = [\n" + "1.25, 3.75, 2.5,\n" * 2000 + "]"), "at most 20,000"),
