@@ -267,6 +267,13 @@ def test_loras_must_be_trained_and_two(repository, call):
     assert_refused(call, "lora_1: 'pytorch_lora_weights.safetensors' was never trained")
 
 
+def write_program(root: Path, name: str, text: str) -> None:
+    """A package `grading` with nothing but one program, which stands in for ours."""
+    (root / "grading").mkdir()
+    (root / "grading" / "__init__.py").touch()
+    (root / "grading" / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     "checks, message",
     [
@@ -275,14 +282,15 @@ def test_loras_must_be_trained_and_two(repository, call):
             "Their checks find mistakes: correct them.",
         ),
         ("raise MemoryError('x')", "Their checks find mistakes"),
-        ("while True: pass", "do not end in 0.5 seconds: look for a loop"),
+        ("while True: pass", "do not end in 1 seconds of computing: look for a loop"),
+        ("import time; time.sleep(60)", "do not end in 9 seconds: look for what waits, or try when less runs"),
     ],
 )
 def test_what_the_checks_find_is_shown(tmp_path, monkeypatch, checks, message):
-    (tmp_path / "grading").mkdir()
-    (tmp_path / "grading" / "checks.py").write_text(checks)
+    write_program(tmp_path, "checks.py", checks)
     monkeypatch.setattr(hand_in, "ROOT", tmp_path)
-    monkeypatch.setattr(hand_in, "CHECKS_SECONDS", 0.5)
+    monkeypatch.setattr(hand_in, "CHECKS_SECONDS", 1)
+    monkeypatch.setattr(hand_in, "MAX_WAIT_SECONDS", 9 if "sleep" in checks else 500)
     line = hand_in.check_todos(Path("folder"))
     assert line.mark == "WRONG" and message in line.text
     if "TODO" in checks:
@@ -488,8 +496,7 @@ def bad_reader(tmp_path, monkeypatch):
     """Puts another program in the reader's place, and returns a report."""
 
     def replace_reader(program: str) -> Path:
-        (tmp_path / "grading").mkdir()
-        (tmp_path / "grading" / "report_pdf.py").write_text(program)
+        write_program(tmp_path, "report_pdf.py", program)
         write_report(tmp_path / "r.pdf")
         monkeypatch.setattr(report_pdf, "ROOT", tmp_path)
         return tmp_path / "r.pdf"
