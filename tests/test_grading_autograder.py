@@ -34,7 +34,7 @@ from grading.handed_out import ROOT, Change
 from grading.loras import judge_files, judge_loras, judge_norm, judge_pictures
 from grading.numbers import Numbers, with_settings
 from grading.pictures import calm, change, contrast, read_picture, smoothness
-from grading.results import results_of, write_table
+from grading.results import is_graded, results_of, write_table
 from grading.rubric import Alignment, Evidence, Lora, Todos, block, grade
 from grading.teacher_page import page, render
 from grading.todos import Judged
@@ -267,6 +267,18 @@ def test_there_are_results_when_grading_fails(tmp_path, name, capsys):
     assert all(words in test["output"] and "ask the teacher" in test["output"] for test in results["tests"])
     assert "AssertionError" not in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path, monkeypatch):
+    def too_busy(*_):
+        raise TimeoutError("This machine is too busy: reading 'r.pdf' did not get 20 seconds.")
+
+    monkeypatch.setattr("grading.grade.inspect_report", too_busy)
+    path = write_zip(hand_in(), tmp_path / "1.zip")
+    autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not is_graded(results) and "too busy: reading 'r.pdf'" in results["tests"][0]["output"]
+    assert json.loads((tmp_path / "gallery.json").read_text()) == []
 
 
 def fake_child(results: dict) -> list[str]:
