@@ -53,7 +53,7 @@ starter: .venv/ready
 autograder: .venv/ready
 	.venv/bin/python -m grading.gradescope --output build/autograder.zip
 
-# Grades one zip or a folder of zips: make grade HAND_INS=FOLDER
+# Grades one hand-in or a folder of them: make grade HAND_INS=FOLDER
 HAND_INS ?= hand_ins
 grade: .venv/ready
 	.venv/bin/python -m grading.autograder $(HAND_INS) --output build/grades

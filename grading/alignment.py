@@ -113,6 +113,7 @@ def train(
     Returns what went wrong, if something did.
 
     Args:
+        seconds: of the training's own time, see `grading.watch`.
         program: what runs in the folder of Task 1, with train.py's flags.
     """
     with Sandbox(hidden, [shared.folder]) as sandbox:

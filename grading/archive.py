@@ -1,14 +1,16 @@
-"""Unpacks a hand-in that nobody vouches for: a zip, or the folder that Gradescope has made of one.
+"""Unpacks a hand-in that nobody vouches for: a zip, a tar archive, or the folder that Gradescope has made of one.
 
 Everything that is listed is checked before a byte is written, and all that is written are plain files in plain folders.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import stat
 import struct
+import tarfile
 import tempfile
 import unicodedata
 import zipfile
@@ -22,19 +24,24 @@ from typing import IO, Callable, Iterator, Sequence
 
 from .items import LORAS, TASK_1, Items, find_items, is_item, shown
 
-__all__ = ["ArchiveError", "Items", "Limits", "find_items", "unpack"]
+__all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "unpack"]
 
 MB = 1_000_000
 # What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
 DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "__pycache__", ".ipynb_checkpoints")
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+READABLE = (".zip", ".tar", ".tgz", ".gz")
+ARCHIVES = (*READABLE, ".bz2", ".xz", ".zst", ".7z", ".rar", ".alz", ".egg")
 # Smaller files may compress as well as they like: a LoRA that was never trained is mostly zeros, and is no bomb.
 RATIO_FROM_BYTES = 10 * MB
-# What `zipfile` may raise for a damaged or crafted file; OSError is also a file that cannot be read or written.
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
+# What reading a damaged or crafted file may raise; OSError is also a file that cannot be read or written.
+DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError,
+    IndexError,
+)  # fmt: skip
 ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 UTF8_FLAG = 0x800
 END_OF_DIRECTORY, END_BYTES, ZIP64_LOCATOR, ZIP64_BYTES = b"PK\5\6", 22, b"PK\6\7", 20
+GZIP, TAR, TAR_AT, TAR_BLOCK = b"\x1f\x8b", b"ustar", 257, 512
 MAX_NAME_BYTES = 200
 MAX_ENTRY_BYTES = 1024  # of the list of files, on average
 CHUNK_BYTES = 1 << 16
@@ -180,10 +187,60 @@ def folder_entries(folder: Path, limits: Limits) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.path)
 
 
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar archive, or compressed by gzip; its name does not matter."""
+    with path.open("rb") as file:
+        start = file.read(TAR_BLOCK)
+    return start.startswith(GZIP) or start.startswith(TAR, TAR_AT)
+
+
+@contextmanager
+def plain_tar(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
+    """A tar archive without its compression, in a file without a name. Raises ArchiveError if it is too large."""
+    most, size = limits.total_bytes + limits.files * MAX_ENTRY_BYTES, 0
+    with path.open("rb") as packed, tempfile.TemporaryFile() as plain:
+        compressed = packed.read(len(GZIP)) == GZIP
+        packed.seek(0)
+        source = gzip.GzipFile(fileobj=packed) if compressed else packed
+        while chunk := source.read(CHUNK_BYTES):
+            size += len(chunk)
+            if size > most:
+                raise ArchiveError(
+                    f"The archive unpacks to more than {limits.total_bytes // MB} MB: leave data sets out."
+                )
+            plain.write(chunk)
+        plain.seek(0)
+        yield plain
+
+
+def tar_entries(archive: tarfile.TarFile, limits: Limits) -> list[Entry]:
+    entries: list[Entry] = []
+    for member in archive:
+        if len(entries) >= limits.files:
+            raise ArchiveError(f"There are more than {limits.files} files: leave out what the task does not need.")
+        name = f"{member.name}/" if member.isdir() else member.name
+        path = safe_path(name, limits)
+        if member.issym() or member.islnk():
+            raise ArchiveError(f"{shown(name)} is a link: put the file itself in its place.")
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) or member.issparse():
+            raise ArchiveError(f"{shown(name)} is neither a plain file nor a folder: leave it out.")
+        if member.size < 0:
+            raise ArchiveError(f"{shown(name)} has no possible size: {PACK_AGAIN}.")
+        size = 0 if member.isdir() else member.size
+        entries.append(Entry(path, size, member.isdir(), partial(archive.extractfile, member)))
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(TAR_BLOCK).strip(b"\0"):  # a damaged header, which Python takes for the end
+        raise ArchiveError(f"The archive is damaged, or not a whole one: {PACK_AGAIN}.")
+    return entries
+
+
 @contextmanager
 def open_entries(path: Path, limits: Limits) -> Iterator[list[Entry]]:
     if path.is_dir():
         yield folder_entries(path, limits)
+    elif is_tar(path):
+        with plain_tar(path, limits) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            yield tar_entries(archive, limits)
     else:
         check_directory(path, limits)
         with zipfile.ZipFile(path) as archive:

@@ -1,6 +1,6 @@
 """Grades hand-ins by the assignment's rubric, on a machine without a GPU.
 
-    python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of zips
+    python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of them, also in folders
     python -m grading.autograder FOLDER --set train_steps=600 --jobs 2    # with another number of grading/numbers.py
     python -m grading.autograder --gradescope                             # what run_autograder does
 
@@ -24,15 +24,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
+from .archive import is_dropping
+from .collection import hand_ins, is_readable_archive, left_out
 from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
 from .isolation import check_packages, isolation_gaps
 from .numbers import Numbers, with_settings
-from .results import gallery, not_graded, results_of, write_atomically, write_table
+from .results import gallery, in_short, not_graded, results_of, write_atomically, write_table
+from .rubric import Evidence
 from .sandbox import Sandbox
 from .teacher_page import page
 from .trusted import ROOT, GraderError
@@ -43,6 +46,7 @@ PREPARED = ROOT / "build" / "prepared"
 # Of the total time, for ending what runs and writing the results.
 LAST_SECONDS = 30.0
 TAIL_CHARACTERS = 1500
+TOO_SLOW = "this machine is too slow, or too busy with other programs"
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,15 @@ def run_job(job: Job) -> None:
     """Grades one hand-in, in this process, and writes results.json and gallery.json into the job's output folder."""
     start = time.monotonic()
     numbers = with_settings(Numbers(), job.settings)
+    evidence = Evidence({})
     with private_folder() as work:
         hidden = [work, *map(Path, job.hidden)]
         judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
-        evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
-    results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+        try:
+            evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
+            results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+        except TimeoutError as error:
+            results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
     (Path(job.output) / RESULTS).write_text(json.dumps(results))
 
@@ -89,7 +97,8 @@ def supervise(job: Job, numbers: Numbers, command: Sequence[str]) -> tuple[dict[
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # its sandboxes end with it
         process.communicate()
-        return not_graded(f"it took longer than {numbers.total_seconds / 60:.0f} minutes.", numbers), []
+        minutes = (job.seconds + LAST_SECONDS) / 60
+        return not_graded(f"it took longer than {minutes:.0f} minutes, as {TOO_SLOW}.", numbers), []
     if process.returncode:
         print(said[-TAIL_CHARACTERS:], file=sys.stderr)
         return not_graded("the grader stopped.", numbers), []
@@ -151,22 +160,6 @@ def ready(prepared: Path, numbers: Numbers, seconds: float) -> Iterator[tuple[Pa
         yield share(prepared, Path(folder).resolve()).folder, gaps
 
 
-def hand_ins(path: Path) -> dict[str, Path]:
-    """The hand-ins by name: one zip, one unpacked hand-in, or all zips of a folder.
-
-    Raises:
-        FileNotFoundError: if there are none.
-    """
-    if path.is_file():
-        return {path.stem: path}
-    zips = {zip_.stem: zip_ for zip_ in sorted(path.glob("*.zip"))}
-    if zips:
-        return zips
-    if path.is_dir():
-        return {path.resolve().name: path}
-    raise FileNotFoundError(f"There is no {path}: name a zip, or a folder of zips.")
-
-
 def folder_names(names: Iterable[str]) -> dict[str, str]:
     """A plain name of its own for the folder of each hand-in."""
     folders: dict[str, str] = {}
@@ -179,14 +172,15 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int) -> dict[str, Any]:
-    """Grades all hand-ins and writes the teacher's files; results by name.
+    """Grades all hand-ins, says what is none, and writes the teacher's files; results by name.
 
     Raises:
         FileNotFoundError: if there are no hand-ins.
         GraderError, SandboxError: if this machine cannot grade.
     """
     numbers = with_settings(Numbers(), settings)
-    found = hand_ins(path)
+    found, others = hand_ins(path), left_out(path)
+    print(*others, sep="\n", end="\n" if others else "")
     output.mkdir(parents=True, exist_ok=True)
     results, rows = {}, {}
     with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
@@ -203,10 +197,16 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
         for name, future in waiting.items():
             results[name], rows[name] = future.result()
-            print(f"{name}: {results[name]['score']:g} points", flush=True)
+            print(f"{name}: {in_short(results[name])}", flush=True)
             write_table(output / "grades.csv", results)
-            write_atomically(output / "index.html", page(results, rows, numbers))
+            write_atomically(output / "index.html", page(results, rows, numbers, others))
     return results
+
+
+def submitted(folder: Path) -> Path:
+    """What Gradescope has of a hand-in: the unpacked zip, or the one archive that it did not unpack."""
+    there = [path for path in folder.iterdir() if not is_dropping(PurePosixPath(path.name))]
+    return there[0] if len(there) == 1 and is_readable_archive(there[0]) else folder
 
 
 def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -217,9 +217,9 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
     target.parent.mkdir(exist_ok=True)
     write_results(target, not_graded("the grading was not finished.", numbers))
     try:
-        with ready(prepared, numbers, numbers.total_seconds / 2) as (shared, gaps):
-            left = numbers.total_seconds - LAST_SECONDS - (time.monotonic() - start)
-            return grade_into(root / "submission", target, shared, [root], settings, gaps, left)[0]
+        with ready(prepared, numbers, numbers.gradescope_seconds / 2) as (shared, gaps):
+            left = numbers.gradescope_seconds - LAST_SECONDS - (time.monotonic() - start)
+            return grade_into(submitted(root / "submission"), target, shared, [root], settings, gaps, left)[0]
     except (GraderError, SandboxError, OSError) as error:
         print(error, file=sys.stderr)
         results = not_graded("the grader does not work.", numbers)
@@ -230,7 +230,7 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("hand_in", type=Path, nargs="?", help="a zip, an unpacked one, or a folder of zips")
+    add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
     add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
     add("--jobs", type=int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")
@@ -253,7 +253,7 @@ def main() -> None:
             grade_all(args.hand_in, args.output, args.prepared, args.settings, args.jobs)
             print(f"The page: {args.output / 'index.html'}   The table: {args.output / 'grades.csv'}")
         else:
-            parser.error("name a zip or a folder of zips, or give --gradescope")
+            parser.error("name a hand-in or a folder of them, or give --gradescope")
     except (GraderError, SandboxError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 

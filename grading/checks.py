@@ -20,7 +20,7 @@ import torch
 
 from .banners import TODO_FILES, TODOS, BannerError, read_parts
 from .observe import observe
-from .problems import explain_error
+from .problems import Note, explain_error
 from .problems_controlnet import judge_from_unet, judge_zero_convolution, judge_zero_convolved
 from .problems_unet import judge_mid, judge_skips
 
@@ -31,7 +31,9 @@ FUNCTIONS = {
     "4-1": "UNet2DConditionModel.forward, before the mid block",
     "4-2": "UNet2DConditionModel.forward, after the mid block",
 }
-# Each yields pairs: a check's name, and what is wrong or None.
+# These can only fail too where gradients are switched off.
+GRADIENT_CHECKS = ("computes a convolution", "lets gradients through")
+# Each yields pairs: a check's name, and what is wrong, a `Note`, or None.
 JUDGES: dict[str, Callable[[int, dict[str, Any]], Iterator[tuple[str, str | None]]]] = {
     "1": judge_zero_convolution,
     "2": judge_from_unet,
@@ -43,7 +45,7 @@ JUDGES: dict[str, Callable[[int, dict[str, Any]], Iterator[tuple[str, str | None
 
 @dataclass(frozen=True)
 class Result:
-    """One check of one TODO; `message` is empty if it passed."""
+    """One check of one TODO; `message` is what is wrong, or a note about what passed, or empty."""
 
     todo: str
     name: str
@@ -55,7 +57,8 @@ def findings(todo: str, seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, 
     if "error" in seen:
         yield "runs", explain_error(seen["error"])
         return
-    yield from JUDGES[todo](seed, seen)
+    found = JUDGES[todo](seed, seen)
+    yield from (pair for pair in found if seen["gradients_on"] or pair[0] not in GRADIENT_CHECKS)
     problem = "gradients are switched off for the whole program, so nothing would learn: use `with torch.no_grad():`."
     yield "leaves gradients on", None if seen["gradients_on"] else problem
 
@@ -67,7 +70,12 @@ def judge(todo: str, seed: int, seen: dict[str, Any]) -> list[Result]:
     except Exception as error:  # made by a process that ran the student's code: it can be anything
         found = [("can be judged", f"its results make no sense ({type(error).__name__}: {error}).")]
     return [
-        Result(todo, name, problem is None, "" if problem is None else f"TODO ({todo}): {problem}")
+        Result(
+            todo,
+            name,
+            problem is None or isinstance(problem, Note),
+            "" if problem is None else f"TODO ({todo}): {problem}",
+        )
         for name, problem in found
     ]
 
@@ -89,12 +97,13 @@ def report(results: Iterable[Result]) -> str:
     for name, todos in TODO_FILES.items():
         for todo in todos:
             own = [result for result in results if result.todo == todo]
-            messages = [result.message for result in own if not result.passed]
             if own:
-                lines.append(f"{'WRONG' if messages else 'right'}  TODO ({todo})  {name}, {FUNCTIONS[todo]}")
-            for message in messages:
-                message = message.partition(": ")[2]
-                lines.append(textwrap.fill(message, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
+                mark = "right" if all(result.passed for result in own) else "WRONG"
+                lines.append(f"{mark}  TODO ({todo})  {name}, {FUNCTIONS[todo]}")
+            for result in own:
+                if result.message:
+                    message = ("Note: " if result.passed else "") + result.message.partition(": ")[2]
+                    lines.append(textwrap.fill(message, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
     return "\n".join(lines)
 
 

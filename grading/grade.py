@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
@@ -18,7 +17,6 @@ from .report_pdf import MAX_PAGES, inspect_report
 from .rubric import Alignment, Evidence, Lora, Score, Todos, grade
 from .student_code import outside_changes, read_handed_out, take_texts
 from .todos import check_todos
-from .trusted import GraderError
 
 WEIGHTS = "controlnet.safetensors"
 
@@ -41,25 +39,18 @@ def real_judges(shared: Shared, numbers: Numbers, hidden: Sequence[Path], work: 
     Args:
         hidden: what the student's code must not see.
         work: an empty folder.
-        seconds: the time for all of them together; each also has its own limit.
+        seconds: the time, by the clock, after which the grader's own programs are given up.
     """
-    end = time.monotonic() + seconds
-
-    def at_most(limit: float) -> float:
-        left = end - time.monotonic()
-        if left < 1:
-            raise GraderError("There was not enough time for all parts of the hand-in.")
-        return min(limit, left)
 
     def align(parts: Mapping[str, str]) -> Alignment:
         weights = work / WEIGHTS
-        failed = train(parts, shared, numbers, at_most(numbers.train_seconds), hidden, weights)
-        return failed or evaluate(weights, shared, numbers, at_most(numbers.evaluate_seconds), work)
+        failed = train(parts, shared, numbers, numbers.train_seconds, hidden, weights)
+        return failed or evaluate(weights, shared, numbers, seconds, work)
 
     def loras(files: Mapping[str, Path]) -> tuple[Mapping[str, Lora], tuple[bytes, ...]]:
         folder = work / "loras"
         folder.mkdir()
-        return judge_loras(files, shared, numbers, at_most(numbers.draw_seconds), folder)
+        return judge_loras(files, shared, numbers, seconds, folder)
 
     return Judges(lambda parts: check_todos(parts, numbers, hidden), align, loras)
 
@@ -119,7 +110,7 @@ def grade_hand_in(path: Path, judges: Judges, numbers: Numbers, work: Path) -> t
         work: a folder to unpack into, which nobody else can read.
 
     Raises:
-        GraderError: if something that is no fault of the hand-in stops the grading.
+        GraderError, SandboxError, TimeoutError: if something that is no fault of the hand-in stops the grading.
     """
     try:
         folder = unpack(path, work / "hand_in")

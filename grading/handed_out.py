@@ -2,7 +2,8 @@
 
     python -m grading.handed_out    # for teachers, after a change of the code: keeps it as it is now
 
-Line ends and blanks at the ends of lines do not count as changes. Notebooks, pictures and data may change.
+What nobody sees and Python does not mind is no change: line ends, blanks at the ends of lines, UTF-8's mark at the
+beginning. All else that nobody sees is spelled out in the diff. Notebooks, pictures and data may change.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import argparse
 import difflib
 import gzip
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Mapping
 
 from .archive import PACK_AGAIN, is_dropping
-from .banners import TODO_FILES, BannerError, fill, find_places, read_source
+from .banners import TODO_FILES, BannerError, emptied, read_code
 from .items import TASK_1
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,8 +42,8 @@ class Change:
 def comparable(name: str, source: str) -> str:
     """A file's text with nothing in its TODO places. Raises BannerError for banners that are not as they must be."""
     todos = TODO_FILES.get(name.partition("/")[2], ()) if name.startswith(f"{TASK_1}/") else ()
-    emptied = fill(source, dict.fromkeys(find_places(source, todos), ""))
-    return "\n".join(line.rstrip() for line in emptied.split("\n")).rstrip("\n") + "\n"
+    lines = emptied(source, todos).split("\n")
+    return "\n".join(line.rstrip(" \t\f") for line in lines).rstrip("\n") + "\n"
 
 
 def code_files(folder: Path) -> dict[str, Path]:
@@ -54,7 +56,7 @@ def code_files(folder: Path) -> dict[str, Path]:
 def current_code(root: Path = ROOT) -> dict[str, str]:
     """The comparable texts of all code that students must not change, by the files' names in the repository."""
     return {
-        f"{folder}/{name}": comparable(f"{folder}/{name}", read_source(path))
+        f"{folder}/{name}": comparable(f"{folder}/{name}", read_code(path))
         for folder in (TASK_1, FINETUNE)
         for name, path in code_files(root / folder).items()
     }
@@ -70,9 +72,22 @@ def read_handed_out(path: Path = HANDED_OUT) -> dict[str, str]:
     return json.loads(gzip.decompress(path.read_bytes()))
 
 
+def visible(line: str) -> str:
+    """A line in which all that could not be told from something else, or not be seen, is written as Python escapes it.
+
+    Plain characters stay, and those of scripts that look like no other, such as Hangul.
+    """
+    return "".join(
+        character
+        if character.isprintable() and (character.isascii() or unicodedata.east_asian_width(character) == "W")
+        else character.encode("unicode_escape").decode()
+        for character in line
+    )
+
+
 def diff(before: str, after: str) -> str:
     """The lines that differ, with a few around them, and not too many."""
-    old, new = before.splitlines(), after.splitlines()
+    old, new = ([visible(line) for line in text.rstrip("\n").split("\n")] for text in (before, after))
     if len(new) > len(old) + MAX_MORE_LINES:
         return f"(it has {len(new)} lines in place of {len(old)})"
     lines = list(difflib.unified_diff(old, new, "handed out", "yours", n=2, lineterm=""))
@@ -84,7 +99,7 @@ def change_of(name: str, path: Path, before: str) -> Change | None:
     if not path.is_file():
         return Change(name, f"{name} is missing: copy it from what was handed out.")
     try:
-        after = comparable(name, read_source(path))
+        after = comparable(name, read_code(path))
     except BannerError as error:
         return Change(name, f"{name}: {error} Restore the file's banners as they were handed out.")
     if after == before:

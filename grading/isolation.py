@@ -35,8 +35,11 @@ for path in hidden:
 """
 
 
-# Without one of these every hand-in would fail, for no fault of its own.
-NEEDED = ("accelerate", "diffusers", "numpy", "peft", "PIL", "safetensors", "skimage", "torch", "transformers")
+# Without one of these hand-ins would fail, for no fault of their own.
+NEEDED = (
+    "accelerate", "cryptography", "diffusers", "numpy", "peft", "PIL", "pypdf", "safetensors", "skimage", "torch",
+    "transformers",
+)  # fmt: skip
 FIND = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if not importlib.util.find_spec(name)])"
 
 

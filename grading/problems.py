@@ -13,7 +13,12 @@ HINTS = {
     "leaf Variable that requires grad": "Change weights with `nn.init`, or inside `with torch.no_grad():`.",
     "NameError": "What you use beyond the names of the file must be imported or defined between the banners.",
     "expected an indented block": "Some code must stand between these banners.",
+    "modified by an inplace operation": "It changes a tensor in place that is still needed: make a new one.",
 }
+
+
+class Note(str):
+    """What is worth saying about something that is not wrong."""
 
 
 def explain_error(error: str, where: str = "the code stops with") -> str:
@@ -84,6 +89,16 @@ def all_same(values: Any, expected: Sequence[torch.Tensor | None]) -> bool:
         and len(values) == len(expected)
         and all(same(value, one) for value, one in zip(values, expected))
     )
+
+
+def gradient_problem(found: Any, right: Sequence[torch.Tensor | None], lost: str, wrong: str) -> str | None:
+    """The sentence `lost` if a gradient does not arrive where it must, or `wrong` if another one arrives."""
+    if all_same(found, right):
+        return None
+    if not isinstance(found, list) or len(found) != len(right):
+        return lost
+    arrives = (torch.is_tensor(one) and bool((one != 0).any()) for one in found)
+    return wrong if all(there or must_be is None for there, must_be in zip(arrives, right)) else lost
 
 
 def is_whole_list(values: Any) -> bool:

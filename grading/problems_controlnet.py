@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from .observe import FORWARD_RUNS
 from .problems import (
+    Note,
     all_same,
     describe_all,
     errors,
     explain_error,
     first,
+    gradient_problem,
     is_whole_list,
     judge_layouts,
     kind,
@@ -162,7 +164,7 @@ def judge_from_unet(seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, str 
         yield "leaves ControlNet trainable", frozen(seen)
     if problem is None:
         yield "leaves the UNet as it is", unet_changed(seed, seen["unet"])
-        yield "refuses weights that do not fit", silently_partial(seed, seen)
+        yield "would refuse weights that do not fit", silently_partial(seed, seen)
 
 
 def not_a_controlnet(seed: int, seen: dict[str, Any]) -> str | None:
@@ -239,16 +241,19 @@ def frozen(seen: dict[str, Any]) -> str | None:
     return None
 
 
-def silently_partial(seed: int, seen: dict[str, Any]) -> str | None:
-    """A copy from a UNet that calls one weight otherwise must stop, or be whole all the same."""
+def silently_partial(seed: int, seen: dict[str, Any]) -> Note | None:
+    """A copy from a UNet that calls one weight otherwise should stop, or be whole all the same.
+
+    No UNet of the assignment calls one otherwise, so this is a note and no problem.
+    """
     for path in MISFITS:
         run = seen["misfits"][path]
         weights = [tensor for name, tensor in original_models(seed)[0].state_dict().items() if of_module(name, path)]
         if "error" not in run and not all_same(run["weights"], weights):
-            return (
-                f"the copy is not strict: where the UNet calls a weight otherwise (as under a LoRA, "
-                f"`{path}.base_layer.weight`), ControlNet's `{path}.weight` silently stays random. "
-                f"Copy module by module with `strict=True`, or stop where a name is missing."
+            return Note(
+                f"the copy is whole, but not strict: where a UNet calls a weight otherwise (as under a LoRA, "
+                f"`{path}.base_layer.weight`), ControlNet's `{path}.weight` would silently stay random. No UNet of the "
+                f"assignment does, so this costs nothing; `strict=True` would say it."
             )
     return None
 
@@ -370,9 +375,10 @@ def wrong_mid(right: RightResiduals, run: dict[str, Any]) -> str | None:
 
 
 def lost_gradients(right: RightResiduals, setting: tuple[float, bool, bool], run: dict[str, Any]) -> str | None:
-    if all_same(run["gradients"], gradients(right.outputs(setting, run["reached"]), right.leaves)):
-        return None
-    return (
+    expected = gradients(right.outputs(setting, run["reached"]), right.leaves)
+    lost = (
         "the values are right, but gradients do not come through, so ControlNet would not learn: "
         "use no `torch.no_grad()`, `.detach()` or `.data` here."
     )
+    wrong = "the values are right, but the gradients are not: send each feature through its zero convolution once."
+    return gradient_problem(run["gradients"], expected, lost, wrong)

@@ -13,6 +13,7 @@ from .problems import (
     errors,
     explain_error,
     first,
+    gradient_problem,
     is_whole_list,
     judge_layouts,
     kind,
@@ -25,6 +26,9 @@ RETURNED = "the code returns from the UNet's `forward`, so the rest of the UNet 
 LOST_GRADIENTS = (
     "the values are right, but gradients do not reach ControlNet's residuals, so it would not learn: "
     "use no `torch.no_grad()`, `.detach()` or `.data` here."
+)
+WRONG_GRADIENTS = (
+    "the values are right, but the gradients of ControlNet's residuals are not: add each of them once, as it is."
 )
 
 
@@ -72,10 +76,13 @@ def judge_skip_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Itera
     yield "runs to the place's end", None
     added = first(wrong_skips(*one) for one in controlled)
     yield "adds each residual to its skip", added
-    yield "leaves the mid block's input as it is", first(changed_mid_input(*one) for one in controlled)
-    yield "leaves the residuals as they are", first(changed_residuals(*one) for one in controlled)
+    mid = first(changed_mid_input(*one) for one in controlled)
+    yield "leaves the mid block's input as it is", mid
+    residuals = first(changed_residuals(*one) for one in controlled)
+    yield "leaves the residuals as they are", residuals
     if added is None:
-        yield "lets gradients through", first(lost_gradients(*one) for one in controlled)
+        gradient = first(lost_gradients(*one) for one in controlled)
+        yield "lets gradients through", explained_by(mid or residuals, gradient)
     yield "does nothing without ControlNet", first(changed_without(*one) for one in plain)
 
 
@@ -135,9 +142,13 @@ def changed_mid_input(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
 
 
 def lost_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
-    if all_same(run["gradients"], gradients(sums(middle), middle.leaves)):
-        return None
-    return LOST_GRADIENTS
+    right = gradients(sums(middle), middle.leaves)
+    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
+
+
+def explained_by(cause: str | None, gradient: str | None) -> str | None:
+    """What is wrong with the gradients, unless a tensor in the wrong place makes them others: that is said already."""
+    return None if cause and gradient == WRONG_GRADIENTS else gradient
 
 
 def changed_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
@@ -165,10 +176,13 @@ def judge_mid_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterat
         return
     added = first(wrong_mid(*one) for one in controlled)
     yield "adds the mid block's residual to `sample`", added
-    yield "leaves the skip connections as they are", first(changed_skips(*one) for one in controlled)
-    yield "leaves the residuals as they are", first(changed_residuals(*one) for one in controlled)
+    skips = first(changed_skips(*one) for one in controlled)
+    yield "leaves the skip connections as they are", skips
+    residuals = first(changed_residuals(*one) for one in controlled)
+    yield "leaves the residuals as they are", residuals
     if added is None:
-        yield "lets gradients through", first(lost_mid_gradients(*one) for one in controlled)
+        gradient = first(lost_mid_gradients(*one) for one in controlled)
+        yield "lets gradients through", explained_by(skips or residuals, gradient)
     yield "does nothing without ControlNet", first(changed_mid_without(*one) for one in plain)
 
 
@@ -201,7 +215,7 @@ def changed_skips(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
 
 def lost_mid_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     right = gradients([middle.mid_sample + middle.mid_residual], middle.leaves)
-    return None if all_same(run["gradients"], right) else LOST_GRADIENTS
+    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
 
 
 def changed_mid_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
@@ -54,9 +55,11 @@ def results_of(scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: 
 
 
 def not_graded(reason: str, numbers: Numbers) -> dict[str, Any]:
-    """The content of results.json where grading itself did not work."""
+    """The content of results.json where grading itself did not work: the points in it are none of the hand-in's."""
     scores = [Score(name, 0.0, FULL, False, f"This could not be graded: {reason} {ASK}") for name in TASKS]
-    return {**results_of(scores, numbers, 0, ()), "output": f"This could not be graded. {ASK}"}
+    results = {**results_of(scores, numbers, 0, ()), "output": f"This could not be graded. {ASK}"}
+    results["extra_data"]["graded"] = False
+    return results
 
 
 def gallery(evidence: Evidence, numbers: Numbers) -> list[dict[str, Any]]:
@@ -84,15 +87,32 @@ def picture_row(title: str, text: str, pictures: Mapping[str, bytes]) -> dict[st
 def write_table(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes grades.csv: for each hand-in the total, each task's points, and the reason why one is not full.
 
-    A name that a spreadsheet would take for a formula gets an apostrophe.
+    It begins with UTF-8's mark, as Excel reads other letters than English ones only then. One that was not graded has
+    no points.
     """
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerow(["hand-in", "total", "task 1", "task 2", "what is wrong"])
         for name, result in results.items():
-            points = [test["score"] for test in tasks_of(result)]
-            safe = f"'{name}" if name[:1] in "=+-@\t\r" else name
-            writer.writerow([safe, f"{result['score']:g}", *(f"{score:g}" for score in points), wrong(result["tests"])])
+            points = [result["score"], *(test["score"] for test in tasks_of(result))]
+            shown = [f"{score:g}" if is_graded(result) else "" for score in points]
+            writer.writerow([plain_text(name), *shown, plain_text(wrong(result["tests"]))])
+
+
+def plain_text(text: str) -> str:
+    """A text with an apostrophe before it if a spreadsheet would take it for a formula, wide characters included."""
+    start = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if start and start in "=+-@" else text
+
+
+def is_graded(result: Mapping[str, Any]) -> bool:
+    """Whether its points say something about the hand-in."""
+    return result["extra_data"].get("graded", True)
+
+
+def in_short(result: Mapping[str, Any]) -> str:
+    """The points, or why there are none."""
+    return f"{result['score']:g} points" if is_graded(result) else first_line(result["tests"][0]["output"])
 
 
 def tasks_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

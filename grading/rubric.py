@@ -6,7 +6,7 @@ Task 1 and Task 2 have 0, 5 or 10 points each. Nothing here looks at files or ru
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Mapping
 
@@ -20,10 +20,14 @@ TASKS = ("Task 1: ControlNet", "Task 2: LoRA and DreamBooth")
 
 @dataclass(frozen=True)
 class Todos:
-    """What is wrong with each TODO place, nothing for a right one; `stuck` are those that did not come to an end."""
+    """What is wrong with each TODO place, nothing for a right one; `stuck` are those that did not come to an end.
+
+    `notes` say what is worth saying about each and costs no points.
+    """
 
     problems: Mapping[str, tuple[str, ...]]
     stuck: tuple[str, ...] = ()
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def wrong(self) -> list[str]:
@@ -185,6 +189,7 @@ def describe_todos(evidence: Evidence) -> list[Score]:
     for todo in TODOS:
         problems = evidence.todos.problems.get(todo, ())
         text = "\n".join(f"- {problem}" for problem in problems) or "It does what it must."
+        text += "".join(f"\n- Note: {note}" for note in evidence.todos.notes.get(todo, ()))
         tests.append(Score(f"Task 1: TODO ({todo})", 0.0, 0.0, not problems, text))
     return tests
 

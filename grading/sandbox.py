@@ -1,7 +1,7 @@
 """Runs code that nobody trusts: as another user, in a private folder, without a network, within limits.
 
     with Sandbox(hidden=[results]) as sandbox:
-        outcome = sandbox.run([sys.executable, "train.py"], Limits(wall_seconds=60))
+        outcome = sandbox.run([sys.executable, "train.py"], Limits(seconds=60))
         weights = sandbox.collect("output/weights.safetensors", max_bytes=100_000_000)
 
 As root on Linux everything that this promises holds. Elsewhere as much as can be had, and `grading.isolation` says what

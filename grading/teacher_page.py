@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Mapping, Sequence
 
 from .numbers import Numbers
-from .results import first_line, tasks_of
+from .results import first_line, in_short, is_graded, tasks_of
 from .rubric import FULL, TASKS
 
 STYLE = """
@@ -70,10 +70,13 @@ def kind(score: float) -> str:
 
 
 def summary_row(name: str, anchor: str, result: Mapping[str, Any]) -> str:
-    cells = [f'<td><a href="#{anchor}">{escape(name)}</a></td><td class="points"><b>{result["score"]:g}</b></td>']
+    graded = is_graded(result)
+    total = f"{result['score']:g}" if graded else ""
+    cells = [f'<td><a href="#{anchor}">{escape(name)}</a></td><td class="points"><b>{total}</b></td>']
     for test in tasks_of(result):
         reason = escape(first_line(test["output"]))
-        cells.append(f'<td class="points {kind(test["score"])}">{test["score"]:g}</td><td>{reason}</td>')
+        points, style = (f"{test['score']:g}", kind(test["score"])) if graded else ("", "")
+        cells.append(f'<td class="points {style}">{points}</td><td>{reason}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -97,16 +100,17 @@ def picture_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 def hand_in_section(name: str, anchor: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     tests = []
     for test in result["tests"]:
-        points = f"{test['score']:g} of {test['max_score']:g}" if test["max_score"] else ""
+        counts = test["max_score"] and is_graded(result)
+        points = f"{test['score']:g} of {test['max_score']:g}" if counts else ""
         passed = test["status"] == "passed"
         mark = f'<span class="{"right" if passed else "wrong"}">{"right" if passed else "wrong"}</span>'
-        style = kind(test["score"]) if test["max_score"] else ""
+        style = kind(test["score"]) if counts else ""
         tests.append(
             f'<tr><td>{escape(test["name"])}</td><td class="points {style}">{points}</td><td>{mark}</td>'
             f"<td>{render(test['output'])}</td></tr>"
         )
     return (
-        f'<section id="{anchor}"><h2>{escape(name)}: {result["score"]:g} points</h2>'
+        f'<section id="{anchor}"><h2>{escape(name)}: {escape(in_short(result))}</h2>'
         f"<table>{''.join(tests)}</table>{picture_rows(rows)}</section>"
     )
 
@@ -120,13 +124,17 @@ def isolation(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def page(
-    results: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Sequence[Mapping[str, Any]]], numbers: Numbers
+    results: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    numbers: Numbers,
+    left_out: Sequence[str] = (),
 ) -> str:
     """The page as HTML.
 
     Args:
         results: the contents of results.json by hand-in.
         rows: the pictures, as `results.gallery` makes them.
+        left_out: sentences about what was not graded.
     """
     anchors = {name: f"hand-in-{i}" for i, name in enumerate(results)}
     heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
@@ -139,6 +147,7 @@ def page(
 <p>Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 are
 a proposal, and the last word is yours.</p>
 {isolation(results)}
+{"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in left_out)}
 <table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
 {sections}
 <section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Sequence
 
 from .banners import TODOS
 from .numbers import Numbers
@@ -17,26 +17,34 @@ from .watch import Outcome, SandboxError
 FOLDER = "observations"
 
 
+class Judged(NamedTuple):
+    """What is wrong with one text, and what is worth a note."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 def check_todos(parts: Mapping[str, str], numbers: Numbers, hidden: Sequence[Path]) -> Todos:
     """What is wrong with each text.
 
     All are run in one process; those that look wrong then, or that it did not get to, each in a process of its own, so
     that none can be blamed on another.
     """
-    problems, _ = run_and_judge(parts, TODOS, numbers.observe_seconds, numbers, hidden)
+    judged, _ = run_and_judge(parts, TODOS, numbers.observe_seconds, numbers, hidden)
     stuck = []
-    for todo in [todo for todo in TODOS if problems[todo]]:
+    for todo in [todo for todo in TODOS if judged[todo].problems]:
         alone, ended = run_and_judge(parts, [todo], numbers.observe_one_seconds, numbers, hidden)
-        problems[todo] = alone[todo]
+        judged[todo] = alone[todo]
         if not ended:
             stuck.append(todo)
-    return Todos(problems, tuple(stuck))
+    problems, notes = ({todo: one[i] for todo, one in judged.items()} for i in range(2))
+    return Todos(problems, tuple(stuck), notes)
 
 
 def run_and_judge(
     parts: Mapping[str, str], todos: Sequence[str], seconds: float, numbers: Numbers, hidden: Sequence[Path]
-) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """The problems by TODO, and whether the program came to its end."""
+) -> tuple[dict[str, Judged], bool]:
+    """What is found by TODO, and whether the program came to its end."""
     seed = secrets.randbelow(2**31)  # nobody knows the right results before
     with Sandbox(hidden) as sandbox:
         code = sandbox.folder / "code"
@@ -45,23 +53,26 @@ def run_and_judge(
         outcome = sandbox.run(
             [sys.executable, "-m", "grading.observe", *arguments], numbers.limits(seconds), {"PYTHONPATH": str(code)}
         )
-        problems = {todo: judge_file(sandbox, todo, seed, outcome, numbers.observation_bytes) for todo in todos}
-    return problems, outcome.succeeded
+        judged = {todo: judge_file(sandbox, todo, seed, outcome, numbers.observation_bytes) for todo in todos}
+    return judged, outcome.succeeded
 
 
-def judge_file(sandbox: Sandbox, todo: str, seed: int, outcome: Outcome, max_bytes: int) -> tuple[str, ...]:
-    """The problems of one TODO, from the file that the program wrote about it."""
+def judge_file(sandbox: Sandbox, todo: str, seed: int, outcome: Outcome, max_bytes: int) -> Judged:
+    """What is wrong with one TODO, from the file that the program wrote about it."""
     from .checks import judge  # imports PyTorch, which takes seconds
     from .observe import unpack
 
     try:
         data = sandbox.collect(f"{FOLDER}/{todo}.safetensors", max_bytes)
     except SandboxError as error:
-        return (f"TODO ({todo}): its results cannot be taken: {error}",)
+        return Judged((f"TODO ({todo}): its results cannot be taken: {error}",))
     if data is None:
-        return (f"TODO ({todo}): the program that runs it {how_it_ended(outcome)}, before there were any results.",)
+        ended = how_it_ended(outcome)
+        return Judged((f"TODO ({todo}): the program that runs it {ended}, before there were any results.",))
     try:
         seen = unpack(data)
     except ValueError:
-        return (f"TODO ({todo}): its results are no results of the program that runs it.",)
-    return tuple(result.message for result in judge(todo, seed, seen) if not result.passed)
+        return Judged((f"TODO ({todo}): its results are no results of the program that runs it.",))
+    results = judge(todo, seed, seen)
+    problems, notes = ([one.message for one in results if one.passed is passed] for passed in (False, True))
+    return Judged(tuple(problems), tuple(filter(None, notes)))

@@ -1,4 +1,8 @@
-"""Watches a process and what it starts, and ends all of it at the first limit."""
+"""Watches a process and what it starts, and ends all of it at the first limit.
+
+On a busy machine a program takes longer for no fault of its own. What counts against it is its own time: that by the
+clock, less what it spent waiting for a processor that others had.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,13 @@ import subprocess
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
 import psutil
+
+from .cores import usable_cores
 
 MIB = 2**20
 # Looking takes time of its own: a long run is looked at less often, and its files less often than its processes.
@@ -30,9 +36,12 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of all processes together; memory is what is resident, as PyTorch reserves far more than it uses."""
+    """Of all processes together; memory is what is resident, as PyTorch reserves far more than it uses.
 
-    wall_seconds: float = 60.0
+    `seconds` are of its own time, see above, and `cpu_seconds` of computing on all cores.
+    """
+
+    seconds: float = 60.0
     cpu_seconds: float = 120.0
     memory_mib: int = 4096
     disk_mib: int = 512
@@ -55,7 +64,7 @@ class Limits:
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended: its exit status as a shell tells it (128 + n after signal n), the limit that ended it or
-    None, the end of what it printed, and what it took."""
+    None, the end of what it printed, and what it took; `seconds` are by the clock."""
 
     exit_code: int
     limit: str | None
@@ -97,12 +106,13 @@ class Output(threading.Thread):
 
 @dataclass
 class Usage:
-    """Of some processes at one moment."""
+    """Of some processes at one moment; `waits` are the seconds that each thread has waited for a processor so far."""
 
     memory_mib: float = 0.0
     cpu_seconds: float = 0.0
     threads: int = 0
     unlinked_blocks: int = 0
+    waits: dict[int, float] = field(default_factory=dict)
 
     def add(self, process: psutil.Process) -> None:
         try:
@@ -111,6 +121,7 @@ class Usage:
                 self.cpu_seconds += times.user + times.system + times.children_user + times.children_system
                 self.memory_mib += process.memory_info().rss / MIB
                 self.threads += process.num_threads()
+            self.waits.update(waits(process.pid))
             self.unlinked_blocks += unlinked_blocks(process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, PermissionError, ProcessLookupError):
             return  # it has just ended
@@ -127,6 +138,28 @@ def unlinked_blocks(pid: int) -> int:
         if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
             found[status.st_dev, status.st_ino] = status.st_blocks
     return sum(found.values())
+
+
+def waits(pid: int) -> dict[int, float]:
+    """For how many seconds each thread of a process could have run, but had no processor."""
+    found = {}
+    for entry in os.scandir(f"/proc/{pid}/task"):
+        try:
+            nanoseconds = Path(entry.path, "schedstat").read_text().split()[1]
+        except OSError:  # it has just ended, or this kernel does not keep it: then all time by the clock counts
+            continue
+        found[int(entry.name)] = int(nanoseconds) / 1e9
+    return found
+
+
+def own_time(before: Usage, now: Usage, seconds: float) -> float:
+    """How much of the seconds between two moments was the program's own, and not that of others on a busy machine.
+
+    Threads of its own that wait for each other get nothing: what all cores have computed for it counts in any case.
+    """
+    waited = max((wait - before.waits.get(thread, 0.0) for thread, wait in now.waits.items()), default=0.0)
+    computed = (now.cpu_seconds - before.cpu_seconds) / usable_cores()
+    return min(max(seconds - max(waited, 0.0), computed, 0.0), seconds)
 
 
 def disk_usage(paths: Iterable[Path], enough: int) -> int:
@@ -151,16 +184,44 @@ def disk_usage(paths: Iterable[Path], enough: int) -> int:
     return total
 
 
-def exceeded(usage: Usage, seconds: float, printed: int, limits: Limits) -> str | None:
+@dataclass
+class Account:
+    """What a program has used up to the last look: its own time is less than the clock's where others were served."""
+
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+    own_seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+
+    def look(self, processes: Iterable[psutil.Process], seconds: float) -> None:
+        """Adds what was used until now, which is so many seconds after the start."""
+        before, self.usage = self.usage, Usage()
+        for process in processes:
+            self.usage.add(process)
+        self.own_seconds += own_time(before, self.usage, seconds - self.seconds)
+        self.seconds = seconds
+        self.peak_memory_mib = max(self.peak_memory_mib, self.usage.memory_mib)
+
+
+def exceeded(account: Account, printed: int, limits: Limits) -> str | None:
     """The first limit that is passed, in words that end "it was stopped: ..."."""
+    usage = account.usage
     checks = {
-        f"it took longer than {limits.wall_seconds:.0f} s": seconds > limits.wall_seconds,
+        f"it took longer than {limits.seconds:.0f} s": account.own_seconds > limits.seconds,
         f"it took more than {limits.cpu_seconds:.0f} s of computing time": usage.cpu_seconds > limits.cpu_seconds,
         f"it started more than {limits.threads} processes or threads": usage.threads > limits.threads,
         f"it took more than {limits.memory_mib} MiB of memory": usage.memory_mib > limits.memory_mib,
         f"it printed more than {limits.output_kib} KiB": printed > 1024 * limits.output_kib,
     }
     return next((sentence for sentence, true in checks.items() if true), None)
+
+
+def full_disk(account: Account, folders: Iterable[Path], limits: Limits) -> str | None:
+    """The sentence of `exceeded` about what was written."""
+    most = limits.disk_mib * MIB
+    if disk_usage(folders, most) + 512 * account.usage.unlinked_blocks > most:
+        return f"it wrote more than {limits.disk_mib} MiB to the disk"
+    return None
 
 
 def watch(
@@ -182,20 +243,15 @@ def watch(
         SandboxError: if something goes on running.
     """
     output = Output(process, limits.tail_characters)
-    start, next_disk, limit, peak = time.monotonic(), 0.0, None, 0.0
+    account = Account()
+    start, next_disk, limit = time.monotonic(), 0.0, None
     while limit is None and process.poll() is None:
-        usage = Usage()
-        for one in processes():
-            usage.add(one)
-        seconds = time.monotonic() - start
-        peak = max(peak, usage.memory_mib)
-        limit = exceeded(usage, seconds, output.size, limits)
-        if limit is None and seconds >= next_disk:
-            next_disk = seconds + DISK_SECONDS
-            most = limits.disk_mib * MIB
-            if disk_usage(folders(), most) + 512 * usage.unlinked_blocks > most:
-                limit = f"it wrote more than {limits.disk_mib} MiB to the disk"
-        pause(process, seconds)
+        account.look(processes(), time.monotonic() - start)
+        limit = exceeded(account, output.size, limits)
+        if limit is None and account.seconds >= next_disk:
+            next_disk = account.seconds + DISK_SECONDS
+            limit = full_disk(account, folders(), limits)
+        pause(process, account.seconds)
     seconds = time.monotonic() - start
     end(process, processes, kill)
     output.join(LAST_SECONDS)
@@ -204,7 +260,7 @@ def watch(
         limit=limit,
         tail=output.tail(limits.tail_characters),
         seconds=seconds,
-        peak_memory_mib=peak,
+        peak_memory_mib=account.peak_memory_mib,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
 import stat
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -260,6 +262,111 @@ def test_a_target_that_is_not_empty_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError):
         unpacked(packed(GOOD), tmp_path)
     assert files_of(tmp_path / "target") == GOOD
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tar archives
+
+
+def tarred(files: dict[str, bytes], *members: tarfile.TarInfo, mode: str = "w:gz", **options) -> bytes:
+    """A tar archive of the files, and of more members, each with its size in zeros for content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for member in members:
+            archive.addfile(member, io.BytesIO(bytes(max(member.size, 0))))
+    return buffer.getvalue()
+
+
+def member(name: str, type_: bytes = tarfile.REGTYPE, target: str = "", size: int = 0) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = type_, target, size
+    return info
+
+
+@pytest.mark.parametrize("top", ["", "./", "20241234_Gildong/", "홍길동/"])
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_archive_is_unpacked_to_plain_files(tmp_path, top, mode, format_):
+    tool = member(f"{top}task_1_controlnet/tool.sh", size=3)
+    tool.mode = 0o4777
+    folders = [member(top or "lora_1", tarfile.DIRTYPE), member(f"{top}._x"), member(f"__MACOSX/{top}y.zip")]
+    data = tarred({top + name: content for name, content in GOOD.items()}, tool, *folders, mode=mode, format=format_)
+    folder = unpacked(data, tmp_path)
+    assert files_of(folder) == {**GOOD, "task_1_controlnet/tool.sh": bytes(3)}
+    assert stat.S_IMODE((folder / "task_1_controlnet/tool.sh").stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    "evil, message",
+    [
+        (member("../../evil.py"), "leads out of"),
+        (member("/tmp/evil.py"), "absolute path"),
+        (member("lora_1/bell\x07.txt"), "control characters"),
+        (member("..\\evil.py"), "backslash"),
+        (member("lora_1/x", tarfile.SYMTYPE, "/etc/passwd"), "'lora_1/x' is a link"),
+        (member("lora_1/x", tarfile.LNKTYPE, "task_1_controlnet/train.py"), "'lora_1/x' is a link"),
+        (member("lora_1/x", tarfile.FIFOTYPE), "neither a plain file nor a folder"),
+        (member("lora_1/x", tarfile.CHRTYPE), "neither a plain file nor a folder"),
+        (member("lora_1/x", tarfile.GNUTYPE_SPARSE), "neither a plain file nor a folder"),
+        (member("task_1_controlnet/train.py"), "There are two files 'task_1_controlnet/train.py'"),
+        (member("more/code.tgz"), "is an archive inside the hand-in"),
+        (member("x.bin", size=60 * MB), "'x.bin' has 60 MB, of at most 50"),
+    ],
+)
+def test_bad_members_are_refused(tmp_path, evil, message):
+    assert_refused(tarred(GOOD, evil), tmp_path, message)
+
+
+def test_a_folder_behind_a_link_is_not_written_to(tmp_path):
+    (tmp_path / "outside").mkdir()
+    link = member("lora_3", tarfile.SYMTYPE, str(tmp_path / "outside"))
+    with pytest.raises(ArchiveError, match="'lora_3' is a link"):
+        unpacked(tarred(GOOD, link, member("lora_3/x", size=3)), tmp_path)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_tar_bombs_are_refused(tmp_path):
+    many = tarred({**GOOD, **{f"task_1_controlnet/{i}.py": b"" for i in range(2000)}})
+    assert_refused(many, tmp_path, "more than 2000 files")
+    bomb = gzip.compress(bytes(120 * MB), compresslevel=1)
+    assert len(bomb) < MB
+    assert_refused(bomb, tmp_path, "The archive unpacks to more than 100 MB: leave data sets out")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-30],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:40] + b"?" + data[41:],
+        lambda data: gzip.compress(gzip.decompress(data)[:1100]),
+        lambda data: gzip.compress(gzip.decompress(data).replace(b"lora_1/", b"lora_9/")),
+        lambda data: gzip.compress(b"print('no archive')"),
+    ],
+    ids=["no end", "half", "a byte", "a short tar", "a header that was changed", "no tar"],
+)
+def test_damaged_tar_archives_are_refused(tmp_path, damage):
+    assert_refused(damage(tarred(GOOD)), tmp_path, "cannot be read|is damaged, or not a whole one")
+
+
+def test_damaged_tar_bytes_never_do_anything_else(tmp_path):
+    data, source = tarred(GOOD, mode="w"), random.Random(0)
+    for trial in range(100):
+        broken = bytearray(data)
+        for _ in range(3):
+            broken[source.randrange(len(GOOD) * 1024)] = source.randrange(256)
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        try:
+            unpacked(bytes(broken), folder)
+        except ArchiveError as refused:
+            assert str(refused).isprintable()
+            assert [path.name for path in folder.iterdir()] == ["hand_in.zip"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hand_ins import LORA_2, hand_in, lora_tensors, write_folder, write_zip
+from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
 from PIL import Image
 from safetensors.numpy import save
 
 from grading import autograder, todos
-from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope, hand_ins
+from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.banners import TODOS
 from grading.cores import usable_cores
 from grading.gradescope import SETUP, write_autograder
@@ -34,9 +34,10 @@ from grading.handed_out import ROOT, Change
 from grading.loras import judge_files, judge_loras, judge_norm, judge_pictures
 from grading.numbers import Numbers, with_settings
 from grading.pictures import calm, change, contrast, read_picture, smoothness
-from grading.results import results_of, write_table
+from grading.results import is_graded, results_of, write_table
 from grading.rubric import Alignment, Evidence, Lora, Todos, block, grade
 from grading.teacher_page import page, render
+from grading.todos import Judged
 from grading.trusted import GraderError, run_trusted
 
 NUMBERS = Numbers()
@@ -134,12 +135,14 @@ def test_a_todo_is_judged_again_alone_before_it_is_blamed(monkeypatch):
     def run(parts, asked, seconds, numbers, hidden):
         runs.append((tuple(asked), seconds))
         if asked == TODOS:  # (2) ends the program, so that (3) and the others have no results
-            return {todo: () if todo == "1" else ("no results",) for todo in asked}, False
-        return {"2": ("it stopped",)} if asked == ["2"] else {asked[0]: ()}, asked != ["2"]
+            return {todo: Judged(() if todo == "1" else ("no results",)) for todo in asked}, False
+        one = Judged(("it stopped",)) if asked == ["2"] else Judged((), (f"about {asked[0]}",))
+        return {asked[0]: one}, asked != ["2"]
 
     monkeypatch.setattr(todos, "run_and_judge", run)
     found = todos.check_todos({}, NUMBERS, [])
     assert found.wrong == ["2"] and found.stuck == ("2",)
+    assert found.notes == {"1": (), "2": (), "3": ("about 3",), "4-1": ("about 4-1",), "4-2": ("about 4-2",)}
     assert [asked for asked, _ in runs] == [TODOS, ("2",), ("3",), ("4-1",), ("4-2",)]
 
 
@@ -241,8 +244,8 @@ CHILDREN = {
     "crashes": ("import os; os._exit(3)", "the grader stopped"),
     "raises": ("raise SystemExit('lost')", "the grader stopped"),
     "is killed": ("import os; os.kill(os.getpid(), 9)", "the grader stopped"),
-    "hangs": ("import time; time.sleep(60)", "it took longer than 18 minutes"),
-    "forks and hangs": ("import os, time; os.fork(); time.sleep(60)", "it took longer than 18 minutes"),
+    "hangs": ("import time; time.sleep(60)", "it took longer than 0 minutes, as this machine is too slow, or too busy"),
+    "forks and hangs": ("import os, time; os.fork(); time.sleep(60)", "it took longer than 0 minutes"),
 }
 
 
@@ -264,6 +267,18 @@ def test_there_are_results_when_grading_fails(tmp_path, name, capsys):
     assert all(words in test["output"] and "ask the teacher" in test["output"] for test in results["tests"])
     assert "AssertionError" not in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path, monkeypatch):
+    def too_busy(*_):
+        raise TimeoutError("This machine is too busy: reading 'r.pdf' did not get 20 seconds.")
+
+    monkeypatch.setattr("grading.grade.inspect_report", too_busy)
+    path = write_zip(hand_in(), tmp_path / "1.zip")
+    autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not is_graded(results) and "too busy: reading 'r.pdf'" in results["tests"][0]["output"]
+    assert json.loads((tmp_path / "gallery.json").read_text()) == []
 
 
 def fake_child(results: dict) -> list[str]:
@@ -334,15 +349,8 @@ def test_a_trusted_program_has_limits(tmp_path):
 # The teacher's files
 
 
-def test_hand_ins_are_found(tmp_path):
-    one = write_zip({"a": b""}, tmp_path / "20240001_Kim.zip")
-    assert hand_ins(one) == {"20240001_Kim": one}
-    other = write_zip({"a": b""}, tmp_path / "20240002_Lee.zip")
-    assert hand_ins(tmp_path) == {"20240001_Kim": one, "20240002_Lee": other}
-    folder = write_folder({"x.pdf": b""}, tmp_path / "20240003_Park")
-    assert hand_ins(folder) == {"20240003_Park": folder}
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        hand_ins(tmp_path / "nowhere")
+def read_table(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(newline="", encoding="utf-8-sig")))
 
 
 def test_no_two_hand_ins_share_a_folder():
@@ -360,7 +368,7 @@ def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
     grade_all(tmp_path / "in", tmp_path / "out", tmp_path / "prepared", [], jobs=2)
     for folder in ("20240001_Kim", "20240002_Lee"):
         assert json.loads((tmp_path / "out" / folder / "results.json").read_text()) == results
-    rows = list(csv.reader((tmp_path / "out" / "grades.csv").open()))
+    rows = read_table(tmp_path / "out" / "grades.csv")
     assert rows[0] == ["hand-in", "total", "task 1", "task 2", "what is wrong"]
     assert [row[:4] for row in rows[2:]] == [["20240002_Lee", "15", "5", "10"], ["'=cmd()", "15", "5", "10"]]
     assert "TODO (3): the residuals are not kept" in rows[1][4]
@@ -409,8 +417,17 @@ def test_reasons_are_shown_as_they_are_meant():
 def test_the_table_names_what_is_wrong(tmp_path):
     results = {"Kim": results_of(grade(replace(EVIDENCE, alignment=LOST), NUMBERS), NUMBERS, 1, [])}
     write_table(tmp_path / "grades.csv", results)
-    (row,) = list(csv.DictReader((tmp_path / "grades.csv").open()))
-    assert row["total"] == "15" and "do not align with the conditions" in row["what is wrong"]
+    header, row = read_table(tmp_path / "grades.csv")
+    assert row[1] == "15" and "do not align with the conditions" in row[header.index("what is wrong")]
+
+
+def test_the_table_opens_right_in_a_spreadsheet(tmp_path):
+    names = ["홍길동", "=cmd()", "+1", "-1", "@SUM(A1)", "\t=1", "＝1+1", " =1", "\ufeff", 'Kim, "Lee"']
+    results = {name: results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []) for name in names}
+    write_table(tmp_path / "grades.csv", results)
+    assert (tmp_path / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbfhand-in,total,")
+    shown = [row[0] for row in read_table(tmp_path / "grades.csv")[1:]]
+    assert shown == [name if name in ("홍길동", "\ufeff", 'Kim, "Lee"') else f"'{name}" for name in names]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,7 +498,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
         f"lora_prompts=('{PROMPT}',)",
     ):
         command += ["--set", setting]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads((tmp_path / "out" / "20241234_Kim" / "results.json").read_text())
     tests = {test["name"]: test for test in results["tests"]}

@@ -18,9 +18,9 @@ from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObjec
 from safetensors.numpy import save_file
 
 from grading import hand_in, report_pdf
-from grading.banners import BANNER, TODO_FILES
+from grading.banners import TODO_FILES, find_places
 from grading.hand_in_sources import Line
-from grading.handed_out import current_code, read_handed_out
+from grading.handed_out import current_code, diff, read_handed_out
 from grading.lora_modules import known_bases
 from grading.report_pdf import inspect_report, read_report
 
@@ -268,6 +268,13 @@ def test_loras_must_be_trained_and_two(repository, call):
     assert_refused(call, "lora_1: 'pytorch_lora_weights.safetensors' was never trained")
 
 
+def write_program(root: Path, name: str, text: str) -> None:
+    """A package `grading` with nothing but one program, which stands in for ours."""
+    (root / "grading").mkdir()
+    (root / "grading" / "__init__.py").touch()
+    (root / "grading" / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     "checks, message",
     [
@@ -276,14 +283,15 @@ def test_loras_must_be_trained_and_two(repository, call):
             "Their checks find mistakes: correct them.",
         ),
         ("raise MemoryError('x')", "Their checks find mistakes"),
-        ("while True: pass", "do not end in 0.5 seconds: look for a loop"),
+        ("while True: pass", "do not end in 1 seconds of computing: look for a loop"),
+        ("import time; time.sleep(60)", "do not end in 9 seconds: look for what waits, or try when less runs"),
     ],
 )
 def test_what_the_checks_find_is_shown(tmp_path, monkeypatch, checks, message):
-    (tmp_path / "grading").mkdir()
-    (tmp_path / "grading" / "checks.py").write_text(checks)
+    write_program(tmp_path, "checks.py", checks)
     monkeypatch.setattr(hand_in, "ROOT", tmp_path)
-    monkeypatch.setattr(hand_in, "CHECKS_SECONDS", 0.5)
+    monkeypatch.setattr(hand_in, "CHECKS_SECONDS", 1)
+    monkeypatch.setattr(hand_in, "MAX_WAIT_SECONDS", 9 if "sleep" in checks else 500)
     line = hand_in.check_todos(Path("folder"))
     assert line.mark == "WRONG" and message in line.text
     if "TODO" in checks:
@@ -316,12 +324,28 @@ def test_changes_outside_the_places_are_shown(repository, call):
     assert "@@" in output and output.count("WRONG") == 2
 
 
+@pytest.mark.parametrize(
+    "old, new, shown",
+    [
+        ("import math", "import\u00a0math", r"+import\xa0math"),
+        ("import math", "\u200bimport math", r"+\u200bimport math"),
+        ("import math", "import m\u0430th", r"+import m\u0430th"),
+        ("import math\n", "import math\f\x1cx = 1\n", r"+import math\x0c\x1cx = 1"),
+        ("import math", "import math  # 수학", "+import math  # 수학"),
+    ],
+)
+def test_changes_that_nobody_sees_are_spelled_out(old, new, shown):
+    before = "from x import y\nimport math\n"
+    lines = diff(before, before.replace(old, new)).splitlines()
+    assert shown in lines and "-import math" in lines
+
+
 @pytest.mark.parametrize("name", TODO_FILES)
 def test_code_beside_a_place_is_not_in_it(repository, call, name):
     path = repository / TASK_1 / name
     text = path.read_text()
-    banner = BANNER.search(text)
-    path.write_text(text[: banner.start()] + f"{banner[1]}evil = 1\n" + text[banner.start() :])
+    banner = next(iter(find_places(text).values())).opening
+    path.write_text(text[: banner.start] + f"{banner.indent}evil = 1\n" + text[banner.start :])
     output = assert_refused(call, f"{TASK_1}/{name} is changed outside the TODO places")
     assert "evil = 1" in output
 
@@ -333,23 +357,25 @@ def test_banners_of_ones_own_make_no_place(repository, call):
 
 
 def test_damaged_files_are_named(repository, call):
-    edit(repository / TASK_1 / "diffusion" / "controlnet.py", "######## TODO (2) ########", "# TODO 2")
+    edit(repository / TASK_1 / "diffusion" / "controlnet.py", "######## TODO (2) ########", "######## TODO 2")
     (repository / TASK_1 / "metrics.py").unlink()
     (repository / TASK_1 / "utils.py").write_bytes(b"\xff\xfe")
     (repository / TASK_1 / "fill50k.py").write_text("x = 1\n" * 100_000)
-    output = assert_refused(call, "controlnet.py: The two banner lines of TODO (2) are missing")
+    output = assert_refused(call, "controlnet.py: The two banner lines of TODO (2) are missing (line 150 looks like a")
     assert "metrics.py is missing: copy it from what was handed out" in output
     assert "utils.py is not UTF-8 text" in output
     assert "fill50k.py is changed" in output and "(it has 100000 lines in place of" in output
 
 
-def test_what_may_change_may_change(repository, call):
+@pytest.mark.parametrize("start, end", [("", " \r\n"), ("\ufeff", "\n"), ("\ufeff", "\r\n"), ("", "\r"), ("", "\f\n")])
+def test_what_may_change_may_change(repository, call, start, end):
     folder = repository / TASK_1
-    for name in TODO_FILES:  # what a student may write, with Windows' line ends, and blanks at the ends of lines
+    for name in TODO_FILES:  # what a student may write, and what editors leave behind that nobody sees
         text = (folder / name).read_text()
-        banner = BANNER.search(text)
-        text = text[: banner.end()] + f"{banner[1]}answer = 42\n" + text[banner.end() :]
-        (folder / name).write_bytes(text.replace("\n", " \r\n").encode())
+        place = next(iter(find_places(text).values()))
+        text = text[: place.start] + f"{place.indent}answer = 42\n" + text[place.start :]
+        (folder / name).write_bytes((start + text + " \n\n").replace("\n", end).encode())
+    edit(folder / "diffusion" / "controlnet.py", "######## TODO (1) ########", "## todo(1): mine ##")
     (folder / "inference.ipynb").write_text("{}")
     (folder / "data" / "test_prompts.json").write_text("{}")
     status, output = call(*WHO)
@@ -411,10 +437,10 @@ def test_zips_that_are_none_and_names_that_are_wrong(made, repository, tmp_path,
 # The report
 
 
-def write_encrypted(path: Path) -> None:
+def write_encrypted(path: Path, user: str = "secret", algorithm: str = "RC4-128") -> None:
     write_report(path)
     writer = PdfWriter(clone_from=PdfReader(path))
-    writer.encrypt("secret", algorithm="RC4-128")
+    writer.encrypt(user, "owner's", algorithm=algorithm)
     writer.write(path)
 
 
@@ -434,6 +460,7 @@ def write_truncated(path: Path) -> None:
     [
         (lambda path: write_report(path, pages=3), "'r.pdf' has 3 pages, of at most 2: shorten it."),
         (write_encrypted, "'r.pdf' is encrypted: save it without a password."),
+        (lambda path: write_encrypted(path, algorithm="AES-256"), "'r.pdf' is encrypted: save it without a password."),
         (write_blank, "'r.pdf' has nothing on its pages: export it as a PDF again."),
         (write_truncated, "'r.pdf' cannot be read as a PDF"),
         (lambda path: path.write_bytes(b"%PDF-1.7\n" + bytes(5000)), "'r.pdf' cannot be read as a PDF"),
@@ -443,6 +470,13 @@ def test_bad_reports_are_named(tmp_path, write, message):
     write(tmp_path / "r.pdf")
     report = read_report(tmp_path / "r.pdf")
     assert not report.ok and message in report.problem
+
+
+@pytest.mark.parametrize("algorithm", ["RC4-40", "RC4-128", "AES-128", "AES-256-R5", "AES-256"])
+def test_an_owners_password_keeps_nobody_from_reading(tmp_path, algorithm):
+    write_encrypted(tmp_path / "r.pdf", user="", algorithm=algorithm)
+    assert PdfReader(tmp_path / "r.pdf").is_encrypted
+    assert inspect_report(tmp_path / "r.pdf") == report_pdf.PdfReport(True, None, 2)
 
 
 def test_what_is_no_report_is_said(tmp_path):
@@ -458,14 +492,35 @@ def test_what_is_no_report_is_said(tmp_path):
     assert "has 21 MB, of at most 20" in inspect_report(path).problem
 
 
-@pytest.mark.parametrize("reader", ["while True: pass", "import os; os._exit(0)", "print('[]' * 10)"])
-def test_a_reader_that_is_brought_down_is_survived(tmp_path, monkeypatch, reader):
-    (tmp_path / "grading").mkdir()
-    (tmp_path / "grading" / "report_pdf.py").write_text(reader)
-    write_report(tmp_path / "r.pdf")
-    monkeypatch.setattr(report_pdf, "ROOT", tmp_path)
-    monkeypatch.setattr(report_pdf, "MAX_SECONDS", 0.2)
-    assert "'r.pdf' cannot be read with 0.2 seconds and 2000 MB" in inspect_report(tmp_path / "r.pdf").problem
+@pytest.fixture
+def bad_reader(tmp_path, monkeypatch):
+    """Puts another program in the reader's place, and returns a report."""
+
+    def replace_reader(program: str) -> Path:
+        write_program(tmp_path, "report_pdf.py", program)
+        write_report(tmp_path / "r.pdf")
+        monkeypatch.setattr(report_pdf, "ROOT", tmp_path)
+        return tmp_path / "r.pdf"
+
+    return replace_reader
+
+
+LOOP = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True: pass"
+
+
+@pytest.mark.parametrize("program", [LOOP, "import os; os._exit(0)", "print('[]' * 10)"])
+def test_a_reader_that_is_brought_down_is_survived(bad_reader, program):
+    assert "'r.pdf' cannot be read with 20 seconds and 2000 MB" in inspect_report(bad_reader(program)).problem
+
+
+def test_a_busy_machine_is_no_fault_of_the_report(bad_reader, monkeypatch):
+    """What counts is the time that the reader computes; that it gets none is what a sleep stands for."""
+    path = bad_reader("import time; time.sleep(60)")
+    monkeypatch.setattr(report_pdf, "MAX_WAIT_SECONDS", 0.2)
+    with pytest.raises(TimeoutError, match="This machine is too busy: reading 'r.pdf'"):
+        inspect_report(path)
+    line = hand_in.check_report(path)
+    assert line.mark == "WRONG" and "too busy" in line.text
 
 
 def test_a_page_that_unpacks_to_all_the_memory_is_given_up(tmp_path, monkeypatch):

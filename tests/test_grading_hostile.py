@@ -35,7 +35,7 @@ from safetensors.numpy import save, save_file
 
 from grading import student_code
 from grading.alignment import CONFIG, WEIGHTS, Shared, train
-from grading.banners import read_parts
+from grading.banners import TODOS, read_parts
 from grading.grade import Judges, grade_hand_in
 from grading.handed_out import ROOT, current_code
 from grading.items import TASK_1
@@ -280,9 +280,13 @@ def changed_code(old: str, new: str, count: int = -1) -> dict[str, bytes]:
 
 
 UNUSABLE = {
-    "a damaged banner": (changed_code("######## TODO (1) ########", "####### TODO (1) ########", 1), "damaged banner"),
-    "a missing banner": (changed_code("    ######## TODO (1) ########\n", "", 1), "the second one is missing"),
-    "swapped banners": (changed_code("TODO (2)", "TODO (3)"), "TODO (3) has more than its two banner lines"),
+    "a damaged banner": (changed_code("######## TODO (1) ########", "######## TODO 1 ########", 1), "damaged banner"),
+    "a missing banner": (changed_code("    ######## TODO (1) ########\n", "", 1), "has no second banner line"),
+    "a banner too many": (
+        changed_code("######## TODO (1) ########\n", 2 * "    ######## TODO (1) mine ########\n"),
+        "has more than its two banner lines",
+    ),
+    "swapped banners": (changed_code("TODO (2)", "TODO (3)"), "two banner lines of TODO (2) are missing"),
     "not text": (hand_in(**{FILE_OF["1"]: b"\xff\xfe" * 100}), "not UTF-8"),
     "no file": (hand_in(**{FILE_OF["4-1"]: None}), "is missing"),
     "smuggled weights": (with_text("2", "w = [\n" + "1.25, 3.75, 2.5,\n" * 2000 + "]"), "at most 20,000"),
@@ -297,6 +301,26 @@ def test_code_that_cannot_be_taken_gets_a_sentence(graded, name):
     result = graded(files)
     assert points(result) == (0, 10)
     assert words in result["Task 1"][1]
+
+
+@pytest.mark.parametrize("banner", ["######## TODO ({}) solved ########", "### todo({}): my answer", "# TODO ({})"])
+def test_a_banner_that_still_names_its_todo_costs_nothing(graded, banner):
+    files = hand_in()
+    for todo in TODOS:
+        text = files[FILE_OF[todo]].decode()
+        files[FILE_OF[todo]] = text.replace(f"######## TODO ({todo}) ########", banner.format(todo)).encode()
+    result = graded(files)
+    assert points(result) == (10, 10)
+    assert result["Hand-in"][1].startswith("All items are there")
+
+
+def test_marks_that_no_editor_shows_are_no_change(graded):
+    files = {
+        name: b"\xef\xbb\xbf" + content if name.endswith(".py") else content for name, content in hand_in().items()
+    }
+    result = graded(files)
+    assert points(result) == (10, 10)
+    assert result["Hand-in"][1].startswith("All items are there")
 
 
 def test_only_the_banners_are_taken_and_other_changes_are_shown(graded):
@@ -466,16 +490,16 @@ def write(structure):
 def test_forged_observations_are_no_proof(name):
     script, words = FORGERIES[name]
     with Sandbox() as sandbox:
-        outcome = sandbox.run(["/usr/bin/env", "python3", "-c", WRITER + script], Limits(wall_seconds=20))
+        outcome = sandbox.run(["/usr/bin/env", "python3", "-c", WRITER + script], Limits(seconds=20))
         assert outcome.succeeded, outcome
-        (problem,) = judge_file(sandbox, "1", 7, outcome, max_bytes=1_000_000)
+        (problem,) = judge_file(sandbox, "1", 7, outcome, max_bytes=1_000_000).problems
     assert problem.startswith("TODO (1): ") and words in problem
 
 
 def test_what_stopped_the_observation_is_said():
     with Sandbox() as sandbox:
         outcome = Outcome(137, "it took longer than 60 s", "", 60.0, 0.0)
-        (problem,) = judge_file(sandbox, "3", 7, outcome, max_bytes=1000)
+        (problem,) = judge_file(sandbox, "3", 7, outcome, max_bytes=1000).problems
     assert problem.startswith("TODO (3): ") and "was stopped, as it took longer than 60 s" in problem
 
 

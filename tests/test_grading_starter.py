@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from grading import starter as program
-from grading.banners import TODO_FILES, TODOS, BannerError, extract, fill, read_parts, read_source
+from grading.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
 from grading.starter import STUDENT_FILES, StarterError, strip_outputs, student_makefile, write_starter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,13 +193,61 @@ def banners(*todos: str) -> str:
         (banners("1", "2", "1", "2"), r"Line 4: a banner of TODO \(2\)"),
         (banners("2", "2"), r"banner lines of TODO \(1\) are missing"),
         ("", r"banner lines of TODO \(1\) are missing"),
-        (banners("1") + "    ####### TODO (1) ########\n", r"line 4 looks like a damaged banner: '#######"),
-        (banners("1") + "    ######## TODO(1) ########\n", r"line 4 looks like a damaged banner"),
+        (banners("1") + "    ######## TODO 1 ########\n", r"line 4 looks like a damaged banner: '######## TODO 1"),
+        (banners("1") + "    ######## TODO (2) ########\n", r"TODO \(1\) has no second banner"),
+        (banners("1") + "    # TODO (1) a\n" * 2, r"Line 5: TODO \(1\) has more than its two banner lines"),
+        (banners("1", "1", "1").replace(") #", ") solved #"), r"Line 6: TODO \(1\) has more than its two"),
+        (banners("1").replace("########", "#"), r"Line 2: TODO \(1\) has no second banner"),
     ],
 )
 def test_damaged_banners_are_named(source, message):
     with pytest.raises(BannerError, match=message):
         extract(source, todos=["1"])
+
+
+FORMS = [
+    "######## TODO (1) solved ########",
+    "######## TODO (1) ######## done, see below",
+    "######## END TODO (1) ########",
+    "######### TODO (1) #########",
+    "#### TODO (1) ####",
+    "# TODO (1)",
+    "#TODO(1)",
+    "######## Todo ( 1 ) ########",
+    "########\tTODO\t(1)\t########   ",
+    "######## TODO （1） ########",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_a_banner_is_what_names_its_todo(form, which):
+    lines = banners("1", "1", "4-1", "4-1").split("\n")
+    for i in which:
+        lines[1 + 2 * i] = f"    {form}"
+    source = "\n".join(lines)
+    assert extract(source, ["1", "4-1"]) == {"1": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
+    assert "x = 1" in fill(source, {"1": "    x = 1"}) and "after_0" not in fill(source, {"1": "    x = 1"})
+    assert emptied(source, ["1", "4-1"]) == emptied(banners("1", "1", "4-1", "4-1"), ["1", "4-1"])
+
+
+@pytest.mark.parametrize("form", ["#### todo (4 - 1)", "# TODO (4\u20131): skips", "######## TODO (4-1) mine ########"])
+def test_both_parts_of_a_number_count(form):
+    source = banners("4-2", "4-2", "4-1", "4-1").replace("######## TODO (4-1) ########", form)
+    assert extract(source, ["4-1", "4-2"]) == {"4-2": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
+
+
+def test_places_that_overlap_are_refused_in_any_form():
+    with pytest.raises(BannerError, match=r"Line 4: a banner of TODO \(2\) stands after only one banner of TODO \(1\)"):
+        extract(banners("1", "2", "1", "2").replace("########", "##"), ["1", "2"])
+
+
+def test_comments_about_a_place_are_no_banners():
+    """Where the banners are as they were handed out, or more like it than the comments are."""
+    source = banners("1", "1").replace("after_0 = 0", "# TODO (1): done\n    #### TODO (2) comes next\n    x = 1")
+    text = "    # TODO (1): done\n    #### TODO (2) comes next\n    x = 1\n"
+    assert extract(source, ["1"]) == {"1": text}
+    assert extract(source.replace(") ########", ") mine ########"), ["1"]) == {"1": text}
 
 
 def test_extract_and_fill():
