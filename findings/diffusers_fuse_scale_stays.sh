@@ -8,9 +8,9 @@
 #   fuse 1.0 -> fused 0.5, after unfusing 0.5
 #   fuse 0.5 -> fused 0.25, after unfusing 0.25
 #   fuse 1.0 -> fused 0.25, after unfusing 0.25
+#   after set_adapters with weight 0.5: fuse 1.0 -> fused 0.5
 # One would have guessed: Fusing at s fuses s times the adapter each time, and unfusing gives back what was there.
-# What follows: To try several strengths use set_adapters with weights and fuse once at 1.0; or call set_adapters
-#   after each unfuse_lora.
+# What follows: Give the strength to set_adapters, which sets it, and fuse at 1.0.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -21,6 +21,7 @@ venv/bin/python - <<'PY'
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
+
 
 def small_unet():
     torch.manual_seed(0)
@@ -45,5 +46,10 @@ for scale in (0.5, 1.0, 0.5, 1.0):
     after = (layer.get_delta_weight("default").norm() / update.norm()).item()
     seen.append((round(fused, 3), round(after, 3)))
     print(f"fuse {scale} -> fused {seen[-1][0]}, after unfusing {seen[-1][1]}")
+unet.set_adapters("default", 0.5)
+unet.fuse_lora()
+by_weight = ((layer.base_layer.weight - base).norm() / update.norm()).item()
+print("after set_adapters with weight 0.5: fused", round(by_weight, 3))
 assert seen == [(0.5, 0.5), (0.5, 0.5), (0.25, 0.25), (0.25, 0.25)], "unfusing resets the scale now"
+assert abs(by_weight - 0.5) < 1e-4
 PY

@@ -8,16 +8,16 @@
 # Output seen:
 #   training 0.0030  set_timesteps(1000) 0.0089
 #   set_timesteps(28) [0.1998, 0.1109, 0.0089, 0.0]  set_timesteps(sigmas=1..1/28) [0.2647, 0.1875, 0.1, 0.0]
-# One would have guessed: set_timesteps(num_train_timesteps) returns the training schedule, as with every other
-#   scheduler, and 28 steps are 28 steps evenly spaced before the one shift.
-# What follows: Pass sigmas explicitly to compare with a paper or another program: of n steps by number, n-1 do the
-#   work.
+# One would have guessed: set_timesteps(num_train_timesteps) returns the training schedule, as it does without a shift,
+#   and 28 steps are 28 steps evenly spaced before the one shift.
+# What follows: Pass sigmas explicitly to compare with a paper or another program; asked for by number, the last step
+#   does next to nothing.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet diffusers==0.42.1 transformers==5.23.0 torch==2.13.0
+venv/bin/pip install --quiet diffusers==0.42.1 torch==2.13.0 numpy==2.4.6
 venv/bin/python - <<'PY'
 import numpy as np
 import torch

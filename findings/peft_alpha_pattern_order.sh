@@ -39,7 +39,8 @@ def scales(model):
 
 torch.manual_seed(0)
 base = Blocks()
-config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], alpha_pattern={"up.to_q": 32, "to_q": 4}, init_lora_weights=False)
+pattern = {"up.to_q": 32, "to_q": 4}
+config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], alpha_pattern=pattern, init_lora_weights=False)
 trained = get_peft_model(copy.deepcopy(base), config).eval()
 trained.save_pretrained("adapter")
 loaded = PeftModel.from_pretrained(copy.deepcopy(base), "adapter").eval()
