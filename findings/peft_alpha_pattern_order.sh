@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Version: peft 0.21.2 (torch 2.13.0, Python 3.11)
-# Behaviour: Of several keys of alpha_pattern (or rank_pattern) that match a module the first in the dictionary wins,
-#   not the most exact, and save_pretrained writes the dictionary sorted by name. {"up.to_q": 32, "to_q": 4} gives
-#   up.to_q a scale of 8 while it is trained and 1 after saving and loading, without a word; the weights load, the
-#   strength is another.
+# Behaviour: Of several keys of alpha_pattern that match a module the first in the dictionary wins, not the most exact,
+#   and save_pretrained writes the dictionary sorted by name. {"up.to_q": 32, "to_q": 4} gives up.to_q a scale of 8
+#   while it is trained and 1 after saving and loading, without a word; the weights load, the strength is another.
 # Output seen: scale of up.to_q: trained with 8.0, loaded with 1.0
 # One would have guessed: An adapter saved and loaded is the same adapter; or the more exact key wins, whatever the
 #   order.
@@ -14,7 +13,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet peft==0.21.2 transformers==5.23.0 accelerate==1.15.0 torch==2.13.0
+venv/bin/pip install --quiet --no-compile peft==0.21.2 transformers==5.23.0 accelerate==1.15.0 torch==2.13.0
 venv/bin/python - <<'PY'
 import copy
 

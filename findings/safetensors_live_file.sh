@@ -2,8 +2,8 @@
 # Version: safetensors 0.8.0 with torch 2.13.0 and diffusers 0.42.1 (Python 3.11, Linux)
 # Behaviour: Loaded weights change when their file is overwritten in place (cp, shutil.copyfile, rsync --inplace):
 #   load_file on the CPU hands out views of the mapped file, and diffusers' from_pretrained puts them into the model as
-#   they are, where accelerate is installed. Tensors that were read already change too. safetensors' own save_file
-#   writes a new file and renames it, which is safe; load_state_dict copies, which is safe too.
+#   they are. Tensors that were read already change too. safetensors' own save_file writes a new file and renames it,
+#   which is safe; load_state_dict copies, which is safe too.
 # Output seen:
 #   load_file, read (1.0), then copyfile: 2.0;  load_file, then save_file onto the path: 1.0;  copied: 1.0
 #   a diffusers model, loaded and run, then copyfile: its weights are the other model's
@@ -15,7 +15,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet safetensors==0.8.0 diffusers==0.42.1 accelerate==1.15.0 torch==2.13.0 numpy==2.4.6
+venv/bin/pip install --quiet --no-compile safetensors==0.8.0 diffusers==0.42.1 accelerate==1.15.0 torch==2.13.0 numpy==2.4.6
 venv/bin/python - <<'PY'
 import shutil
 
