@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet --no-compile transformers==5.23.0 torch==2.13.0
+venv/bin/pip install -q --no-compile transformers==5.23.0 torch==2.13.0
 venv/bin/python - <<'PY'
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection

@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet --no-compile datasets==5.2.0 pillow==13.0.0
+venv/bin/pip install -q --no-compile datasets==5.2.0 pillow==13.0.0
 export HF_HOME="$work/hf" TMPDIR="$work"
 venv/bin/python - <<'PY'
 import datasets

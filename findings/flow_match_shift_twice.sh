@@ -17,7 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet --no-compile diffusers==0.42.1 torch==2.13.0 numpy==2.4.6
+venv/bin/pip install -q --no-compile diffusers==0.42.1 torch==2.13.0 numpy==2.4.6
 venv/bin/python - <<'PY'
 import numpy as np
 import torch

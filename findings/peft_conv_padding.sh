@@ -16,7 +16,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet --no-compile peft==0.21.2 transformers==5.23.0 accelerate==1.15.0 torch==2.13.0
+venv/bin/pip install -q --no-compile peft==0.21.2 transformers==5.23.0 accelerate==1.15.0 torch==2.13.0
 venv/bin/python - <<'PY'
 import torch
 from peft import LoraConfig, get_peft_model

@@ -15,7 +15,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m venv venv
-venv/bin/pip install --quiet --no-compile safetensors==0.8.0 diffusers==0.42.1 accelerate==1.15.0 torch==2.13.0 numpy==2.4.6
+venv/bin/pip install -q --no-compile safetensors==0.8.0 diffusers==0.42.1 accelerate==1.15.0 torch==2.13.0 numpy==2.4.6
 venv/bin/python - <<'PY'
 import shutil
 
