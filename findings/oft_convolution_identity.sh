@@ -30,7 +30,7 @@ def differences(kernel):
     x = torch.randn(1, 8, 6, 6)
     with torch.no_grad():
         expected = base(x)
-        model = get_peft_model(copy.deepcopy(base), OFTConfig(target_modules=["0"])).eval()
+        model = get_peft_model(copy.deepcopy(base), OFTConfig(oft_block_size=4, target_modules=["0"])).eval()
         unmerged = model(x)
         model.merge_adapter()
         merged = model(x)

@@ -5,7 +5,7 @@
 #   zeros, so the border differs from the same adapter merged, where the interior agrees; on a dilated one the first
 #   forward pass raises.
 # Output seen:
-#   circular: inside 4.8e-07, border 1.8e+00; zeros: 3.6e-07
+#   circular: inside 6.6e-07, border 1.8e+00; zeros: 3.6e-07
 #   dilation 2: RuntimeError: The size of tensor a (8) must match the size of tensor b (10) at non-singleton dimension 3
 # One would have guessed: A merged adapter computes what the unmerged one does; a layer that cannot be adapted is
 #   refused when it is wrapped.
