@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -12,11 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from fill50k import TEST_DISCS, RenderedFill50K, load_data, render_condition
+from fill50k import TEST_DISCS, Disc, Line, RenderedFill50K, draw, load_data, render_condition, write_test_data
 from finetune.colors import COLORS
-from metrics import canny_edges, edge_f1, inside_outline, named_colors, score, summary
+from finetune.images import square
+from metrics import DiscScore, canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
+from utils import load_test_data
 
 ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
+evaluate = importlib.util.module_from_spec(spec)  # by its path, as Task 2 has a program of the same name
+spec.loader.exec_module(evaluate)
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
 SAMPLES = [DATA[i] for i in range(len(DATA))]
 
@@ -64,11 +71,8 @@ def test_pictures_without_a_disc_score_low(kind):
 
 
 def test_a_shifted_disc_scores_its_overlap():
-    disc = type(TEST_DISCS[0])(256, 256, 100)
-    moved = type(TEST_DISCS[0])(306, 256, 100)
-    from fill50k import draw
-
-    image = draw(moved, 512, COLORS["white"], fill=COLORS["red"])
+    disc, moved = Disc(256, 256, 100), Disc(306, 256, 100)
+    image = draw(moved, 512, "RGB", COLORS["white"], (0, COLORS["red"]))
     found = score(image, render_condition(disc), "red circle with white background").iou
     # Two unit discs half a radius apart: overlap over union by the lens formula.
     lens = 2 * np.arccos(0.25) - 0.25 * np.sqrt(4 - 0.25)
@@ -92,9 +96,175 @@ def test_the_outlines_inside_is_found_also_where_it_leaves_the_frame(disc, size)
     assert (mask & true).sum() / (mask | true).sum() > 0.97
 
 
+LOOKS = [{}, {"soft": True}, {"inverted": True}, {"jpeg": True}, {"soft": True, "inverted": True, "jpeg": True}]
+# Inside the frame, small and large, and cut to a half or a quarter.
+PLACES = [Disc(230, 280, 150), Disc(100, 400, 40), Disc(256, 256, 280), Disc(500, 200, 90), Disc(3, 5, 200)]
+
+
+def disc_of(disc: Disc) -> np.ndarray:
+    return np.asarray(draw(disc, 512, "L", 0, (0, 255))) > 0
+
+
+def as_files_have_it(condition: Image.Image) -> dict[str, Image.Image]:
+    """A white outline on black in other modes, and drawn in white or in black on nothing."""
+    gray = condition.convert("L")
+    found = {mode: condition.convert(mode) for mode in ("L", "RGBA", "LA", "P")}
+    for color in ("white", "black"):
+        found[color] = Image.new("RGB", condition.size, color)
+        found[color].putalpha(gray)
+    return found
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 512])
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: " ".join(look) or "hard")
+def test_the_disc_is_found_whatever_the_outline_looks_like(look, resolution):
+    for disc, width in itertools.product(PLACES, (1, 2, 3, 5, 8)):
+        condition = square(render_condition(disc, line=Line(width, **look)), resolution)
+        assert overlap(inside_outline(condition, (512, 512)), disc_of(disc)) > 0.97, (disc, width)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "white", "black"])
+def test_the_disc_is_found_in_every_mode_and_on_a_transparent_ground(mode):
+    for disc in TEST_DISCS:
+        condition = as_files_have_it(render_condition(disc))[mode]
+        assert overlap(inside_outline(condition, (512, 512)), disc_of(disc)) > 0.98
+
+
+def test_a_thick_line_has_the_disc_of_a_thin_one():
+    for disc in TEST_DISCS:
+        thin, thick = (inside_outline(render_condition(disc, line=Line(width)), (512, 512)) for width in (2, 8))
+        assert overlap(thin, thick) > 0.99
+
+
 def test_an_empty_condition_is_refused():
-    with pytest.raises(ValueError, match="no outline"):
-        inside_outline(Image.new("RGB", (64, 64)), (64, 64))
+    noise = np.random.default_rng(0).integers(250, 256, (64, 64), dtype=np.uint8)
+    for empty in (Image.new("RGB", (64, 64)), Image.new("RGBA", (64, 64)), Image.fromarray(noise)):
+        with pytest.raises(ValueError, match="no outline"):
+            inside_outline(empty, (64, 64))
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_are_numbers_whatever_is_drawn_and_whatever_the_condition_shows():
+    rng = np.random.default_rng(0)
+    line, square_ = Image.new("L", (64, 64)), Image.new("L", (64, 64))
+    ImageDraw.Draw(line).line([0, 30, 63, 30], fill=255)
+    ImageDraw.Draw(square_).rectangle([0, 0, 63, 20], fill=255)
+    noise, points = rng.integers(0, 256, (64, 64)), np.where(rng.random((64, 64)) < 0.002, 255, 0)
+    conditions = [line, square_, *(Image.fromarray(a.astype(np.uint8)) for a in (noise, points))]
+    images = [Image.new("RGB", (64, 64)), Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))]
+    for condition, image in itertools.product(conditions, images):
+        found = score(image, condition, "red circle with blue background")
+        assert all(np.isfinite(value) for value in vars(found).values()) and 0 <= found.iou <= 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# evaluate.py
+
+
+def drawn_right(pipeline, conditions, prompts, conditioning_scale=1.0, **settings):
+    """In place of a model: the disc in the prompt's colours, or without ControlNet only the background."""
+    images = []
+    for condition, prompt in zip(conditions, prompts):
+        disc, background = prompt.replace(" with a", " with").replace(" background", "").split(" circle with ")
+        mask = inside_outline(condition, (64, 64)) if conditioning_scale else np.zeros((64, 64), bool)
+        pixels = np.where(mask[..., None], COLORS.get(disc, (255, 0, 0)), COLORS.get(background, (0, 0, 255)))
+        images.append(Image.fromarray(pixels.astype(np.uint8)))
+    return images
+
+
+def test_the_table_shows_each_thickness_and_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "generate", drawn_right)
+    results = evaluate.evaluate_discs(None, 20, {}, tmp_path)
+    names = ["1 px", "2 px", "3 px", "5 px", "8 px", "white on black", "soft", "black on white", "JPEG"]
+    assert list(results["held_out_by_outline"]) == names
+    rows = ["test", "held_out_without_controlnet", "held_out", *names]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:30].strip() for line in printed[1:]] == rows
+    assert "nan" not in "".join(printed)
+    assert len(results["held_out_scores"]) == 20 and results["held_out"]["mean_iou"] > 0.97
+    assert min(row["mean_iou"] for row in results["held_out_by_outline"].values()) > 0.97
+    assert results["held_out_without_controlnet"]["mean_iou"] == 0
+
+
+def test_held_out_samples_meet_every_thickness_with_every_look():
+    conditions, prompts, names = evaluate.held_out_samples(20)
+    assert len(conditions) == len(prompts) == len(set(names)) == 20
+    looks = dict(zip(names, conditions))
+    assert np.median(looks["5 px", "black on white"]) == 255 and np.median(looks["5 px", "white on black"]) == 0
+    few = evaluate.by_outline([DiscScore(0.5, 1.0, 1.0)], names[:1])
+    assert set(few) == {"1 px", "white on black"}, "a kind that was not drawn has no row, and no nan"
+
+
+def test_a_figure_that_was_not_measured_is_a_dash(capsys):
+    evaluate.print_table({"test": summary([DiscScore(0.5, None, None)])})
+    assert capsys.readouterr().out.splitlines()[1].split() == ["test", "0.500", "0%", "-", "-"]
+
+
+def test_the_courses_own_images_may_take_the_place_of_the_test_conditions(tmp_path):
+    write_test_data(tmp_path)
+    folder = tmp_path / "test_conditions"
+    expected, _ = load_test_data(tmp_path)
+    with Image.open(folder / "0.png") as image:
+        image.convert("RGBA").save(folder / "0.png")
+    with Image.open(folder / "1.png") as image:
+        image.save(folder / "1.jpg")
+    with pytest.raises(ValueError, match="must hold one image for prompt 1.* has 2"):
+        load_test_data(tmp_path)
+    (folder / "1.png").unlink()
+    conditions, prompts = load_test_data(tmp_path)
+    assert [condition.mode for condition in conditions] == ["RGB"] * 5 and len(prompts) == 5
+    for disc, condition, before in zip(TEST_DISCS, conditions, expected):
+        assert np.abs(np.asarray(condition).astype(int) - np.asarray(before)).mean() < 2
+        assert overlap(inside_outline(condition, (512, 512)), disc_of(disc)) > 0.98
+    (folder / "4.png").unlink()
+    with pytest.raises(ValueError, match="must hold one image for prompt 4.* has 0"):
+        load_test_data(tmp_path)
+
+
+def folder_of_edges(folder: Path, number: int) -> str:
+    folder.mkdir()
+    rows = []
+    for i in range(number):
+        drawing(i).save(folder / f"{i}.png")
+        canny_edges(drawing(i)).save(folder / f"edges_{i}.png")
+        row = {"file_name": f"{i}.png", "conditioning_image_file_name": f"edges_{i}.png", "text": f"picture {i}"}
+        rows.append(json.dumps(row))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return str(folder)
+
+
+def keep_run(run: Path, folder: str, number: int) -> str:
+    """What training keeps of the first `number` samples of a folder; returns the ControlNet's folder."""
+    data = load_data(folder, max_samples=number)
+    settings = {"data": {"words": f"{len(data)} samples of {folder}", "identity": f"{len(data)} {data.fingerprint}"}}
+    run.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps({"settings": settings}))
+    return str(run / "controlnet")
+
+
+def test_what_was_trained_on_is_never_called_held_out(tmp_path, monkeypatch, capsys):
+    pictures = [drawing(i) for i in range(6)]
+    monkeypatch.setattr(evaluate, "generate", lambda pipeline, conditions, *_, **__: pictures[-len(conditions) :])
+    edges = folder_of_edges(tmp_path / "edges", 6)
+    other = folder_of_edges(tmp_path / "other", 3)
+    for case, (trained_on, number, label) in enumerate(
+        [(edges, 6, "trained_on"), (edges, 5, "trained_on"), (edges, 4, "held_out"), (other, 3, "last_samples")]
+    ):
+        controlnet = keep_run(tmp_path / f"run{case}", trained_on, number)
+        results = evaluate.evaluate_edges(None, controlnet, edges, 2, {}, tmp_path)
+        assert set(results) == {label, f"{label}_without_controlnet"}
+        assert ("held_out" in capsys.readouterr().out) == (label == "held_out")
+        assert results[label]["mean_edge_f1"] == 1
+    results = evaluate.evaluate_edges(None, str(tmp_path / "nowhere" / "controlnet"), edges, 2, {}, tmp_path)
+    assert set(results) == {"last_samples", "last_samples_without_controlnet"}
+
+
+def test_no_edges_at_all_are_not_scored(monkeypatch, capsys):
+    flags = ["--controlnet", "x", "--base", str(ROOT / "tiny_sd"), "--edges", "x", "--num_conditions", "0"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags, "--output_dir", "x"])
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_prompts_are_read_with_and_without_articles():
