@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from fill50k import Line, RenderedFill50K, load_data
+from discs import Line
+from fill50k import RenderedFill50K, load_data
 from finetune.images import square
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
 from metrics import DiscScore, edge_f1, score, summary
@@ -77,10 +78,16 @@ def generate(
     return images
 
 
+def center(condition: Image.Image) -> Image.Image:
+    """What `generate` shows the model of a condition: its centre square."""
+    return square(condition, min(condition.size))
+
+
 def score_all(
     images: Sequence[Image.Image], conditions: Sequence[Image.Image], prompts: Sequence[str]
 ) -> list[DiscScore]:
-    return [score(*sample) for sample in zip(images, conditions, prompts)]
+    """Scores each picture against the condition and the prompt that it was drawn with."""
+    return [score(image, center(condition), prompt) for image, condition, prompt in zip(images, conditions, prompts)]
 
 
 def results_grid(
@@ -190,7 +197,7 @@ def evaluate_edges(
     print(f"{'':30}{'mean F1 of edges':>18}")
     for name, scale in ((f"{label}_without_controlnet", 0.0), (label, 1.0)):
         images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
-        scores = [edge_f1(image, condition) for image, condition in zip(images, conditions)]
+        scores = [edge_f1(image, center(condition)) for image, condition in zip(images, conditions)]
         results[name] = {"mean_edge_f1": float(np.mean(scores)), "edge_f1": scores}
         print(f"{name:30}{results[name]['mean_edge_f1']:18.3f}")
     if label != "held_out":

@@ -24,9 +24,10 @@ from typing import Any, Iterator
 
 import huggingface_hub
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from discs import COURSE_WIDTH, FRAME, Disc, Line, draw, fit, render_condition
 from finetune.colors import COLORS
 from finetune.images import open_image, to_rgb
 
@@ -352,41 +353,12 @@ class HubDataset(Dataset):
 # ---------------------------------------------------------------------------------------------------------------------
 # Rendered
 
-FRAME = 512
 RADII = (40, 280)
-COURSE_WIDTH = 5  # px in the frame: how thick the outlines of the course's own condition images are
 WIDTHS = (1, 8)  # px in the frame
-JPEG_QUALITY = 50  # enough to see the noise around a line
 SEED = 50_000
 SPLIT_SIZE = 1_000_000
 SPLITS = {"train": 0, "test": SPLIT_SIZE}  # the first index of each; as no split is longer, no two ever overlap
 COLOR_NAMES = sorted(name for name in COLORS if name != "antique brown")  # that one is not of CSS
-
-
-@dataclass(frozen=True)
-class Disc:
-    """Centre and radius in pixels of the 512 px frame, which the disc may leave. x goes right, y down.
-
-    The pixel in column i and row j, counted from 0, is of the disc if (i - x)² + (j - y)² <= radius², up to rounding.
-    """
-
-    x: float
-    y: float
-    radius: float
-
-
-@dataclass(frozen=True)
-class Line:
-    """How a condition shows a disc's outline. Its middle is the disc's rim, however thick it is.
-
-    `width` is in pixels of the 512 px frame. A `soft` line fades over 1 + width / 2 of them, where a hard one ends from
-    one pixel to the next. An `inverted` one is black on white. With `jpeg` it has been through a JPEG file.
-    """
-
-    width: int = COURSE_WIDTH
-    soft: bool = False
-    inverted: bool = False
-    jpeg: bool = False
 
 
 @dataclass(frozen=True)
@@ -418,51 +390,6 @@ TEST_PROMPTS = [
 VALIDATION_DISCS = [Disc(306, 204, 124), Disc(168, 338, 92)]  # conditioning_image_1.png and _2.png
 
 
-def draw(disc: Disc, resolution: int, mode: str, ground, *layers) -> Image.Image:
-    """The 512 px frame, for a picture of `resolution` px: a plain `ground`, and on it the disc once for each of the
-    `layers`, one over the other. A layer is how far it reaches beyond the disc (px of the frame) and its colour."""
-    scale = -(-resolution // FRAME)  # beyond 512 px the frame grows, so that we only ever average and never repeat
-    image = Image.new(mode, (scale * FRAME, scale * FRAME), ground)
-    canvas = ImageDraw.Draw(image)
-    for beyond, color in layers:
-        reach = disc.radius + beyond
-        box = [scale * (disc.x - reach), scale * (disc.y - reach)]
-        box += [scale * (disc.x + reach) + scale - 1, scale * (disc.y + reach) + scale - 1]
-        canvas.ellipse([round(edge) for edge in box], fill=color)
-    return image
-
-
-def fit(frame: Image.Image, resolution: int) -> Image.Image:
-    return frame if frame.width == resolution else frame.resize((resolution, resolution), Image.BOX)
-
-
-def outline(line: Line) -> Iterator[tuple[int, int]]:
-    """The line as layers for `draw`, from outside in, each where the brightness (0 to 255) changes."""
-    middle = 0 if line.width % 2 else 0.5
-    fade = 1 + line.width / 2 if line.soft else 1
-    before = 0
-    for beyond in range(line.width + 1, -line.width - 2, -1):
-        strength = min(max((line.width / 2 - abs(beyond - middle)) / fade + 0.5, 0), 1)
-        brightness = round(255 * strength)
-        if brightness != before:
-            yield beyond, 255 - brightness if line.inverted else brightness
-        before = brightness
-
-
-def through_jpeg(image: Image.Image) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=JPEG_QUALITY)
-    return Image.open(file)
-
-
-def render_condition(disc: Disc, resolution: int = FRAME, line: Line = Line()) -> Image.Image:
-    """The disc's outline as an RGB image of `resolution` px; unless said otherwise as the course has it, 5 px thick in
-    the 512 px frame and white on black."""
-    frame = draw(disc, resolution, "L", 255 if line.inverted else 0, *outline(line))
-    gray = fit(through_jpeg(frame) if line.jpeg else frame, resolution)
-    return Image.merge("RGB", (gray, gray, gray))
-
-
 @functools.lru_cache(maxsize=None)
 def color_differences() -> np.ndarray:
     """CIEDE2000 between all COLOR_NAMES: (names, names)."""
@@ -476,9 +403,9 @@ def draw_disc(rng: np.random.Generator) -> Disc:
 
 
 def draw_line(index: int) -> Line:
-    """A sample's line: half are as thick as the course's, the others of 1 to 8 px; nine in ten are white on black."""
+    """A sample's line: half are as thick as the course's, the others of 1 to 8 px; four in five are white on black."""
     rng = np.random.default_rng([SEED, index, 1])  # of its own, so that discs and colours do not depend on it
-    any_width, soft, inverted, jpeg = (bool(value) for value in rng.random(4) < (0.5, 0.25, 0.1, 0.1))
+    any_width, soft, inverted, jpeg = (bool(value) for value in rng.random(4) < (0.5, 0.25, 0.2, 0.1))
     width = int(rng.integers(WIDTHS[0], WIDTHS[1] + 1)) if any_width else COURSE_WIDTH
     return Line(width, soft, inverted, jpeg)
 

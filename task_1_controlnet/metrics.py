@@ -65,7 +65,8 @@ def inside_outline(condition: Image.Image, size: tuple[int, int]) -> np.ndarray:
     (width, height).
 
     The outline may be thin or thick, hard or soft, of any colour on a plain ground, and may leave the frame: a circle
-    is fitted to what is there, where a pixel counts as much as it stands out.
+    is fitted to what is there, where a pixel counts as much as it stands out. A `size` of another shape than the
+    condition's stretches the disc, as drawing stretches the condition.
 
     Raises:
         ValueError: if there is no outline.
@@ -74,10 +75,11 @@ def inside_outline(condition: Image.Image, size: tuple[int, int]) -> np.ndarray:
     y, x = np.nonzero(strength)
     if len(x) < 3:
         raise ValueError("The condition image shows no outline: expected a circle's on a plain ground.")
-    x, y = (x + 0.5) / strength.shape[1], (y + 0.5) / strength.shape[0]
-    a, b, radius = fit_circle(x, y, strength[strength > 0])
-    width, height = size
-    columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    unit = max(strength.shape)  # px; one for both directions, in which a circle is one
+    a, b, radius = fit_circle((x + 0.5) / unit, (y + 0.5) / unit, strength[strength > 0])
+    rows, columns = (
+        (np.arange(pixels) + 0.5) / pixels * side / unit for pixels, side in zip(size[::-1], strength.shape)
+    )
     return (columns[None] - a) ** 2 + (rows[:, None] - b) ** 2 <= radius**2
 
 

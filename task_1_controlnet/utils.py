@@ -14,7 +14,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.base import load_part, sampling_scheduler
-from finetune.images import open_image
+from finetune.images import open_image, square
 
 DATA = Path(__file__).resolve().parent / "data"
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -72,7 +72,8 @@ def draw_grid(
     """A picture of results: each row has some images, of `size` px, and a text beside them.
 
     Args:
-        rows: pairs of images, as many as there are headings, and text (lines are broken where needed).
+        rows: pairs of images, as many as there are headings, and text (lines are broken where needed). Of an image the
+            centre square is shown.
     """
     margin, text_width, top = 8, 300, 28
     width = margin + len(headings) * (size + margin) + text_width
@@ -85,7 +86,8 @@ def draw_grid(
     for row, (images, text) in enumerate(rows):
         y = top + row * (size + margin)
         for column, image in enumerate(images):
-            grid.paste(image.convert("RGB").resize((size, size), Image.LANCZOS), (margin + column * (size + margin), y))
+            tile = square(image, min(image.size)).resize((size, size), Image.LANCZOS)
+            grid.paste(tile, (margin + column * (size + margin), y))
         lines = [part for line in text.split("\n") for part in (textwrap.wrap(line, 34) or [""])]
         canvas.multiline_text((width - text_width + margin, y + 4), "\n".join(lines), "black", font=font, spacing=6)
     return grid

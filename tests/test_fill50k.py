@@ -21,7 +21,8 @@ import pytest
 from PIL import Image
 
 import fill50k
-from fill50k import Disc, Line, RenderedFill50K, draw_line, load_data, render, render_condition
+from discs import Disc, Line, render_condition
+from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.colors import COLORS
 
 DATA = Path(fill50k.__file__).parent / "data"
@@ -559,7 +560,7 @@ def test_training_sees_every_kind_of_line_and_the_course_s_most():
     lines = [draw_line(i) for i in range(3000)]
     assert {line.width for line in lines} == set(range(1, 9))
     shares = {name: np.mean([getattr(line, name) for line in lines]) for name in ("soft", "inverted", "jpeg")}
-    assert shares == pytest.approx({"soft": 0.25, "inverted": 0.1, "jpeg": 0.1}, abs=0.02)
+    assert shares == pytest.approx({"soft": 0.25, "inverted": 0.2, "jpeg": 0.1}, abs=0.02)
     kinds = [(line.width, line.inverted) for line in lines]
     assert max(set(kinds), key=kinds.count) == (5, False)
     assert np.mean([line.inverted for line in lines]) < 0.5

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from fill50k import TEST_DISCS, Disc, Line, RenderedFill50K, draw, load_data, render_condition, write_test_data
+from discs import Disc, Line, draw, render_condition
+from fill50k import TEST_DISCS, RenderedFill50K, load_data, write_test_data
 from finetune.colors import COLORS
 from finetune.images import square
 from metrics import DiscScore, canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
@@ -136,6 +139,44 @@ def test_a_thick_line_has_the_disc_of_a_thin_one():
         assert overlap(thin, thick) > 0.99
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (300, 200), (96, 160), (1000, 1000)])
+def test_the_disc_is_found_in_conditions_and_pictures_of_any_size(shape):
+    width, height = shape
+    for x, y, radius in ((0.5, 0.5, 0.3), (0.3, 0.6, 0.2), (0.1, 0.4, 0.45)):
+        x, y, radius = x * width, y * height, radius * min(shape)
+        condition = Image.new("RGB", shape)
+        box = [x - radius - 1, y - radius - 1, x + radius, y + radius]
+        ImageDraw.Draw(condition).ellipse(box, outline="white", width=2)
+        for size in (shape, (128, 128), (2 * width, height), (96, 32)):
+            columns, rows = ((np.arange(n) + 0.5) / n * side for n, side in zip(size, shape))
+            true = (columns[None] - x) ** 2 + (rows[:, None] - y) ** 2 <= radius**2
+            assert overlap(inside_outline(condition, size), true) > 0.93, (size, x, y)
+
+
+@pytest.mark.parametrize("shape", [(700, 512), (512, 900)])
+def test_a_condition_that_is_no_square_is_scored_as_it_was_drawn(shape):
+    for disc in TEST_DISCS:
+        wide = Image.new("RGB", shape)
+        wide.paste(render_condition(disc), tuple((side - 512) // 2 for side in shape))
+        image = draw(disc, 512, "RGB", COLORS["white"], (0, COLORS["red"])).resize((128, 128), Image.BOX)
+        (found,) = evaluate.score_all([image], [wide], ["red circle with white background"])
+        assert found.iou > 0.97
+
+
+GRAYS = [("black", "white"), ("white", "black")]
+
+
+@pytest.mark.parametrize("quality", [20, 50, 95])
+@pytest.mark.parametrize(("size", "colors"), [(96, GRAYS), (512, [*GRAYS, ("navy", "gold"), ("gray", "red")])])
+def test_the_disc_is_found_in_a_jpeg_file(size, colors, quality):
+    for disc, (ground, ink) in itertools.product(PLACES, colors):
+        gray = square(render_condition(disc), size).convert("L")
+        condition = Image.composite(*(Image.new("RGB", gray.size, color) for color in (ink, ground)), gray)
+        file = io.BytesIO()
+        condition.save(file, "JPEG", quality=quality)
+        assert overlap(inside_outline(Image.open(file), (512, 512)), disc_of(disc)) > 0.95, (disc, ink)
+
+
 def test_an_empty_condition_is_refused():
     noise = np.random.default_rng(0).integers(250, 256, (64, 64), dtype=np.uint8)
     for empty in (Image.new("RGB", (64, 64)), Image.new("RGBA", (64, 64)), Image.fromarray(noise)):
@@ -165,7 +206,7 @@ def drawn_right(pipeline, conditions, prompts, conditioning_scale=1.0, **setting
     """In place of a model: the disc in the prompt's colours, or without ControlNet only the background."""
     images = []
     for condition, prompt in zip(conditions, prompts):
-        disc, background = prompt.replace(" with a", " with").replace(" background", "").split(" circle with ")
+        disc, background = re.fullmatch(r"(.+) circle with (?:an? )?(.+) background", prompt).groups()
         mask = inside_outline(condition, (64, 64)) if conditioning_scale else np.zeros((64, 64), bool)
         pixels = np.where(mask[..., None], COLORS.get(disc, (255, 0, 0)), COLORS.get(background, (0, 0, 255)))
         images.append(Image.fromarray(pixels.astype(np.uint8)))
