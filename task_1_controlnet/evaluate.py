@@ -2,8 +2,9 @@
 
     python evaluate.py --controlnet ../runs/demo/controlnet --base ../tiny_sd --output_dir ../runs/demo
 
-writes generated/0.png to 4.png (the course's five conditions and prompts), grid.png (condition, image, score) and
-metrics.json (scores of the five, of held-out rendered conditions, and of the same with the ControlNet switched off).
+writes generated/0.png to 4.png (the five test conditions and prompts), grid.png (condition, image, score) and
+metrics.json (scores of the five, of held-out rendered conditions, by how their outlines are drawn, and of the same with
+the ControlNet switched off).
 For a ControlNet that learnt edges, --edges names the folder that make_canny.py made; its last samples are drawn.
 """
 
@@ -21,6 +22,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from discs import Line
 from fill50k import RenderedFill50K, load_data
 from finetune.images import square
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
@@ -29,6 +31,15 @@ from utils import draw_grid, load_pipeline, load_test_data
 
 # CIEDE2000 between the two colours of a held-out sample: where they are closer, no metric can see the disc.
 MIN_COLOR_DIFFERENCE = 20.0
+# How the outlines of the held-out samples are drawn: thickness (px of 512) and look. The two numbers have no common
+# divisor, so sample i with number i of each in turn meets every pair, and twenty samples meet each once.
+WIDTHS = (1, 2, 3, 5, 8)
+LOOKS: dict[str, dict[str, bool]] = {
+    "white on black": {},
+    "soft": {"soft": True},
+    "black on white": {"inverted": True},
+    "JPEG": {"jpeg": True},
+}
 # Drawn at once: one image of 512 px, or sixteen of 128 px.
 PIXELS_AT_ONCE = 512 * 512
 
@@ -67,10 +78,16 @@ def generate(
     return images
 
 
+def center(condition: Image.Image) -> Image.Image:
+    """What `generate` shows the model of a condition: its centre square."""
+    return square(condition, min(condition.size))
+
+
 def score_all(
     images: Sequence[Image.Image], conditions: Sequence[Image.Image], prompts: Sequence[str]
 ) -> list[DiscScore]:
-    return [score(*sample) for sample in zip(images, conditions, prompts)]
+    """Scores each picture against the condition and the prompt that it was drawn with."""
+    return [score(image, center(condition), prompt) for image, condition, prompt in zip(images, conditions, prompts)]
 
 
 def results_grid(
@@ -92,6 +109,24 @@ def results_grid(
     return draw_grid(rows, ["condition", "generated"])
 
 
+def held_out_samples(number: int) -> tuple[list[Image.Image], list[str], list[tuple[str, str]]]:
+    """Conditions that no training sees, their prompts, and for each condition the names of its thickness and look."""
+    data = RenderedFill50K("test", number, min_color_difference=MIN_COLOR_DIFFERENCE)
+    kinds = [(WIDTHS[i % len(WIDTHS)], list(LOOKS)[i % len(LOOKS)]) for i in range(number)]
+    samples = [data.render(i, line=Line(width, **LOOKS[look])) for i, (width, look) in enumerate(kinds)]
+    names = [(f"{width} px", look) for width, look in kinds]
+    return [sample.conditioning_image for sample in samples], [sample.text for sample in samples], names
+
+
+def by_outline(scores: Sequence[DiscScore], names: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """What the scores come to for each thickness and each look that is there."""
+    groups = {
+        name: [one for one, its_names in zip(scores, names) if name in its_names]
+        for name in (*(f"{width} px" for width in WIDTHS), *LOOKS)
+    }
+    return {name: summary(group) for name, group in groups.items() if group}
+
+
 def evaluate_discs(
     pipeline: StableDiffusionControlNetPipeline, num_conditions: int, settings: dict[str, Any], output_dir: Path
 ) -> dict[str, Any]:
@@ -101,31 +136,52 @@ def evaluate_discs(
     scores = score_all(images, conditions, prompts)
     save_images(images, results_grid(images, conditions, prompts, scores), output_dir)
     results = {"test": summary(scores), "test_scores": [asdict(s) for s in scores]}
+    rows = {"test": results["test"]}
 
     if num_conditions:
-        data = RenderedFill50K("test", num_conditions, min_color_difference=MIN_COLOR_DIFFERENCE)
-        samples = [data[i] for i in range(len(data))]
-        conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
-        for name, scale in (("held_out", 1.0), ("held_out_without_controlnet", 0.0)):
+        conditions, prompts, names = held_out_samples(num_conditions)
+        for name, scale in (("held_out_without_controlnet", 0.0), ("held_out", 1.0)):
             images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
             scores = score_all(images, conditions, prompts)
-            results[name] = summary(scores)
-            if scale:
-                results["held_out_scores"] = [asdict(s) for s in scores]
+            rows[name] = results[name] = summary(scores)
+        results["held_out_scores"] = [asdict(s) for s in scores]
+        results["held_out_by_outline"] = by_outline(scores, names)
+        rows.update({f"  {name}": row for name, row in results["held_out_by_outline"].items()})
 
-    print(f"{'':30}{'mean IoU':>10}{'IoU > 0.8':>11}{'disc colour':>13}{'background':>12}")
-    for name in ("test", "held_out", "held_out_without_controlnet"):
-        if name in results:
-            row = results[name]
-            print(
-                f"{name:30}{row['mean_iou']:10.3f}{row['share_above_0.8']:11.0%}"
-                f"{row['median_disc_color_difference']:13.1f}{row['median_background_color_difference']:12.1f}"
-            )
+    print_table(rows)
     return results
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """Prints summaries by their names; a figure that was not measured is a dash."""
+    columns = {
+        "mean IoU": ("mean_iou", ".3f"),
+        "IoU > 0.8": ("share_above_0.8", ".0%"),
+        "disc colour": ("median_disc_color_difference", ".1f"),
+        "background": ("median_background_color_difference", ".1f"),
+    }
+    print(f"{'':30}" + "".join(f"{heading:>13}" for heading in columns))
+    for name, row in rows.items():
+        cells = (format(row[key], form) if key in row else "-" for key, form in columns.values())
+        print(f"{name:30}" + "".join(f"{cell:>13}" for cell in cells))
+
+
+def what_the_last_are(controlnet: str, folder: str, columns: Sequence[str], first: int) -> str:
+    """What the samples of a folder from number `first` on are to a ControlNet: "held_out" or "trained_on", or
+    "last_samples" where the run that it lies in does not say that it was trained on this folder's first samples."""
+    run = Path(controlnet).resolve().parent / "run.json"
+    trained = json.loads(run.read_text())["settings"].get("data") if run.is_file() else None
+    if trained is None:
+        return "last_samples"
+    number, fingerprint = trained["identity"].split(maxsplit=1)
+    if load_data(folder, *columns, max_samples=int(number)).fingerprint != fingerprint:
+        return "last_samples"
+    return "held_out" if first >= int(number) else "trained_on"
 
 
 def evaluate_edges(
     pipeline: StableDiffusionControlNetPipeline,
+    controlnet: str,
     folder: str,
     columns: Sequence[str],
     num_conditions: int,
@@ -137,15 +193,21 @@ def evaluate_edges(
     `columns` are those of pictures, conditions and captions.
     """
     data = load_data(folder, *columns)
-    samples = [data[i] for i in range(max(0, len(data) - num_conditions), len(data))]
+    first = max(0, len(data) - num_conditions)
+    label = what_the_last_are(controlnet, folder, columns, first)
+    samples = [data[i] for i in range(first, len(data))]
     conditions, prompts = [s["conditioning_image"] for s in samples], [s["text"] for s in samples]
     results: dict[str, Any] = {}
     print(f"{'':30}{'mean F1 of edges':>18}")
-    for name, scale in (("held_out_without_controlnet", 0.0), ("held_out", 1.0)):
+    for name, scale in ((f"{label}_without_controlnet", 0.0), (label, 1.0)):
         images = generate(pipeline, conditions, prompts, conditioning_scale=scale, **settings)
-        scores = [edge_f1(image, condition) for image, condition in zip(images, conditions)]
+        scores = [edge_f1(image, center(condition)) for image, condition in zip(images, conditions)]
         results[name] = {"mean_edge_f1": float(np.mean(scores)), "edge_f1": scores}
         print(f"{name:30}{results[name]['mean_edge_f1']:18.3f}")
+    if label != "held_out":
+        print(
+            f"The training may have seen these {len(samples)} of {len(data)}: leave the last out (--max_train_samples)"
+        )
     rows = [
         ([sample["conditioning_image"], image], f"{sample['text']}\n\nF1 of edges {one:.3f}")
         for sample, image, one in zip(samples[:5], images, scores)
@@ -180,6 +242,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
+    if args.edges and args.num_conditions < 1:
+        parser.error("--edges scores --num_conditions samples: at least 1")
     require_hardware(args.base)
 
     pipeline = load_pipeline(args.base, args.controlnet)
@@ -192,11 +256,12 @@ def main() -> None:
     }
     if args.edges:
         columns = (args.image_column, args.conditioning_image_column, args.caption_column)
-        results = evaluate_edges(pipeline, args.edges, columns, args.num_conditions, settings, args.output_dir)
+        shown = (args.edges, columns, args.num_conditions, settings, args.output_dir)
+        results = evaluate_edges(pipeline, args.controlnet, *shown)
     else:
         results = evaluate_discs(pipeline, args.num_conditions, settings, args.output_dir)
     metrics = args.output_dir / "metrics.json"
-    metrics.write_text(json.dumps({"settings": settings, **results}, indent=2) + "\n")
+    metrics.write_text(json.dumps({"settings": settings, **results}, indent=2, allow_nan=False) + "\n")
     print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {metrics}")
 
 

@@ -1,7 +1,8 @@
 """Fill50K: pictures of one disc, the outline of the disc as the condition, and a prompt that names the two colours.
 
 `load_data` reads it from the hub, from a folder or a zip archive, or renders it; it reads other data too, where they
-come as image, conditioning image and caption. Run as a program it writes the course's test conditions and prompts:
+come as image, conditioning image and caption. Run as a program it writes the course's five test prompts with five test
+conditions of the course's kind, and two more for trying out:
 
     python fill50k.py --write_test_data data
 """
@@ -18,9 +19,10 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from discs import COURSE_WIDTH, FRAME, Disc, Line, draw, fit, render_condition
 from finetune.colors import COLORS
 from finetune.hub import HubListing, hub_errors
 from finetune.images import condition_to_rgb, pair_to_rgb, to_rgb
@@ -133,25 +135,12 @@ def download_fill50k() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Rendered
 
-FRAME = 512
 RADII = (40, 280)
-OUTLINE = 2  # px in the frame
+WIDTHS = (1, 8)  # px in the frame
 SEED = 50_000
 SPLIT_SIZE = 1_000_000
 SPLITS = {"train": 0, "test": SPLIT_SIZE}  # the first index of each; as no split is longer, no two ever overlap
 COLOR_NAMES = sorted(name for name in COLORS if name != "antique brown")  # that one is not of CSS
-
-
-@dataclass(frozen=True)
-class Disc:
-    """Centre and radius in pixels of the 512 px frame, which the disc may leave. x goes right, y down.
-
-    The pixel in column i and row j, counted from 0, is of the disc if (i - x)² + (j - y)² <= radius², up to rounding.
-    """
-
-    x: float
-    y: float
-    radius: float
 
 
 @dataclass(frozen=True)
@@ -160,11 +149,12 @@ class RenderedSample:
     conditioning_image: Image.Image
     text: str
     disc: Disc
+    line: Line
     disc_color: str
     background_color: str
 
 
-# "One medium" and the like are the course's five test conditions, in the order of its five prompts.
+# Five test conditions of the course's kind, in the order of its five prompts.
 TEST_DISCS = [
     Disc(110, 262, 190),  # large, cut by the left edge
     Disc(268, 246, 58),  # small, near the middle
@@ -182,20 +172,6 @@ TEST_PROMPTS = [
 VALIDATION_DISCS = [Disc(306, 204, 124), Disc(168, 338, 92)]  # conditioning_image_1.png and _2.png
 
 
-def draw(disc: Disc, resolution: int, background, **fill) -> Image.Image:
-    scale = -(-resolution // FRAME)  # beyond 512 px the canvas grows, so that we only ever average and never repeat
-    box = [scale * (disc.x - disc.radius), scale * (disc.y - disc.radius)]
-    box += [scale * (disc.x + disc.radius) + scale - 1, scale * (disc.y + disc.radius) + scale - 1]
-    image = Image.new("RGB", (scale * FRAME, scale * FRAME), background)
-    ImageDraw.Draw(image).ellipse([round(edge) for edge in box], width=scale * OUTLINE, **fill)
-    return image if image.width == resolution else image.resize((resolution, resolution), Image.BOX)
-
-
-def render_condition(disc: Disc, resolution: int = FRAME) -> Image.Image:
-    """The disc's outline in white on black, 2 px thick in the 512 px frame, as an RGB image of `resolution` px."""
-    return draw(disc, resolution, "black", outline="white")
-
-
 @functools.lru_cache(maxsize=None)
 def color_differences() -> np.ndarray:
     """CIEDE2000 between all COLOR_NAMES: (names, names)."""
@@ -208,9 +184,20 @@ def draw_disc(rng: np.random.Generator) -> Disc:
     return Disc(x, y, int(rng.integers(RADII[0], RADII[1] + 1)))
 
 
-def render(index: int, resolution: int = FRAME, min_color_difference: float = 0.0) -> RenderedSample:
+def draw_line(index: int) -> Line:
+    """A sample's line: half are as thick as the course's, the others of 1 to 8 px; four in five are white on black."""
+    rng = np.random.default_rng([SEED, index, 1])  # of its own, so that discs and colours do not depend on it
+    any_width, soft, inverted, jpeg = (bool(value) for value in rng.random(4) < (0.5, 0.25, 0.2, 0.1))
+    width = int(rng.integers(WIDTHS[0], WIDTHS[1] + 1)) if any_width else COURSE_WIDTH
+    return Line(width, soft, inverted, jpeg)
+
+
+def render(
+    index: int, resolution: int = FRAME, min_color_difference: float = 0.0, line: Line | None = None
+) -> RenderedSample:
     """Sample number `index`, a function of these arguments and nothing else: 0 and up for training, 1,000,000 and up
     held out. Place, size and outline do not depend on the colours, nor anything on the resolution (px of both images).
+    The outline is drawn as the sample's own line, unless one is given.
 
     Raises ValueError if no two colours are `min_color_difference` (CIEDE2000) apart.
     """
@@ -227,11 +214,13 @@ def render(index: int, resolution: int = FRAME, min_color_difference: float = 0.
             continue
         if min_color_difference <= 0 or color_differences()[a, b] >= min_color_difference:
             break
+    line = line or draw_line(index)
     return RenderedSample(
-        image=draw(disc, resolution, COLORS[second], fill=COLORS[first]),
-        conditioning_image=render_condition(disc, resolution),
+        image=fit(draw(disc, resolution, "RGB", COLORS[second], (0, COLORS[first])), resolution),
+        conditioning_image=render_condition(disc, resolution, line),
         text=PROMPT.format(disc=first, background=second),
         disc=disc,
+        line=line,
         disc_color=first,
         background_color=second,
     )
@@ -241,7 +230,8 @@ class RenderedFill50K(Dataset):
     """Fill50K without files: `size` samples of `resolution` px, drawn when they are asked for.
 
     Centres are uniform in the frame and radii in 40 to 280 of its 512 px, so discs may leave it; the colours are two of
-    CSS's, at least `min_color_difference` (CIEDE2000) apart. The splits "train" and "test" share no sample.
+    CSS's, at least `min_color_difference` (CIEDE2000) apart; outlines are of many kinds (see `draw_line`). The splits
+    "train" and "test" share no sample.
     """
 
     def __init__(
@@ -259,23 +249,27 @@ class RenderedFill50K(Dataset):
         self.min_color_difference = min_color_difference
         self.render(0)  # arguments that do not work are found now
         # To be counted up when the renderer draws other pictures: what was computed from the old ones is void then.
-        self.fingerprint = repr(("rendered", 1, split, size, resolution, float(min_color_difference)))
+        self.fingerprint = repr(("rendered", 2, split, size, resolution, float(min_color_difference)))
 
     def __len__(self) -> int:
         return self.size
 
-    def render(self, index: int, resolution: int | None = None) -> RenderedSample:
-        """Sample `index` of this split with all that is known of it, at its own or another resolution (px)."""
-        number = SPLITS[self.split] + range(self.size)[index]
-        return render(number, resolution or self.resolution, self.min_color_difference)
+    def number(self, index: int) -> int:
+        return SPLITS[self.split] + range(self.size)[index]
+
+    def render(self, index: int, resolution: int | None = None, line: Line | None = None) -> RenderedSample:
+        """Sample `index` of this split with all that is known of it, at its own or another resolution (px), its outline
+        drawn as its own or another line."""
+        return render(self.number(index), resolution or self.resolution, self.min_color_difference, line)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.render(index)
         return {"image": sample.image, "conditioning_image": sample.conditioning_image, "text": sample.text}
 
     def conditioning_image(self, index: int) -> Image.Image:
-        rng = np.random.default_rng([SEED, SPLITS[self.split] + range(self.size)[index]])
-        return render_condition(draw_disc(rng), self.resolution)
+        number = self.number(index)
+        disc = draw_disc(np.random.default_rng([SEED, number]))
+        return render_condition(disc, self.resolution, draw_line(number))
 
 
 def write_test_data(folder: str | Path) -> None:
@@ -291,6 +285,6 @@ def write_test_data(folder: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Writes the course's test conditions and prompts.")
+    parser = argparse.ArgumentParser(description="Writes the test conditions and prompts.")
     parser.add_argument("--write_test_data", metavar="FOLDER", required=True)
     write_test_data(parser.parse_args().write_test_data)

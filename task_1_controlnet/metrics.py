@@ -7,12 +7,13 @@ again in the picture, as they were in the one that the condition was made from.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import asdict, dataclass
 from typing import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from scipy.ndimage import distance_transform_edt
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import canny
@@ -21,6 +22,8 @@ from finetune.colors import COLORS
 
 # Two clusters closer than this (CIEDE2000) are one colour to the eye: the picture shows no disc.
 MIN_CONTRAST = 2.0
+# What stands out from the ground by no more than this, of 255, is no line but noise.
+LEAST_STRENGTH = 8
 # Edges this far apart, as a share of the picture's width, are the same edge: 2 px of 128.
 EDGE_TOLERANCE = 2 / 128
 
@@ -47,23 +50,56 @@ def named_colors(prompt: str) -> tuple[np.ndarray, np.ndarray] | None:
     return disc, background
 
 
-def inside_outline(condition: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """The disc that a white outline on black draws, as a mask of shape (height, width) for `size` (width, height).
+def line_strength(condition: Image.Image) -> np.ndarray:
+    """How much each pixel stands out from the plain ground, 0 to 255, as (height, width): white lines on black as well
+    as black on white or on nothing. What is weak beside the line, such as a JPEG's noise, is 0."""
+    seen = condition.convert("RGBA").convert("RGBa")  # colours that transparency hides do not count
+    ground = Image.new(seen.mode, seen.size, tuple(ImageStat.Stat(seen).median))
+    bands = ImageChops.difference(seen, ground).split()
+    strength = np.asarray(functools.reduce(ImageChops.lighter, bands))
+    return np.where(strength > max(strength.max() / 4, LEAST_STRENGTH), strength, 0)
 
-    The outline may leave the frame: a circle is fitted to what is there, by linear least squares (Kasa, 1976).
+
+def inside_outline(condition: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The disc whose rim is the middle of the condition's outline, as a mask of shape (height, width) for `size`
+    (width, height).
+
+    The outline may be thin or thick, hard or soft, of any colour on a plain ground, and may leave the frame: a circle
+    is fitted to what is there, where a pixel counts as much as it stands out. A `size` of another shape than the
+    condition's stretches the disc, as drawing stretches the condition.
 
     Raises:
         ValueError: if there is no outline.
     """
-    gray = np.asarray(condition.convert("L"))
-    y, x = np.nonzero(gray > max(gray.max() / 2, 16))
+    strength = line_strength(condition)
+    y, x = np.nonzero(strength)
     if len(x) < 3:
-        raise ValueError("The condition image shows no outline: expected a white circle on black.")
-    x, y = (x + 0.5) / gray.shape[1], (y + 0.5) / gray.shape[0]
-    (a, b, c), *_ = np.linalg.lstsq(np.stack([2 * x, 2 * y, np.ones_like(x)], 1), x**2 + y**2, rcond=None)
-    width, height = size
-    columns, rows = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    return (columns[None] - a) ** 2 + (rows[:, None] - b) ** 2 <= c + a**2 + b**2
+        raise ValueError("The condition image shows no outline: expected a circle's on a plain ground.")
+    unit = max(strength.shape)  # px; one for both directions, in which a circle is one
+    a, b, radius = fit_circle((x + 0.5) / unit, (y + 0.5) / unit, strength[strength > 0])
+    rows, columns = (
+        (np.arange(pixels) + 0.5) / pixels * side / unit for pixels, side in zip(size[::-1], strength.shape)
+    )
+    return (columns[None] - a) ** 2 + (rows[:, None] - b) ** 2 <= radius**2
+
+
+def fit_circle(x: np.ndarray, y: np.ndarray, weight: np.ndarray, iterations: int = 5) -> tuple[float, float, float]:
+    """Centre and radius of the circle that runs through the middle of weighted points: least squares of their distances
+    from it, which is found from the linear fit of Kasa (1976), too small a circle where a thick line is an arc only."""
+    ones = np.ones_like(x)
+
+    def solve(columns: Sequence[np.ndarray], values: np.ndarray) -> np.ndarray:
+        columns = np.stack(columns)
+        weighted = weight * columns
+        return np.linalg.lstsq(weighted @ columns.T, weighted @ values, rcond=None)[0]
+
+    a, b, c = solve([2 * x, 2 * y, ones], x**2 + y**2)
+    radius = np.sqrt(max(c + a**2 + b**2, 0))
+    for _ in range(iterations):
+        distance = np.maximum(np.hypot(x - a, y - b), 1e-9)
+        to_a, to_b, radius = solve([(x - a) / distance, (y - b) / distance, ones], distance)
+        a, b = a + to_a, b + to_b
+    return a, b, radius
 
 
 def two_means(lab: np.ndarray, iterations: int = 20) -> np.ndarray:

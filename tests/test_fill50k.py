@@ -22,7 +22,8 @@ from PIL import Image
 
 import fill50k
 import finetune.files
-from fill50k import Disc, RenderedFill50K, load_data, render, render_condition
+from discs import Disc, Line, render_condition
+from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.colors import COLORS
 
 DATA = Path(fill50k.__file__).parent / "data"
@@ -508,6 +509,7 @@ def test_samples_stay_what_they_are():
     # Written down, so that another release of numpy or Pillow cannot change what was trained or measured unnoticed.
     assert render(0).disc == Disc(71, 111, 80)
     assert render(0).text == "aquamarine circle with dark turquoise background"
+    assert [draw_line(i) for i in range(3)] == [Line(), Line(3, soft=True), Line()]
     assert render(1_000_000, min_color_difference=20).disc == Disc(99, 233, 80)
     assert render(1_000_000, min_color_difference=20).text == "maroon circle with dark green background"
 
@@ -524,16 +526,67 @@ def test_image_condition_and_prompt_show_the_same_disc(resolution):
         assert (image[outside > pixel] == COLORS[sample.background_color]).all()
 
         # the outline lies on the rim, all along it, and nowhere else
-        assert (outline[(outside > pixel) | (outside < -2 - pixel)] == 0).all()
+        line, ground = sample.line, 255 if sample.line.inverted else 0
+        half = 1 + line.width * (0.75 if line.soft else 0.5)
+        noise = 16 if line.jpeg else 0
+        strength = np.abs(outline.astype(int) - ground).max(2)
+        assert strength[np.abs(outside) > half + pixel + (8 if line.jpeg else 0)].max(initial=0) <= noise
         angles = np.linspace(0, 2 * np.pi, 200)
         x, y = (
-            np.round((center + (sample.disc.radius - 1) * along + 0.5) / pixel - 0.5).astype(int)
+            np.round((center + sample.disc.radius * along + 0.5) / pixel - 0.5).astype(int)
             for center, along in ((sample.disc.x, np.cos(angles)), (sample.disc.y, np.sin(angles)))
         )
         seen = (x >= 1) & (x < resolution - 1) & (y >= 1) & (y < resolution - 1)
-        around = [outline[y[seen] + dy, x[seen] + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-        assert np.max(around, axis=0).min() >= (255 if resolution == 512 else 255 / pixel)
-    assert np.array_equal(np.asarray(render_condition(sample.disc, resolution)), outline)
+        around = [strength[y[seen] + dy, x[seen] + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        assert np.max(around, axis=0).min() >= (160 if resolution == 512 else 160 / pixel)
+    assert np.array_equal(np.asarray(render_condition(sample.disc, resolution, line)), outline)
+
+
+LOOKS = [Line(w, soft, inverted) for w in range(1, 9) for soft in (False, True) for inverted in (False, True)]
+
+
+def thickness(image: Image.Image, disc: Disc) -> float:
+    """Of the line, px: what it adds to the ground's brightness, as so many pixels of full strength, by its length."""
+    gray = np.asarray(image.convert("L")).astype(float)
+    return np.abs(gray - np.median(gray)).sum() / 255 / (2 * np.pi * disc.radius)
+
+
+@pytest.mark.parametrize("line", LOOKS, ids=lambda line: f"{line.width}-{line.soft}-{line.inverted}")
+def test_lines_are_as_thick_as_they_say_and_lie_on_the_rim(line):
+    disc = Disc(256, 256, 100)
+    image = render_condition(disc, line=line)
+    assert thickness(image, disc) == pytest.approx(line.width, rel=0.03, abs=0.15)
+    gray = np.asarray(image.convert("L")).astype(float)
+    strength = np.abs(gray - (255 if line.inverted else 0))
+    assert np.median(gray) == (255 if line.inverted else 0)
+    assert (strength * to_rim(disc, 512)).sum() / strength.sum() == pytest.approx(0.25, abs=0.45)
+    assert (len(np.unique(gray)) > 2) == line.soft
+
+
+def test_a_jpeg_leaves_noise_around_the_line():
+    disc = Disc(256, 256, 100)
+    clean, noisy = (np.asarray(render_condition(disc, line=Line(jpeg=jpeg))).astype(int) for jpeg in (False, True))
+    near = np.abs(to_rim(disc, 512)) < 16
+    assert 2 < np.abs(clean - noisy)[near].mean() < 20 and np.abs(clean - noisy)[~near].max() <= 16
+    assert (noisy == noisy[..., :1]).all()
+
+
+def test_training_sees_every_kind_of_line_and_the_course_s_most():
+    lines = [draw_line(i) for i in range(3000)]
+    assert {line.width for line in lines} == set(range(1, 9))
+    shares = {name: np.mean([getattr(line, name) for line in lines]) for name in ("soft", "inverted", "jpeg")}
+    assert shares == pytest.approx({"soft": 0.25, "inverted": 0.2, "jpeg": 0.1}, abs=0.02)
+    kinds = [(line.width, line.inverted) for line in lines]
+    assert max(set(kinds), key=kinds.count) == (5, False)
+    assert np.mean([line.inverted for line in lines]) < 0.5
+
+
+def test_a_sample_s_line_can_be_chosen_and_nothing_else_changes():
+    data = RenderedFill50K("test", 3, resolution=64, min_color_difference=20)
+    own, thick = data.render(1), data.render(1, line=Line(8, soft=True))
+    assert thick.line == Line(8, soft=True) and (own.text, own.disc) == (thick.text, thick.disc)
+    assert_same_picture(own.image, thick.image)
+    assert_same_picture(thick.conditioning_image, render_condition(own.disc, 64, Line(8, soft=True)))
 
 
 def test_resolution_changes_nothing_but_the_resolution():
@@ -660,11 +713,11 @@ def test_the_prompts_of_the_course():
     ("name", "edges"),
     [("0", "left"), ("1", ""), ("2", "left top bottom"), ("3", "right"), ("4", "")],
 )
-def test_the_conditions_of_the_course(name, edges):
+def test_the_conditions_are_of_the_course_s_kind(name, edges):
     with Image.open(DATA / "test_conditions" / f"{name}.png") as image:
         assert image.size == (512, 512) and image.mode == "RGB"
         pixels = np.asarray(image)
-    assert set(np.unique(pixels)) == {0, 255} and 0 < (pixels > 0).mean() < 0.02
+    assert set(np.unique(pixels)) == {0, 255} and 0 < (pixels > 0).mean() < 0.05
     borders = {"left": pixels[:, 0], "right": pixels[:, -1], "top": pixels[0], "bottom": pixels[-1]}
     assert {side for side, line in borders.items() if line.any()} == set(edges.split())
     rows, columns = np.nonzero(pixels[..., 0])
@@ -676,9 +729,17 @@ def test_the_conditions_of_the_course(name, edges):
         assert np.ptp(rows) > 350
 
 
+@pytest.mark.parametrize("name", ["test_conditions/1", "test_conditions/4", "conditioning_image_1"])
+def test_the_conditions_are_as_thick_as_the_course_s(name):
+    with Image.open(DATA / f"{name}.png") as image:
+        rows, columns = np.nonzero(np.asarray(image.convert("L")))
+    radius = (np.ptp(rows) + np.ptp(columns) + 2) / 4 - 2.5
+    assert len(rows) / (2 * np.pi * radius) == pytest.approx(5.0, abs=0.15)
+
+
 def test_conditions_alone_are_those_of_the_samples():
-    rendered = RenderedFill50K("test", 5, resolution=64)
-    for index in range(5):
+    rendered = RenderedFill50K("test", 40, resolution=64)
+    for index in range(40):
         assert_same_picture(rendered.conditioning_image(index), rendered[index]["conditioning_image"])
 
 

@@ -218,6 +218,7 @@ def test_edges_are_evaluated_by_the_columns_that_were_trained_on(tmp_path, monke
     rows = [{"photo": f"{name}.png", "edges_file_name": f"edges/{name}.png", "label": name} for name in "ab"]
     evaluate.evaluate_edges(
         pipeline=None,
+        controlnet=str(tmp_path / "controlnet"),
         folder=str(list_in(tmp_path / "data", *rows)),
         columns=("photo", "edges", "label"),
         num_conditions=1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import subprocess
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from fill50k import TEST_DISCS, RenderedFill50K, load_data, render_condition
+from discs import Disc, Line, draw, render_condition
+from fill50k import TEST_DISCS, RenderedFill50K, load_data
 from finetune.colors import COLORS
-from metrics import canny_edges, edge_f1, inside_outline, named_colors, score, summary
+from finetune.images import square
+from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
@@ -64,11 +68,8 @@ def test_pictures_without_a_disc_score_low(kind):
 
 
 def test_a_shifted_disc_scores_its_overlap():
-    disc = type(TEST_DISCS[0])(256, 256, 100)
-    moved = type(TEST_DISCS[0])(306, 256, 100)
-    from fill50k import draw
-
-    image = draw(moved, 512, COLORS["white"], fill=COLORS["red"])
+    disc, moved = Disc(256, 256, 100), Disc(306, 256, 100)
+    image = draw(moved, 512, "RGB", COLORS["white"], (0, COLORS["red"]))
     found = score(image, render_condition(disc), "red circle with white background").iou
     # Two unit discs half a radius apart: overlap over union by the lens formula.
     lens = 2 * np.arccos(0.25) - 0.25 * np.sqrt(4 - 0.25)
@@ -92,9 +93,93 @@ def test_the_outlines_inside_is_found_also_where_it_leaves_the_frame(disc, size)
     assert (mask & true).sum() / (mask | true).sum() > 0.97
 
 
+LOOKS = [{}, {"soft": True}, {"inverted": True}, {"jpeg": True}, {"soft": True, "inverted": True, "jpeg": True}]
+# Inside the frame, small and large, and cut to a half or a quarter.
+PLACES = [Disc(230, 280, 150), Disc(100, 400, 40), Disc(256, 256, 280), Disc(500, 200, 90), Disc(3, 5, 200)]
+
+
+def disc_of(disc: Disc) -> np.ndarray:
+    return np.asarray(draw(disc, 512, "L", 0, (0, 255))) > 0
+
+
+def as_files_have_it(condition: Image.Image) -> dict[str, Image.Image]:
+    """A white outline on black in other modes, and drawn in white or in black on nothing."""
+    gray = condition.convert("L")
+    found = {mode: condition.convert(mode) for mode in ("L", "RGBA", "LA", "P")}
+    for color in ("white", "black"):
+        found[color] = Image.new("RGB", condition.size, color)
+        found[color].putalpha(gray)
+    return found
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 512])
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: " ".join(look) or "hard")
+def test_the_disc_is_found_whatever_the_outline_looks_like(look, resolution):
+    for disc, width in itertools.product(PLACES, (1, 2, 3, 5, 8)):
+        condition = square(render_condition(disc, line=Line(width, **look)), resolution)
+        assert overlap(inside_outline(condition, (512, 512)), disc_of(disc)) > 0.97, (disc, width)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "white", "black"])
+def test_the_disc_is_found_in_every_mode_and_on_a_transparent_ground(mode):
+    for disc in TEST_DISCS:
+        condition = as_files_have_it(render_condition(disc))[mode]
+        assert overlap(inside_outline(condition, (512, 512)), disc_of(disc)) > 0.98
+
+
+def test_a_thick_line_has_the_disc_of_a_thin_one():
+    for disc in TEST_DISCS:
+        thin, thick = (inside_outline(render_condition(disc, line=Line(width)), (512, 512)) for width in (2, 8))
+        assert overlap(thin, thick) > 0.99
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (300, 200), (96, 160), (1000, 1000)])
+def test_the_disc_is_found_in_conditions_and_pictures_of_any_size(shape):
+    width, height = shape
+    for x, y, radius in ((0.5, 0.5, 0.3), (0.3, 0.6, 0.2), (0.1, 0.4, 0.45)):
+        x, y, radius = x * width, y * height, radius * min(shape)
+        condition = Image.new("RGB", shape)
+        box = [x - radius - 1, y - radius - 1, x + radius, y + radius]
+        ImageDraw.Draw(condition).ellipse(box, outline="white", width=2)
+        for size in (shape, (128, 128), (2 * width, height), (96, 32)):
+            columns, rows = ((np.arange(n) + 0.5) / n * side for n, side in zip(size, shape))
+            true = (columns[None] - x) ** 2 + (rows[:, None] - y) ** 2 <= radius**2
+            assert overlap(inside_outline(condition, size), true) > 0.93, (size, x, y)
+
+
+GRAYS = [("black", "white"), ("white", "black")]
+
+
+@pytest.mark.parametrize("quality", [20, 50, 95])
+@pytest.mark.parametrize(("size", "colors"), [(96, GRAYS), (512, [*GRAYS, ("navy", "gold"), ("gray", "red")])])
+def test_the_disc_is_found_in_a_jpeg_file(size, colors, quality):
+    for disc, (ground, ink) in itertools.product(PLACES, colors):
+        gray = square(render_condition(disc), size).convert("L")
+        condition = Image.composite(*(Image.new("RGB", gray.size, color) for color in (ink, ground)), gray)
+        file = io.BytesIO()
+        condition.save(file, "JPEG", quality=quality)
+        assert overlap(inside_outline(Image.open(file), (512, 512)), disc_of(disc)) > 0.95, (disc, ink)
+
+
 def test_an_empty_condition_is_refused():
-    with pytest.raises(ValueError, match="no outline"):
-        inside_outline(Image.new("RGB", (64, 64)), (64, 64))
+    noise = np.random.default_rng(0).integers(250, 256, (64, 64), dtype=np.uint8)
+    for empty in (Image.new("RGB", (64, 64)), Image.new("RGBA", (64, 64)), Image.fromarray(noise)):
+        with pytest.raises(ValueError, match="no outline"):
+            inside_outline(empty, (64, 64))
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_are_numbers_whatever_is_drawn_and_whatever_the_condition_shows():
+    rng = np.random.default_rng(0)
+    line, square_ = Image.new("L", (64, 64)), Image.new("L", (64, 64))
+    ImageDraw.Draw(line).line([0, 30, 63, 30], fill=255)
+    ImageDraw.Draw(square_).rectangle([0, 0, 63, 20], fill=255)
+    noise, points = rng.integers(0, 256, (64, 64)), np.where(rng.random((64, 64)) < 0.002, 255, 0)
+    conditions = [line, square_, *(Image.fromarray(a.astype(np.uint8)) for a in (noise, points))]
+    images = [Image.new("RGB", (64, 64)), Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))]
+    for condition, image in itertools.product(conditions, images):
+        found = score(image, condition, "red circle with blue background")
+        assert all(np.isfinite(value) for value in vars(found).values()) and 0 <= found.iou <= 1
 
 
 def test_prompts_are_read_with_and_without_articles():
