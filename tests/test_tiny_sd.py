@@ -16,7 +16,15 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from finetune.base import BaseModel, sampling_scheduler
 from finetune.colors import COLORS
 from places import PLACES
-from recognition import asked_for, place_asked_for, recognise, recognise_place, recognise_redrawn
+from recognition import (
+    asked_for,
+    place_asked_for,
+    recognise,
+    recognise_pair,
+    recognise_place,
+    recognise_redrawn,
+    roundness,
+)
 from scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
@@ -144,6 +152,24 @@ def test_drawings_anywhere_are_at_many_places_and_of_many_sizes():
 
     (y, x, size), (y_middle, x_middle, size_middle) = spread(True), spread(False)
     assert y > 2 * y_middle and x > 2 * x_middle and size > size_middle
+
+
+def test_true_pairs_are_recognised_by_their_halves():
+    scenes = [scene(10_000_000 + i, 128, 1.0, pair_share=1.0) for i in range(30)]
+    wanted = [re.sub(r"^\w+ drawing of ", "", captions[0]).split(" and ") for _, captions in scenes]
+    found = recognise_pair([image for image, _ in scenes])
+    assert np.mean([pair == set(names) for pair, names in zip(found, wanted)]) > 0.9
+    assert np.mean([pair == set(names) for pair, names in zip(found, wanted[1:])]) == 0
+
+
+@pytest.mark.parametrize("radius, least", [(12, 0.96), (30, 0.98), (90, 0.98)])
+def test_a_disc_is_round_and_a_square_is_not(radius, least):
+    """A true disc, also one that leaves the frame, overlaps the circle that fits it; a square less."""
+    rows, columns = np.ogrid[:128, :128]
+    away = np.stack(np.broadcast_arrays(rows - 31.3, columns - 50.8))
+    assert roundness(np.hypot(*away) <= radius) >= least
+    if radius < 31:
+        assert roundness(np.abs(away).max(0) <= radius) < 0.92
 
 
 def test_a_plain_picture_shows_nothing():

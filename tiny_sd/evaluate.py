@@ -1,12 +1,13 @@
 """Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
 
-Writes tiny_sd/samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the
-named ones, and how many of 200 everyday things, of 100 prints of them, and of 100 places are recognised in what was
-drawn for them.
+Writes samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the named
+ones, how round the discs are, and how many of 200 everyday things, of 100 prints of them, of 100 places and of 48 pairs
+are recognised in what was drawn for them. Things are looked at by a second judge too, if it is installed: `judge.py`.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+import judge
 from finetune.base import sampling_scheduler
 from finetune.colors import COLORS
 from finetune.dtypes import dtype_argument
 from icons import STYLES, load_subjects
 from places import PLACES
-from recognition import recognise, recognise_place, recognise_redrawn
+from recognition import recognise, recognise_pair, recognise_place, recognise_redrawn, roundness
 from scenes import (
     INKS,
     NAMES,
@@ -33,6 +35,7 @@ from scenes import (
     SHAPES,
     THING_SOMEWHERE,
     TWO_SHAPES,
+    TWO_THINGS,
     is_held_out,
 )
 
@@ -84,6 +87,17 @@ def prompts_for_places(count: int, seed: int) -> list[tuple[str, str]]:
     return chosen
 
 
+def prompts_for_pairs(count: int, seed: int) -> list[tuple[str, set[str]]]:
+    """Prompts for two different everyday things side by side, and what each asks for."""
+    rng, subjects = np.random.default_rng(seed), list(load_subjects().values())
+    chosen = []
+    for i in range(count):
+        n, m = (str(subject) for subject in rng.choice(subjects, 2, replace=False))
+        words = {"n": n, "m": m, "b": str(rng.choice(NAMES)), "k": str(rng.choice(list(STYLES)))}
+        chosen.append((TWO_THINGS[i % len(TWO_THINGS)].format(**words), {n, m}))
+    return chosen
+
+
 def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
     """Images (len(prompts), 128, 128, 3) in 0..1; image i has seed i."""
     images = []
@@ -95,19 +109,23 @@ def draw(pipeline: StableDiffusionPipeline, prompts: list[str]) -> np.ndarray:
     return np.concatenate(images)
 
 
-def main() -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(HERE, **dtype_argument(StableDiffusionPipeline, torch.float32))
-    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
+def as_images(arrays: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray((array * 255).round().astype(np.uint8)) for array in arrays]
 
+
+def draw_samples(pipeline: StableDiffusionPipeline) -> Image.Image:
+    """The model card's grid: 8 x 8 pictures."""
     templates = ONE_CIRCLE[:4] + ONE_SHAPE[:2] + TWO_SHAPES[:1] + PLAIN
     things = prompts_for_things(20, seed=0) + prompts_for_places(12, seed=1) + prompts_for_prints(16, seed=0)
-    prompts = [prompt for prompt, *_ in prompts_for(templates, 16, seed=0) + things]
-    images = draw(pipeline, prompts)
-    grid = (images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3) * 255).round()
-    Image.fromarray(grid.astype(np.uint8)).save(HERE / "samples.png")
+    images = draw(pipeline, [prompt for prompt, *_ in prompts_for(templates, 16, seed=0) + things])
+    grid = images.reshape(8, 8, 128, 128, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3)
+    return as_images(grid[None])[0]
 
+
+def measure_discs(pipeline: StableDiffusionPipeline) -> None:
+    """Prints how 100 discs in unseen pairs of colours come out."""
     chosen = prompts_for(ONE_CIRCLE, 100, 1)
-    shapes, grounds, areas, centers = [], [], [], []
+    shapes, grounds, areas, centers, rounds = [], [], [], [], []
     for image, (_, a, b) in zip(draw(pipeline, [p for p, _, _ in chosen]), chosen):
         lab = rgb2lab(image)
         named = [rgb2lab(np.array(COLORS[name]) / 255) for name in (a, b)]
@@ -117,21 +135,43 @@ def main() -> None:
             shapes.append(deltaE_ciede2000(np.median(lab[disc], axis=0), named[0]))
             grounds.append(deltaE_ciede2000(np.median(lab[~disc], axis=0), named[1]))
             centers.append(np.argwhere(disc).mean(0))
+            rounds.append(roundness(disc))
     print(f"100 prompts over unseen colour pairs, guidance {GUIDANCE_SCALE:g}, seeds 0 to 99:")
     print(f"a disc is there in {np.mean([0.005 < area < 0.95 for area in areas]):.0%}")
     print(f"median colour difference (CIEDE2000): disc {np.median(shapes):.1f}, background {np.median(grounds):.1f}")
+    print(f"median overlap (IoU) of a disc with the circle that fits it best: {np.median(rounds):.3f}")
     print(f"discs cover {np.min(areas):.0%} to {np.max(areas):.0%} of the picture (median {np.median(areas):.0%})")
     print(f"standard deviation of their centres: {np.std(centers, axis=0).round(1)} px")
 
-    for name, prompts, recogniser in (
-        ("everyday things", prompts_for_things(200, seed=1), recognise),
-        ("prints", prompts_for_prints(100, seed=2), recognise_redrawn),
-        ("things in places", prompts_for_places(100, seed=3), recognise_place),
+
+def measure_things(pipeline: StableDiffusionPipeline) -> None:
+    """Prints how many pictures show what their prompts ask for, and who says so."""
+    judges = {"everyday things": {"recognition.py": recognise}}
+    if judge.is_installed():
+        judges["everyday things"]["judge.py"] = judge.recognise
+    else:
+        print(f"The second judge is not installed: pip install {judge.PACKAGES}")
+    for name, prompts, recognisers in (
+        ("everyday things", prompts_for_things(200, seed=1), judges["everyday things"]),
+        ("prints", prompts_for_prints(100, seed=2), {"recognition.py": recognise_redrawn}),
+        ("things in places", prompts_for_places(100, seed=3), {"recognition.py": recognise_place}),
+        ("pairs of things", prompts_for_pairs(48, seed=4), {"recognition.py": recognise_pair}),
     ):
-        images = draw(pipeline, [prompt for prompt, _ in prompts])
-        found = recogniser([Image.fromarray((image * 255).round().astype(np.uint8)) for image in images])
-        shown = [one == wanted for one, (_, wanted) in zip(found, prompts)]
-        print(f"{len(prompts)} prompts for {name}, one each, seeds from 0: {np.mean(shown):.0%} are recognised")
+        images = as_images(draw(pipeline, [prompt for prompt, _ in prompts]))
+        for who, recogniser in recognisers.items():
+            shown = [one == wanted for one, (_, wanted) in zip(recogniser(images), prompts)]
+            print(f"{len(prompts)} prompts for {name}, seeds from 0: {np.mean(shown):.0%} are recognised ({who})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Writes samples.png into the folder.")
+    parser.add_argument("folder", type=Path, nargs="?", default=HERE, help="pipeline to measure; otherwise this one")
+    folder = parser.parse_args().folder
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, **dtype_argument(StableDiffusionPipeline, torch.float32))
+    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
+    draw_samples(pipeline).save(folder / "samples.png")
+    measure_discs(pipeline)
+    measure_things(pipeline)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from icons import icon
 
 SIDE = 256  # px at which a print is cut
-STROKE = 24  # px along a side from one stroke of a hatching to the next: finer ones the autoencoder cannot carry
+STROKES = (10.0, 24.0)  # px along a side from one stroke of a hatching to the next, from finest to coarsest
 
 
 def above(field: np.ndarray, threshold: float, soft: float = 0.1) -> np.ndarray:
@@ -32,7 +32,7 @@ def rays(rng: np.random.Generator) -> np.ndarray:
 def hatching(width: float, rng: np.random.Generator) -> np.ndarray:
     """Parallel strokes to one of two sides; `width` is the share of ink."""
     y, x = np.mgrid[:SIDE, :SIDE]
-    phase = (x + rng.choice([-1, 1]) * y) / STROKE + rng.random()
+    phase = (x + rng.choice([-1, 1]) * y) / rng.uniform(*STROKES) + rng.random()
     return above(np.abs(phase % 1 - 0.5) * 2, 1 - width, 0.2)
 
 

@@ -36,11 +36,12 @@ from PIL import Image
 from skimage.color import rgb2lab
 from skimage.feature import hog
 from skimage.filters import gaussian
-from skimage.measure import label, regionprops
+from skimage.measure import find_contours, label, regionprops
 
 from icons import STYLES, icon, load_subjects
 from places import PLACES
 from prints import block_print
+from task_1_controlnet.metrics import fit_circle, overlap
 
 SIDE = 24  # px at which things are compared: enough to tell them apart, and blurred edges do not count
 PRINT_INKS, PRINT_PAPER = ((30, 30, 80), (220, 90, 70), (240, 190, 80)), (250, 238, 210)  # any: only lines count
@@ -61,18 +62,18 @@ def gallery() -> tuple[np.ndarray, list[str]]:
     return np.stack(drawings).astype(np.float32), names
 
 
-def to_square(image: Image.Image, fill: tuple[int, ...]) -> Image.Image:
-    side = max(image.size)
-    square = Image.new(image.mode, (side, side), fill)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square.resize((SIDE, SIDE), Image.BOX)
+def to_square(image: Image.Image, fill: tuple[int, ...], side: int = SIDE) -> Image.Image:
+    longer = max(image.size)
+    square = Image.new(image.mode, (longer, longer), fill)
+    square.paste(image, ((longer - image.width) // 2, (longer - image.height) // 2))
+    return square.resize((side, side), Image.BOX)
 
 
-def cut_out(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
-    """The thing in an RGB picture, (SIDE, SIDE, 3) in 0..1, and the background's colour; None if there is nothing."""
+def cut_out(image: Image.Image, side: int = SIDE) -> tuple[Image.Image, tuple[int, ...]] | None:
+    """The thing in an RGB picture, `side` px, and the background's colour; None if there is nothing."""
     rgb = np.asarray(image.convert("RGB"))
-    sides = (rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:])
-    border = np.concatenate([side.reshape(-1, 3) for side in sides])
+    edges = (rgb[:2], rgb[-2:], rgb[:, :2], rgb[:, -2:])
+    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
     background = np.median(border, axis=0)
     difference = np.linalg.norm(rgb2lab(rgb) - rgb2lab(background[None, None] / 255), axis=2)
     parts = regionprops(label(gaussian(difference, 1) > VISIBLE))
@@ -82,8 +83,7 @@ def cut_out(image: Image.Image) -> tuple[np.ndarray, np.ndarray] | None:
     boxes = np.array([part.bbox for part in parts if part.area > largest / 50])
     (top, left), (bottom, right) = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     fill = tuple(int(value) for value in background)
-    thing = to_square(image.convert("RGB").crop((left, top, right, bottom)), fill)
-    return np.asarray(thing) / 255, background / 255
+    return to_square(image.convert("RGB").crop((left, top, right, bottom)), fill, side), fill
 
 
 def recognise(images: Sequence[Image.Image]) -> list[str | None]:
@@ -95,11 +95,29 @@ def recognise(images: Sequence[Image.Image]) -> list[str | None]:
         if thing is None:
             found.append(None)
             continue
-        rgb, background = thing
-        candidates = rgb2lab(drawings[..., :3] + (1 - drawings[..., 3:]) * background.astype(np.float32))
-        distances = np.linalg.norm(candidates - rgb2lab(rgb), axis=3).mean((1, 2))
+        picture, background = thing
+        candidates = rgb2lab(drawings[..., :3] + (1 - drawings[..., 3:]) * np.array(background, np.float32) / 255)
+        distances = np.linalg.norm(candidates - rgb2lab(np.asarray(picture) / 255), axis=3).mean((1, 2))
         found.append(names[int(distances.argmin())])
     return found
+
+
+def recognise_pair(images: Sequence[Image.Image]) -> list[set[str | None]]:
+    """The two things side by side in each picture, in the words of a caption: what each half of it shows."""
+    halves = []
+    for image in images:
+        middle = image.width // 2
+        halves += [image.crop((0, 0, middle, image.height)), image.crop((middle, 0, image.width, image.height))]
+    found = recognise(halves)
+    return [set(pair) for pair in zip(found[::2], found[1::2])]
+
+
+def roundness(disc: np.ndarray) -> float:
+    """Overlap (IoU, 0 to 1) of a mask with the circle that fits its rim best; where it leaves the frame is no rim."""
+    y, x = np.concatenate(find_contours(disc.astype(float), 0.5)).T
+    a, b, radius = fit_circle(x, y, np.ones_like(x))
+    rows, columns = np.ogrid[: disc.shape[0], : disc.shape[1]]
+    return overlap(disc, (columns - a) ** 2 + (rows - b) ** 2 <= radius**2)
 
 
 def lines_of(image: Image.Image) -> np.ndarray:

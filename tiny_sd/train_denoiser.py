@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune.base import load_part
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from long_run import LongRun
@@ -153,8 +154,8 @@ def start_from(folder: Path, tokenizer: CLIPTokenizer, networks: torch.nn.Module
     It may have another tokenizer: a token that both know takes its embedding. It may have another autoencoder: then the
     UNet's first and last convolution stay as they are, and what lies between them has less to learn anew.
     """
-    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = load_part(CLIPTextModel, str(folder), "text_encoder")
+    unet = load_part(UNet2DConditionModel, str(folder), "unet")
     known = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
     embeddings = networks["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
