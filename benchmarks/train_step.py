@@ -45,6 +45,7 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.images import square, to_tensor
+from finetune.numbers import positive_int
 from finetune.objective import diffusion_loss
 from finetune.optimizer import build_optimizer
 from finetune.setup import bf16_is_fast, place_frozen, use_fast_attention
@@ -268,9 +269,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["controlnet", "lora"], default="controlnet")
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step, the same for all recipes")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="images a step, the same for all recipes")
+    parser.add_argument("--steps", type=positive_int, default=10, help="steps that are timed in each round")
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=None, help="write all figures to this JSON file too")
     parser.add_argument("--only", choices=list(RECIPES), default=None, help=argparse.SUPPRESS)

@@ -239,6 +239,8 @@ def main() -> None:
     add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help="grade in its folders")
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
     if args.job:
         return run_job(Job(**json.loads(args.job)))
     try:

@@ -18,11 +18,12 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from fill50k import RenderedFill50K, load_data
 from finetune.images import square
+from finetune.numbers import natural_float, natural_int, positive_int, seed_int
+from finetune.progress import progress_bar
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
 from metrics import DiscScore, edge_f1, score, summary
 from utils import draw_grid, load_pipeline, load_test_data
@@ -52,7 +53,7 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)
     faster = pipeline.device.type == "cpu" and bf16_is_fast(pipeline.device)
     images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="Generating", leave=False):
+    for start in progress_bar(range(0, len(prompts), batch_size), desc="Generating", leave=False):
         chosen = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(prompts[chosen]))]
         with torch.autocast("cpu", torch.bfloat16, enabled=faster):
@@ -167,10 +168,10 @@ def main() -> None:
     parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--edges", default=None, metavar="FOLDER", help="score edges on this folder of make_canny.py")
-    parser.add_argument("--num_conditions", type=int, default=100, help="held-out conditions (0: none)")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_conditions", type=natural_int, default=100, help="held-out conditions (0: none)")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     require_hardware(args.base)

@@ -18,13 +18,15 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from data import Joined, SubjectImages, Variants
 from drawing import generate, images_at_once, load_pipeline
 from finetune.cache import Samples
+from finetune.numbers import natural_float, positive_int
+from finetune.progress import progress_bar
+from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, lora_parser, lora_plan_of
+from training import LoraTraining, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,9 +42,9 @@ def parse_args() -> argparse.Namespace:
     add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
     add("--class_data_dir", type=Path, default=None, help="pictures of the class; missing ones are drawn by the base")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
-    add("--num_class_images", type=int, default=100)
-    add("--prior_loss_weight", type=float, default=1.0, help="how much the class counts beside the subject")
-    args = parser.parse_args()
+    add("--num_class_images", type=positive_int, default=100)
+    add("--prior_loss_weight", type=natural_float, default=1.0, help="how much the class counts beside the subject")
+    args = parse_lora(parser)
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
     return args
@@ -81,7 +83,7 @@ def draw_class_images(
         pipeline = load_pipeline(base, accelerator.device)
         batch_size = images_at_once(pipeline)
         starts = range(0, len(missing), batch_size)
-        for start in tqdm(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
+        for start in progress_bar(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
             seeds = missing[start : start + batch_size]
             for seed, image in zip(seeds, generate(pipeline, [prompt] * len(seeds), seeds, guidance_scale)):
                 temporary = paths[seed].with_suffix(".tmp")
@@ -96,13 +98,16 @@ def main() -> None:
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
+    instances = Variants(subject, args.random_flip, args.random_crop)
+    run = Run(args)
+    run.add_data(args.instance_data_dir, instances)
+    run.check()
     accelerator = start_accelerator(
         args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
-    instances = Variants(subject, args.random_flip, args.random_crop)
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
-        training = LoraTraining(accelerator, plan, instances)
+        training = LoraTraining(accelerator, plan, run, instances)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
         return
 
@@ -115,9 +120,12 @@ def main() -> None:
         accelerator,
     )
     class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
+    run.add_data(args.class_data_dir, class_images, "class")
+    run.check()
     training = LoraTraining(
         accelerator,
         plan,
+        run,
         Joined([instances, class_images]),
         arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
     )

@@ -1,0 +1,194 @@
+"""What a run is, kept with it in words: no folder is given to another training, and no old result passes for new.
+
+`run.json` in the folder, and in each checkpoint `trainer_state.json`, hold the flags that the run was trained with and
+what its base model and its data were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+from .checkpoints import STATE_FILE, CheckpointError, find_checkpoint, read_state, write_file
+
+RUN_FILE = "run.json"
+# Flags that name what is compared by what it holds: models and data may lie elsewhere now.
+NAMES = {
+    "pretrained_model_name_or_path", "controlnet_model_name_or_path", "dataset_name", "train_data_dir",
+    "instance_data_dir", "class_data_dir", "image_column", "conditioning_image_column", "caption_column",
+    "max_train_samples",
+}  # fmt: skip
+# Flags on which nothing depends that is learnt, but for rounding.
+FREE = {
+    "output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
+    "gradient_checkpointing", "compile", "no_cache", "also_save", "validation_steps", "validation_epochs",
+    "validation_prompt", "num_validation_images", "validation_guidance_scale",
+    "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`
+}  # fmt: skip
+# Flags that may change as a run goes on: they take effect, and it is said.
+CHANGEABLE = {"learning_rate", "max_grad_norm", "max_train_steps"}
+WORDS = {
+    "program": "the program",
+    "base": "the base model",
+    "start": "the ControlNet to start from",
+    "data": "the data",
+    "class": "the pictures of the class",
+    "samples_per_step": "the samples of a step (batch size, accumulation and processes multiplied)",
+}
+# So many pieces of a file stand for it: weights that were trained further differ nearly everywhere.
+PIECES, PIECE_BYTES = 1024, 1024
+
+
+class RunFinished(Exception):
+    """Nothing is left to train; the message says so, and where the result is."""
+
+
+def fingerprint(name: str) -> str:
+    """Differs where the model in a local folder does, wherever that lies; a model of the hub is known by its name."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(_model_files(folder)):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+        with path.open("rb") as stream:
+            for position in range(0, size, max(PIECE_BYTES, size // PIECES)):
+                stream.seek(position)
+                digest.update(stream.read(PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    """Of a pipeline the files of its parts, beside which anything may lie; of a model's folder those in it."""
+    parts = [folder / part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")]
+    for place in [part for part in parts if part.is_dir()] or [folder]:
+        yield from (path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _known_as(words: str, identity: str) -> dict[str, str]:
+    """What is compared by its identity and told in words."""
+    return {"words": words, "identity": identity}
+
+
+def processes_started() -> int:
+    """How many processes a launcher (torchrun, accelerate launch) has started for this training."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What makes a training with these flags the training that it is, as far as it is known before the data are."""
+    base, start = args.pretrained_model_name_or_path, getattr(args, "controlnet_model_name_or_path", None)
+    settings = {
+        "program": Path(sys.argv[0]).name,
+        "base": _known_as(base, fingerprint(base)),
+        "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * processes_started(),
+    }
+    if start is not None:
+        settings["start"] = _known_as(start, fingerprint(start))
+    kept = sorted(set(vars(args)) - NAMES - FREE)
+    return {**settings, **{name: getattr(args, name) for name in kept}}
+
+
+def differences(was: dict[str, Any], now: dict[str, Any], changeable: bool) -> list[str]:
+    """How the settings differ that both know, in words: those that may change, or those that make another training."""
+    found = []
+    for name in now:
+        if name in was and _identity(was[name]) != _identity(now[name]) and (name in CHANGEABLE) == changeable:
+            before, after = _in_words(was[name]), _in_words(now[name])
+            change = f"was {before}, is {after}" if before != after else f"is still {after}, but holds something else"
+            found.append(f"{WORDS.get(name, f'--{name}')} {change}")
+    return found
+
+
+def _identity(setting: Any) -> Any:
+    return setting["identity"] if isinstance(setting, dict) else setting
+
+
+def _in_words(setting: Any) -> str:
+    return setting["words"] if isinstance(setting, dict) else str(setting)
+
+
+def keep(output_dir: Path, settings: dict[str, Any], finished: int | None, result: str | None) -> None:
+    """Writes `run.json`: the step at which the run was finished, or None while it goes on, and its result's name."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    content = {"finished": finished, "result": result, "settings": settings}
+    write_file(output_dir / RUN_FILE, json.dumps(content, indent=2) + "\n")
+
+
+def finished_run(output_dir: Path) -> dict[str, Any] | None:
+    """What `keep` wrote last, if that was that the run is finished."""
+    file = output_dir / RUN_FILE
+    content = json.loads(file.read_text()) if file.is_file() else {"finished": None}
+    return None if content["finished"] is None else content
+
+
+def settings_of_model(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run, or of the checkpoint, that a folder with a trained model lies in; None if in neither."""
+    for name in (RUN_FILE, STATE_FILE):
+        file = folder.resolve().parent / name
+        if file.is_file():
+            return json.loads(file.read_text())["settings"]
+    return None
+
+
+class Run:
+    """A training as its flags describe it, and the folder that it is to have."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.output_dir: Path = args.output_dir
+        self.resume_from: str | None = args.resume_from_checkpoint
+        self.settings = settings_of(args)
+
+    def add_data(self, name: str | Path, data: Any, role: str = "data") -> None:
+        """What is trained on: `data` has `len` and a string `fingerprint`; `role` is a key of WORDS."""
+        self.settings[role] = _known_as(f"{len(data)} samples of {name}", f"{len(data)} {data.fingerprint}")
+
+    def check(self) -> None:
+        """To be called before any long work, and again when more is known.
+
+        Raises:
+            CheckpointError: if the folder holds a run, and going on with that is not what was asked for; or if there is
+                no such checkpoint.
+            RunFinished: if it holds this run, finished, and no checkpoint.
+        """
+        chosen = find_checkpoint(self.output_dir, self.resume_from) if self.resume_from else None
+        newest, finished = find_checkpoint(self.output_dir, "latest"), finished_run(self.output_dir)
+        if newest is None and finished is None:
+            return
+        ways = f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
+        elsewhere = chosen is not None and chosen.resolve().parent != self.output_dir.resolve()
+        if self.resume_from is None or elsewhere:
+            raise CheckpointError(
+                f"There is a run in {self.output_dir} already: go on with it by --resume_from_checkpoint latest, or, "
+                f"for a new one, {ways}."
+            )
+        if self.resume_from != "latest":  # whoever names a checkpoint means what differs, and is told of it
+            return
+        was = finished["settings"] if newest is None else read_state(newest)["settings"]
+        changes = differences(was, self.settings, changeable=False)
+        if changes:
+            lines = "".join(f"\n- {change}" for change in changes)
+            raise CheckpointError(
+                f"The run in {self.output_dir} is another training than this one:{lines}\nFor this one, {ways}."
+            )
+        if newest is None:
+            self._end(finished, ways)
+
+    def _end(self, finished: dict[str, Any], ways: str) -> None:
+        step, wanted = finished["finished"], self.settings["max_train_steps"]
+        if step < wanted:
+            raise CheckpointError(
+                f"The run in {self.output_dir} was finished at step {step} and kept no checkpoint to go on from to "
+                f"step {wanted}: {ways}."
+            )
+        result = self.output_dir / finished["result"]
+        raise RunFinished(
+            f"The run in {self.output_dir} is finished, at step {step} of {wanted}: nothing was trained.\n"
+            f"Its result: {result}"
+        )
