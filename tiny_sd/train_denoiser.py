@@ -21,12 +21,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.checkpoints import give_rights
-from finetune.numbers import natural_int, positive_float, positive_int, share
 from finetune.optimizer import can_fuse
-from finetune.progress import progress_bar
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from scenes import SHAPES, scene
@@ -83,7 +81,7 @@ def build_unet() -> UNet2DConditionModel:
 def encode(vae: AutoencoderKL, images: torch.Tensor, resolution: int) -> torch.Tensor:
     """uint8 images, made small, to scaled latents of `resolution` / 8, float16 on the autoencoder's device."""
     latents = []
-    for batch in progress_bar(images.split(64), desc=f"Encoding {resolution} px"):
+    for batch in tqdm(images.split(64), desc=f"Encoding {resolution} px"):
         small = torch.nn.functional.interpolate(to_range(batch.to(vae.device)), size=resolution, mode="area")
         with autocast(vae.device):
             mean = vae.encode(small).latent_dist.mean
@@ -136,7 +134,6 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
     weights = folder / "text_encoder" / "model.safetensors"
     state = {f"text_model.{name.replace('text_model.', '')}": tensor for name, tensor in load_file(weights).items()}
     save_file(state, weights, metadata={"format": "pt"})
-    give_rights(*folder.rglob("*.safetensors"))
     config = folder / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for config in folder.rglob("config.json"):  # where it was trained is nobody's business
@@ -251,7 +248,7 @@ def learn_words(
     parameters = [*text_encoder.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
-    progress = progress_bar(range(1, steps + 1), desc="Words")
+    progress = tqdm(range(1, steps + 1), desc="Words")
     for step in progress:
         scenes = torch.randint(len(bank), (batch_size,), device=bank.device)
         with autocast(bank.device):
@@ -297,7 +294,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **settings)
     unet = torch.compile(networks["unet"]) if compiled else networks["unet"]
     balanced = BalancedError(device)
-    progress = progress_bar(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
+    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
     for step in progress:
         optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - step / steps) + 0.01)
         scenes = torch.randint(len(bank), (batch_size,), device=device)
@@ -325,24 +322,23 @@ def train(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--steps",
-        type=natural_int,
+        type=int,
         nargs=3,
         default=(1500, 3000, 6000),
         help="words alone (anew; 0 keeps the text encoder), 64 px, 128 px",
     )
-    add("--batch_size", type=positive_int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
-    add("--learning_rate", type=positive_float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
-    add("--images", type=positive_int, default=20000, help="how many scenes to train on")
-    add("--icon_share", type=share, default=0.0, help="share of scenes that show an everyday thing")
-    add("--print_share", type=share, default=0.0, help="share of scenes that show a print of one")
-    add("--place_share", type=share, default=0.0, help="share of the things that stand in a place")
-    add("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
-    add("--output_dir", type=Path, default=HERE)
-    add("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
-    add("--compile", action="store_true", help="compile the UNet: slow to start, then a third faster")
+    parser.add_argument("--batch_size", type=int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
+    parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
+    parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
+    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
+    parser.add_argument("--place_share", type=float, default=0.0, help="share of the things that stand in a place")
+    parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
+    parser.add_argument("--output_dir", type=Path, default=HERE)
+    parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: slow to start, then a third faster")
     args = parser.parse_args()
 
     torch.manual_seed(0)

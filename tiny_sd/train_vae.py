@@ -20,9 +20,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from tqdm.auto import tqdm
 
-from finetune.checkpoints import give_rights
-from finetune.numbers import natural_float, positive_float, positive_int, share
-from finetune.progress import progress_bar
 from finetune.setup import bf16_is_fast
 from scenes import scene
 
@@ -33,7 +30,7 @@ VALIDATION_START = 10_000_000
 def on_all_cores(function: Callable[[int], Any], indices: range, description: str) -> list[Any]:
     """`function` of every index, in order."""
     with Pool() as pool:
-        return list(progress_bar(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
+        return list(tqdm(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
 
 
 def pixels(index: int, resolution: int, shares: tuple[float, ...]) -> np.ndarray:
@@ -134,23 +131,18 @@ def measure(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--steps", type=positive_int, default=2600)
-    add("--batch_size", type=positive_int, default=16)
-    add("--learning_rate", type=positive_float, default=1e-3)
-    add(
-        "--kl_weight", type=natural_float, default=1e-4, help="weight of the KL term, a mean over elements"
-    )
-    add("--images", type=positive_int, default=8000, help="how many scenes to train on")
-    add("--icon_share", type=share, default=0.0, help="share of scenes that show an everyday thing")
-    add("--print_share", type=share, default=0.0, help="share of scenes that show a print of one")
-    add(
-        "--channels", type=positive_int, nargs=4, default=(16, 32, 64, 64), help="widths of the four levels"
-    )
-    add("--resume", type=Path, help="go on from this folder, such as tiny_sd/vae")
-    add("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
-    add("--whole_scenes", action="store_true", help="learn at 128 px: slower, and as it is used")
-    add("--output_dir", type=Path, default=HERE)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the KL term, a mean over elements")
+    parser.add_argument("--images", type=int, default=8000, help="how many scenes to train on")
+    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
+    parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64), help="widths of the four levels")
+    parser.add_argument("--resume", type=Path, help="go on from this folder, such as tiny_sd/vae")
+    parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
+    parser.add_argument("--whole_scenes", action="store_true", help="learn at 128 px: slower, and as it is used")
+    parser.add_argument("--output_dir", type=Path, default=HERE)
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -167,7 +159,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1)
 
-    progress = progress_bar(range(1, args.steps + 1), desc="Autoencoder")
+    progress = tqdm(range(1, args.steps + 1), desc="Autoencoder")
     for step in progress:
         images = random_pieces(bank, args.batch_size, args.whole_scenes, device)
         with autocast(device):
@@ -191,7 +183,6 @@ def main() -> None:
             if not args.decoder_only:
                 vae.register_to_config(scaling_factor=round(1 / std, 5))
             vae.save_pretrained(args.output_dir / "vae")
-            give_rights(*(args.output_dir / "vae").iterdir())
 
 
 if __name__ == "__main__":
