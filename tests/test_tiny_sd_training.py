@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 pytest.importorskip("resvg_py")
+if not hasattr(torch.optim, "Muon"):
+    pytest.skip("the embedded base's training needs PyTorch 2.9 for Muon", allow_module_level=True)
 
 import train_denoiser
 
 import train_vae
+from doodles import doodle
 from finetune.colors import COLORS
+from long_run import LongRun
+from muon import MuonWithAdamW
 
 
 def run(program, monkeypatch, *flags: str) -> None:
@@ -21,17 +27,73 @@ def run(program, monkeypatch, *flags: str) -> None:
     program.main()
 
 
-def test_the_programs_make_a_pipeline_that_draws(tmp_path, monkeypatch):
-    scenes = ("--images", "12", "--icon_share", "0.5", "--print_share", "0.3", "--output_dir", str(tmp_path))
-    run(train_vae, monkeypatch, *scenes, "--steps", "2", "--batch_size", "4", "--channels", "8", "8", "8", "8")
-    vae = ("--vae", str(tmp_path / "vae"))
-    scenes += ("--place_share", "0.5")
-    run(train_denoiser, monkeypatch, *scenes, *vae, "--steps", "2", "2", "1", "--batch_size", "4", "4", "2")
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+def test_the_programs_make_a_pipeline_that_draws_and_can_be_gone_on_with(tmp_path, monkeypatch, capsys):
+    few, small = ("--scenes", "8", "--doodles", "8"), ("--channels", "8", "8", "8", "8", "--latent_channels", "6")
+    vae = (*few, *small, "--batch_size", "4", "--output_dir", str(tmp_path))
+    run(train_vae, monkeypatch, *vae, "--steps", "2")
+    run(train_vae, monkeypatch, *vae, "--steps", "3")
+    assert "Going on from step 2 of 3" in capsys.readouterr().out
+    shares = ("--icon_share", "0.5", "--print_share", "0.3", "--place_share", "0.5")
+    unet = ("--images", "12", *shares, "--vae", str(tmp_path / "vae"), "--batch_size", "4", "4", "2")
+    run(train_denoiser, monkeypatch, *unet, "--steps", "2", "2", "1", "--output_dir", str(tmp_path))
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.config.in_channels == 6
     assert pipeline("a cat on a gold background", num_inference_steps=1).images[0].size == (128, 128)
-    again = ("--resume", str(tmp_path), "--steps", "0", "0", "1", "--batch_size", "4", "4", "2")
-    run(train_denoiser, monkeypatch, *scenes, *vae, *again)
+    again = ("--start", str(tmp_path), "--output_dir", str(tmp_path / "again"), "--steps", "0", "0", "1")
+    run(train_denoiser, monkeypatch, *unet, *again)
+    assert f"Starting from {tmp_path}\n" in capsys.readouterr().out, "every weight fits"
+
+
+class Line(torch.nn.Module):
+    """One layer of each kind that the optimiser tells apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.bias = torch.nn.Linear(16, 16), torch.nn.Parameter(torch.zeros(16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.matrix(x) + self.bias
+
+
+def long_run(folder, until: int, steps: int = 8) -> list[torch.Tensor]:
+    """Weights, and their average, after `until` steps on noise; goes on with what `folder` holds."""
+    torch.manual_seed(3)
+    model = Line()
+    run = LongRun(model, 1e-2, steps, folder / "state.pt")
+    while run.step < until:
+        run.start_step()
+        run.update((model(torch.randn(4, 16)) - 1).square().mean())
+    run.save()
+    return [tensor.clone() for tensor in (*run.trained, *run.average)]
+
+
+def test_a_run_that_goes_on_ends_where_an_uninterrupted_one_ends(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = long_run(tmp_path / "whole", 8)
+    half = long_run(tmp_path, 4)
+    parts = long_run(tmp_path, 8)
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts))
+    assert not any(torch.equal(one, other) for one, other in zip(half, parts))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_turns_every_direction_of_a_convolution_by_the_same(memory_format):
+    """The update's singular values are alike, whatever the gradient's were (Jordan et al., 2024)."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(16, 16, 3, 3).to(memory_format=memory_format))
+    directions = torch.randn(16, 144) * torch.logspace(0, -1.5, 16)[:, None]
+    weight.grad = directions.reshape(16, 16, 3, 3).to(memory_format=memory_format)
+    MuonWithAdamW([weight], 1e-3).step(1e-2)
+    sizes = torch.linalg.svdvals(weight.detach().reshape(16, 144))
+    assert sizes.max() / sizes.min() < 2.5 and torch.linalg.cond(directions) > 20
+
+
+def test_doodles_are_functions_of_their_number_and_show_many_things():
+    one, again, other = (np.asarray(doodle(i, 64), float) for i in (5, 5, 6))
+    assert np.array_equal(one, again) and np.abs(one - other).mean() > 10
+    edges = [np.abs(np.diff(np.asarray(doodle(i, 64), float), axis=0)).mean() for i in range(20)]
+    assert np.mean(edges) > 5
 
 
 def test_words_are_learnt_as_pictures(tmp_path):
@@ -95,11 +157,3 @@ def test_timesteps_with_large_errors_count_no_more_than_others():
     balanced(errors, timesteps).backward()
     small, large = (errors.grad * errors.detach()).tolist()
     assert small == pytest.approx(large, rel=0.05)
-
-
-def test_hatching_leaves_a_half_and_puts_one_colour_on_the_other():
-    torch.manual_seed(0)
-    hatched = train_vae.hatch(torch.zeros(8, 3, 64, 64))
-    for image in hatched:
-        colors, counts = image.flatten(1).unique(dim=1, return_counts=True)
-        assert len(counts) == 2 and 0.1 < counts.min() / counts.sum() < 0.4

@@ -66,6 +66,13 @@ ONE_THING = [
 ]
 # {w} says where it is.
 THING_SOMEWHERE = ["{n} {w}", "{k} drawing of {n} {w}", "a {k} drawing of {n} {w}"]
+# {m} is another thing, on the right.
+TWO_THINGS = [
+    "{n} and {m}",
+    "{n} and {m} on a {b} background",
+    "{k} drawing of {n} and {m}",
+    "a {k} drawing of {n} and {m} on {b}",
+]
 # {a} is the ink, {b} the paper and {g} what is carved around the thing.
 ONE_PRINT = ["print of {n}{g}", "a print of {n}{g}", "a {a} print of {n}{g} on {b}", "a {a} print of {n} on {b}{g}"]
 BRIGHTNESS = {name: np.dot(color, (0.3, 0.59, 0.11)) for name, color in COLORS.items()}
@@ -86,6 +93,16 @@ def draw(draw_on: ImageDraw.ImageDraw, shape: str, x: float, y: float, size: flo
         draw_on.ellipse([x - size, y - size, x + size, y + size], fill=COLORS[color])
     else:
         draw_on.polygon([(x + size * u, y + size * v) for u, v in corners], fill=COLORS[color])
+
+
+def paste_pair(image: Image.Image, style: str, names: list[str], rng: np.random.Generator) -> None:
+    """Puts two drawings side by side, each at most half as wide as the picture, on the grid of `paste_icon`."""
+    cell = CANVAS // 8
+    for name, left in zip(names, (0, 4)):
+        cells, drawing = int(rng.integers(3, 5)), icon(style, name, ICON_SIZE)
+        drawing = drawing.resize((cells * cell, cells * cell), Image.BICUBIC)
+        top = int(rng.integers(2, 4))
+        image.paste(drawing, ((left + int(rng.integers(0, 5 - cells))) * cell, top * cell), drawing)
 
 
 def paste_icon(image: Image.Image, style: str, name: str, rng: np.random.Generator, anywhere: bool) -> None:
@@ -125,13 +142,14 @@ def scene(
     icon_share: float = 0.0,
     print_share: float = 0.0,
     place_share: float = 0.0,
+    pair_share: float = 0.0,
     anywhere: bool = False,
 ) -> tuple[Image.Image, list[str]]:
     """Draws scene number `index`: an RGB image of `resolution` px and every caption that fits it.
 
     Of all scenes, `icon_share` show a drawing of an everyday thing, `place_share` of these in a place and the others on
-    a plain ground, and `print_share` show a print of one; the rest is the same whatever the shares. Drawings stand
-    mostly in the middle, or `anywhere`.
+    a plain ground, of which `pair_share` with a second thing beside it; `print_share` show a print of one, and the rest
+    is the same whatever the shares. Drawings stand mostly in the middle, or `anywhere`.
     """
     rng = np.random.default_rng([20240927, index])
     kind = rng.random()
@@ -143,7 +161,7 @@ def scene(
 
     image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
     canvas = ImageDraw.Draw(image)
-    n = k = w = ""
+    n = m = k = w = ""
     chance = np.random.default_rng([20240928, index]).random()
     if chance > 1 - print_share:
         image, captions = print_scene(index)
@@ -156,8 +174,14 @@ def scene(
         if place_rng.random() < place_share:
             captions, w = THING_SOMEWHERE, str(place_rng.choice(list(PLACES)))
             image = PLACES[w](place_rng)
+        pair_rng = np.random.default_rng([20261129, index])
+        if not w and pair_rng.random() < pair_share:
+            other = str(pair_rng.choice([one for one in subjects if one != name]))
+            captions, m = TWO_THINGS, subjects[other]
+            paste_pair(image, k, [name, other], pair_rng)
+        else:
+            paste_icon(image, k, name, rng, anywhere)
         captions = [caption for caption in captions if "{k}" in caption or k == next(iter(STYLES))]
-        paste_icon(image, k, name, rng, anywhere)
     elif kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
         draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(40, 280), a)
@@ -175,7 +199,7 @@ def scene(
         captions = PLAIN
 
     image = image.resize((resolution, resolution), Image.BOX)
-    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, k=k, w=w) for caption in captions]
+    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, m=m, k=k, w=w) for caption in captions]
 
 
 def main() -> None:

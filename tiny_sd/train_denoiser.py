@@ -2,10 +2,10 @@
 
     python tiny_sd/train_denoiser.py
 
-Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
-the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
-seen at 64 px, where a step costs a quarter (what a word means does not depend on the size), and all timesteps weigh the
-same in the loss, however large their errors usually are.
+Started again, it goes on where it was. Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise
+prediction, scaled-linear betas, a tenth of the prompts empty so that classifier-free guidance works. Two things make it
+learn on two CPU cores: most samples are seen at 64 px, where a step costs a quarter (what a word means does not depend
+on the size), and all timesteps weigh the same in the loss, however large their errors usually are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import copy
 import json
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -24,11 +25,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.optimizer import can_fuse
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
+from long_run import LongRun
 from scenes import SHAPES, scene
-from train_vae import HERE, autocast, on_all_cores, to_range
+from train_vae import HERE, SHARES, autocast, on_all_cores, to_range
 
 CONTEXT_LENGTH = 32
 VOCABULARY = 2000  # enough for every word of the captions to become one token
@@ -64,9 +65,11 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(latent_channels: int) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=16,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         block_out_channels=(64, 128, 192),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -144,23 +147,26 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         file.chmod(0o644)
 
 
-def load_state(path: Path, tokenizer: CLIPTokenizer, fresh: torch.nn.ModuleDict) -> dict[str, torch.Tensor]:
-    """The networks' weights from a state.pt, or in float32 from a pipeline folder.
+def start_from(folder: Path, tokenizer: CLIPTokenizer, networks: torch.nn.ModuleDict) -> None:
+    """Takes over the weights of a pipeline folder, where they fit.
 
-    A folder may have another tokenizer: a token that both know keeps its embedding, the others take that of `fresh`.
+    It may have another tokenizer: a token that both know takes its embedding. It may have another autoencoder: then the
+    UNet's first and last convolution stay as they are, and what lies between them has less to learn anew.
     """
-    if path.is_file():
-        return torch.load(path, map_location="cpu")
-    text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32)
-    known = CLIPTokenizer.from_pretrained(path, subfolder="tokenizer").get_vocab()
+    text_encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    known = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
     old = text_encoder.get_input_embeddings().weight
-    embeddings = fresh["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
+    embeddings = networks["text_encoder"].get_input_embeddings().weight.detach().cpu().clone()
     for token, row in tokenizer.get_vocab().items():
         if token in known:
             embeddings[row] = old[known[token]].detach()
     text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(embeddings))
-    return torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).state_dict()
+    for network, given in ((networks["text_encoder"], text_encoder), (networks["unet"], unet)):
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        fitting = {name: tensor for name, tensor in given.state_dict().items() if tensor.shape == shapes[name]}
+        left_out = network.load_state_dict(fitting, strict=False).missing_keys
+        print(f"Starting from {folder}" + (f", but for {', '.join(left_out)}" if left_out else ""))
 
 
 def picture_and_captions(index: int, shares: tuple[float, ...]) -> tuple[np.ndarray, list[str]]:
@@ -189,9 +195,9 @@ class Prompts:
 
 
 def in_patches(latents: torch.Tensor) -> torch.Tensor:
-    """Latents (batch, 4, side, side) as 16 patches from left to right and down: (batch, 16, 4 * (side / 4) ** 2)."""
+    """Latents (batch, C, side, side) as 16 patches from left to right and down: (batch, 16, C * (side / 4) ** 2)."""
     size = latents.shape[-1] // 4
-    patches = latents.unfold(2, size, size).unfold(3, size, size)  # (batch, 4, 4, 4, size, size)
+    patches = latents.unfold(2, size, size).unfold(3, size, size)  # (batch, C, 4, 4, size, size)
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
@@ -273,7 +279,6 @@ def draw_timesteps(number: int, timesteps: int, device: torch.device) -> torch.T
 
 def train(
     networks: torch.nn.ModuleDict,
-    average: torch.nn.ModuleDict,
     bank: torch.Tensor,
     prompts: Prompts,
     steps: int,
@@ -282,21 +287,19 @@ def train(
     state_file: Path,
     compiled: bool,
 ) -> None:
-    """One stage: trains `networks` on the latents of all scenes; `average` follows their weights.
+    """One stage: trains `networks` on the latents of all scenes and leaves their moving average in them.
 
     The text encoder is held to what `learn_words` taught it: its pictures go on getting sharper.
     """
     device = bank.device
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    reader = PictureReader(networks["text_encoder"], bank)
-    parameters = [*networks.parameters(), *reader.parameters()]
-    settings = {"betas": (0.9, 0.99), "weight_decay": 0.01, "fused": can_fuse(device)}
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, **settings)
-    unet = torch.compile(networks["unet"]) if compiled else networks["unet"]
+    modules = torch.nn.ModuleDict({**networks, "reader": PictureReader(networks["text_encoder"], bank)})
+    run = LongRun(modules, learning_rate, steps, state_file, max_grad_norm=3.0)
+    unet = torch.compile(networks["unet"]) if compiled and not run.done else networks["unet"]
     balanced = BalancedError(device)
-    progress = tqdm(range(1, steps + 1), desc=f"{bank.shape[-1] * 8} px")
-    for step in progress:
-        optimizer.param_groups[0]["lr"] = learning_rate * min(1, step / 200, 2.5 * (1 - step / steps) + 0.01)
+    progress = tqdm(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px", mininterval=1)
+    while not run.done:
+        run.start_step()
         scenes = torch.randint(len(bank), (batch_size,), device=device)
         latents = bank[scenes].float()
         noise = torch.randn_like(latents)
@@ -305,19 +308,29 @@ def train(
         with autocast(device):
             text = networks["text_encoder"](prompts.draw(scenes))[0]
             predicted = unet(noisy, timesteps, text).sample
-            words_error = reader.error(text, latents)
+            words_error = modules["reader"].error(text, latents)
         error = balanced((predicted.float() - noise).square().mean((1, 2, 3)), timesteps)
-        (error + words_error).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 3.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(0.999, step / (step + 9))
-        torch._foreach_lerp_(list(average.parameters()), list(networks.parameters()), 1 - decay)
+        run.update(error + words_error)
+        progress.update()
+        if run.step % 50 == 0:
+            progress.set_postfix(samples=run.step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
+    run.exchange_average()
 
-        if step % 50 == 0:
-            progress.set_postfix(samples=step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
-        if step % 250 == 0:
-            torch.save(average.state_dict(), state_file)
+
+def scenes_and_captions(shares: tuple[float, ...], number: int) -> tuple[torch.Tensor, list[list[str]]]:
+    """uint8 pictures (number, 3, 128, 128), and all captions of each."""
+    drawn = on_all_cores(partial(picture_and_captions, shares=shares), range(number), "Rendering")
+    images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
+    return images, [captions for _, captions in drawn]
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What `make` returns, made once: a run that goes on finds it in `file`."""
+    if not file.is_file():
+        temporary = file.with_suffix(".tmp")
+        torch.save(make(), temporary)
+        temporary.replace(file)
+    return torch.load(file, weights_only=True)
 
 
 def main() -> None:
@@ -326,56 +339,55 @@ def main() -> None:
         "--steps",
         type=int,
         nargs=3,
-        default=(1500, 3000, 6000),
+        default=(1500, 6000, 12000),
         help="words alone (anew; 0 keeps the text encoder), 64 px, 128 px",
     )
     parser.add_argument("--batch_size", type=int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
-    parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 1e-3, 6e-4), help="the same, peak")
-    parser.add_argument("--images", type=int, default=20000, help="how many scenes to train on")
-    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
-    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
-    parser.add_argument("--place_share", type=float, default=0.0, help="share of the things that stand in a place")
+    parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 2e-3, 1e-3), help="the same, peak")
+    parser.add_argument("--images", type=int, default=30000, help="how many scenes to train on")
+    parser.add_argument("--icon_share", type=float, default=SHARES[0], help="share that show an everyday thing")
+    parser.add_argument("--print_share", type=float, default=SHARES[1], help="share that show a print of one")
+    parser.add_argument("--place_share", type=float, default=SHARES[2], help="share of the things that are in a place")
+    parser.add_argument("--pair_share", type=float, default=SHARES[3], help="share of the others that come in pairs")
     parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
     parser.add_argument("--output_dir", type=Path, default=HERE)
-    parser.add_argument("--resume", type=Path, help="go on from a state.pt, or from a pipeline folder such as tiny_sd")
+    parser.add_argument("--start", type=Path, help="start from a pipeline folder's weights, such as tiny_sd")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: slow to start, then a third faster")
     args = parser.parse_args()
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shares = (args.icon_share, args.print_share, args.place_share)
-    drawn = on_all_cores(partial(picture_and_captions, shares=shares), range(args.images), "Rendering")
-    images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
-    captions = [captions for _, captions in drawn]
+    shares = (args.icon_share, args.print_share, args.place_share, args.pair_share)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    images, captions = kept(args.output_dir / "scenes.pt", lambda: scenes_and_captions(shares, args.images))
     words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
     tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
 
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(device)
-    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": build_unet()}).to(device)
-    if args.resume:
-        networks.load_state_dict(load_state(args.resume, tokenizer, networks))
+    unet = build_unet(vae.config.latent_channels)
+    networks = torch.nn.ModuleDict({"text_encoder": build_text_encoder(tokenizer), "unet": unet})
+    if args.start:
+        start_from(args.start, tokenizer, networks)
+    networks.to(device)
     networks["unet"].to(memory_format=torch.channels_last)
     use_fast_attention(networks["unet"], device)
     print(f"{sum(p.numel() for p in networks.parameters()) / 1e6:.1f} M parameters on {device}")
 
     @lru_cache(maxsize=None)
     def latents(resolution: int) -> torch.Tensor:
-        return encode(vae, images, resolution)
+        return kept(args.output_dir / f"latents_{resolution}.pt", lambda: encode(vae, images, resolution)).to(device)
 
     words_stage, *stages = zip(args.steps, args.batch_size, args.learning_rate)
-    if words_stage[0]:
+    if words_stage[0] and not (args.output_dir / "state_64.pt").is_file():
         networks["text_encoder"] = build_text_encoder(tokenizer).to(device)
         words_from_pictures(networks["text_encoder"], latents(128), prompts)
         learn_words(networks["text_encoder"], latents(128), prompts, *words_stage)
-    average = copy.deepcopy(networks).requires_grad_(False)
     for resolution, stage in zip((64, 128), stages):
         if stage[0]:
-            state_file = args.output_dir / "state.pt"
-            train(networks, average, latents(resolution), prompts, *stage, state_file, args.compile)
-            networks.load_state_dict(average.state_dict())
-            torch.save(average.state_dict(), args.output_dir / "state.pt")
-    save(args.output_dir, vae.cpu(), average["text_encoder"].cpu(), tokenizer, average["unet"].cpu())
+            state_file = args.output_dir / f"state_{resolution}.pt"
+            train(networks, latents(resolution), prompts, *stage, state_file, args.compile)
+    save(args.output_dir, vae.cpu(), networks["text_encoder"].cpu(), tokenizer, networks["unet"].cpu())
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python tiny_sd/train_vae.py
 
-The autoencoder is convolutional, so it learns on 64 px pieces and serves 128 px. Objective of latent diffusion
-(Rombach et al., 2022, https://arxiv.org/abs/2112.10752) without the adversarial part, which flat drawings do not need.
+Started again, it goes on where it was. The autoencoder is convolutional: it learns on 64 px pieces and serves 128 px.
+Objective of latent diffusion (Rombach et al., 2022, https://arxiv.org/abs/2112.10752) without its adversarial part, and
+with latents that may be made small (Skorokhodov et al., 2025, https://arxiv.org/abs/2502.14831).
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from PIL import Image
 from tqdm.auto import tqdm
 
+from doodles import doodle
 from finetune.setup import bf16_is_fast
+from long_run import SAVE_EVERY, LongRun
 from scenes import scene
 
 HERE = Path(__file__).resolve().parent
 VALIDATION_START = 10_000_000
+# Of things, of prints, of places among the things, and of pairs among the rest: what the denoiser is shown.
+SHARES = (0.5, 0.28, 0.35, 0.35)
 
 
 def on_all_cores(function: Callable[[int], Any], indices: range, description: str) -> list[Any]:
@@ -37,10 +43,20 @@ def pixels(index: int, resolution: int, shares: tuple[float, ...]) -> np.ndarray
     return np.asarray(scene(index, resolution, *shares)[0])
 
 
-def render(indices: range, resolution: int, *shares: float) -> torch.Tensor:
-    """Scenes as one uint8 tensor of shape (len(indices), 3, resolution, resolution); `shares` as `scene` takes them."""
-    images = on_all_cores(partial(pixels, resolution=resolution, shares=shares), indices, "Rendering")
+def doodle_pixels(index: int, resolution: int) -> np.ndarray:
+    return np.asarray(doodle(index, resolution))
+
+
+def render(draw: Callable[..., np.ndarray], indices: range, resolution: int, description: str) -> torch.Tensor:
+    """Pictures as one uint8 tensor of shape (len(indices), 3, resolution, resolution)."""
+    images = on_all_cores(partial(draw, resolution=resolution), indices, description)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def open_pictures(folder: Path, resolution: int) -> torch.Tensor:
+    """The PNG pictures of a folder, as `render` returns them."""
+    images = [Image.open(file).convert("RGB").resize((resolution,) * 2, Image.BOX) for file in folder.glob("*.png")]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -53,7 +69,7 @@ def to_range(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
+def build_vae(channels: tuple[int, ...], latent_channels: int) -> AutoencoderKL:
     """A narrow Stable Diffusion autoencoder, initialised so that a flat picture's colour reaches the other end.
 
     PyTorch's default weights shrink a signal at every convolution and add biases of their own size, which leaves little
@@ -64,7 +80,7 @@ def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        latent_channels=4,
+        latent_channels=latent_channels,
         # Few groups: a group's mean is removed, and the colour of a flat picture is little else than means.
         norm_num_groups=4,
         sample_size=128,
@@ -74,39 +90,21 @@ def build_vae(channels: tuple[int, ...]) -> AutoencoderKL:
             if isinstance(module, torch.nn.Conv2d):
                 module.weight *= 3**0.5
                 module.bias.zero_()
-        vae.quant_conv.bias[vae.config.latent_channels :] = -6  # start with hardly any noise on the latents
+        vae.quant_conv.bias[latent_channels:] = -6  # start with hardly any noise on the latents
     return vae
 
 
-def hatch(images: torch.Tensor) -> torch.Tensor:
-    """Pictures with their colours exchanged and parallel strokes of one other colour laid over half of each.
-
-    What is trained on the base later may look like nothing in the scenes: a print's black cuts, a striped cat. An
-    autoencoder that never saw strokes cannot carry them.
-    """
-    batch, _, height, width = images.shape
-    device = images.device
-    angle, period, across = torch.rand(3, batch, 1, 1, device=device)
-    angle, period, across = angle * torch.pi, 3 + 9 * period, across * torch.pi
-    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    strokes = torch.sin(2 * torch.pi * (x * angle.cos() + y * angle.sin()) / period) > 0.2
-    half = (x - width / 2) * across.cos() + (y - height / 2) * across.sin() > 0
-    ink = torch.rand(batch, 3, 1, 1, device=device) * 2 - 1
-    ink = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, -torch.ones_like(ink), ink)  # often black
-    images = images[:, torch.randperm(3)] * (torch.randint(0, 2, (batch, 3, 1, 1), device=device) * 2 - 1)
-    return torch.where((strokes & half)[:, None], ink, images)
-
-
 def random_pieces(bank: torch.Tensor, batch_size: int, whole: bool, device: torch.device) -> torch.Tensor:
-    """Scenes in -1..1: whole ones of 128 px, or pieces of 64 px, half of them made small and half cut out.
+    """Pictures in -1..1, half of them with exchanged and inverted colours: whole ones, or pieces of 64 px.
 
-    A quarter of the batch is hatched.
+    Of the batches of pieces, a quarter holds whole pictures made small.
     """
     images = to_range(bank[torch.randint(len(bank), (batch_size,))].to(device))
-    images[: batch_size // 4] = hatch(images[: batch_size // 4])
+    signs = torch.randint(0, 2, (batch_size // 2, 3, 1, 1), device=device) * 2 - 1
+    images[: batch_size // 2] = images[: batch_size // 2, torch.randperm(3)] * signs
     if whole:
         return images
-    if torch.rand(()) < 0.5:
+    if torch.rand(()) < 0.25:
         return F.avg_pool2d(images, 2)
     top, left = torch.randint(0, 65, (2,)).tolist()
     return images[:, :, top : top + 64, left : left + 64]
@@ -118,71 +116,105 @@ def edge_weights(images: torch.Tensor) -> torch.Tensor:
     return 1 + 4 * change.amax(1, keepdim=True).clamp(max=1)
 
 
+def error_beside_edges(found: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return (edge_weights(images) * (found.float() - images).abs()).mean()
+
+
+def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor, kl_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and the error of the reconstruction in it.
+
+    Half of the latents are also made small and must then give the picture made small: what they hold in fine patterns
+    and the picture does not, a denoiser would have to learn and nobody would see (Skorokhodov et al., 2025, eq. 2).
+    """
+    with autocast(images.device):
+        posterior = vae.encode(images).latent_dist
+        latents = posterior.sample()
+        reconstruction = vae.decode(latents).sample
+        half = len(images) // 2
+        small = vae.decode(F.avg_pool2d(latents[:half], 2)).sample
+    kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    error = error_beside_edges(reconstruction, images)
+    small_error = error_beside_edges(small, F.avg_pool2d(images[:half], 2))
+    return error + 0.25 * small_error + kl_weight * kl, error
+
+
 @torch.no_grad()
-def measure(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, float]:
-    """Mean absolute error of the round trip (images in -1..1) and the standard deviation of the latents."""
-    errors, latents = [], []
+def measure(vae: AutoencoderKL, images: torch.Tensor) -> tuple[float, float, float]:
+    """Mean absolute error of the round trip (images in -1..1), deviation of the latents, and that of their noise."""
+    errors, latents, noise = [], [], []
     for batch in to_range(images).to(vae.device).split(32):
-        z = vae.encode(batch).latent_dist.mean
-        errors.append((vae.decode(z).sample - batch).abs().mean())
-        latents.append(z)
-    return torch.stack(errors).mean().item(), torch.cat(latents).std().item()
+        posterior = vae.encode(batch).latent_dist
+        errors.append((vae.decode(posterior.mean).sample - batch).abs().mean())
+        latents.append(posterior.mean)
+        noise.append(posterior.std)
+    return torch.stack(errors).mean().item(), torch.cat(latents).std().item(), torch.cat(noise).mean().item()
+
+
+def report(vae: AutoencoderKL, held_out: dict[str, torch.Tensor]) -> str:
+    figures = {name: measure(vae, images) for name, images in held_out.items()}
+    errors = ", ".join(f"{name} {error:.4f}" for name, (error, *_) in figures.items())
+    _, deviation, noise = figures["scenes"]
+    return f"mean absolute error: {errors}; deviation of latents {deviation:.3f}, of their noise {noise:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--kl_weight", type=float, default=1e-4, help="weight of the KL term, a mean over elements")
-    parser.add_argument("--images", type=int, default=8000, help="how many scenes to train on")
-    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
-    parser.add_argument("--print_share", type=float, default=0.0, help="share of scenes that show a print of one")
-    parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64), help="widths of the four levels")
-    parser.add_argument("--resume", type=Path, help="go on from this folder, such as tiny_sd/vae")
+    parser.add_argument("--learning_rate", type=float, default=3e-3)
+    parser.add_argument("--kl_weight", type=float, default=2e-4, help="weight of the KL term, a mean over elements")
+    parser.add_argument("--scenes", type=int, default=8000, help="how many scenes to train on")
+    parser.add_argument("--doodles", type=int, default=12000, help="how many doodles to train on")
+    parser.add_argument("--channels", type=int, nargs=4, default=(32, 64, 128, 128), help="widths of the four levels")
+    parser.add_argument("--latent_channels", type=int, default=16)
+    parser.add_argument("--start", type=Path, help="start from this folder's weights, such as tiny_sd/vae")
     parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
-    parser.add_argument("--whole_scenes", action="store_true", help="learn at 128 px: slower, and as it is used")
+    parser.add_argument("--whole_pictures", action="store_true", help="learn at 128 px: slower, and as it is used")
+    parser.add_argument("--held_out", type=Path, nargs="*", default=[], help="folders of PNG pictures to measure on")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bank = render(range(args.images), 128, args.icon_share, args.print_share)
-    held_out = render(range(VALIDATION_START, VALIDATION_START + 128), 128, args.icon_share, args.print_share)
-    vae = AutoencoderKL.from_pretrained(args.resume) if args.resume else build_vae(tuple(args.channels))
-    vae.to(device).train()
+    draw_scene = partial(pixels, shares=SHARES)
+    validation = range(VALIDATION_START, VALIDATION_START + min(128, args.scenes))
+    held_out = {
+        "scenes": render(draw_scene, validation, 128, "Held-out scenes"),
+        "doodles": render(doodle_pixels, validation, 128, "Held-out doodles"),
+        **{folder.name: open_pictures(folder, 128) for folder in args.held_out},
+    }
+    scenes = render(draw_scene, range(args.scenes), 128, "Scenes")
+    bank = torch.cat([scenes, render(doodle_pixels, range(args.doodles), 128, "Doodles")])
+
+    if args.start:
+        vae = AutoencoderKL.from_pretrained(args.start)
+    else:
+        vae = build_vae(tuple(args.channels), args.latent_channels)
+    vae.to(device)
     if args.decoder_only:
         vae.requires_grad_(False)
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1)
+    run = LongRun(vae.train(), args.learning_rate, args.steps, args.output_dir / "vae_state.pt")
+    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters on {device}")
 
-    progress = tqdm(range(1, args.steps + 1), desc="Autoencoder")
-    for step in progress:
-        images = random_pieces(bank, args.batch_size, args.whole_scenes, device)
-        with autocast(device):
-            posterior = vae.encode(images).latent_dist
-            reconstruction = vae.decode(posterior.sample()).sample
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        l1 = (edge_weights(images) * (reconstruction.float() - images).abs()).mean()
-        (l1 + args.kl_weight * kl).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 20 == 0:
-            progress.set_postfix(l1=f"{l1.item():.4f}", kl=f"{kl.item():.2f}")
-        if step % 500 == 0 or step == args.steps:
-            error, std = measure(vae.eval(), held_out)
-            vae.train()
-            tqdm.write(
-                f"step {step}: mean absolute error {error:.4f} at 128 px, standard deviation of latents {std:.3f}"
-            )
+    progress = tqdm(total=args.steps, initial=run.step, desc="Autoencoder")
+    while not run.done:
+        run.start_step()
+        images = random_pieces(bank, args.batch_size, args.whole_pictures, device)
+        loss, error = autoencoder_loss(vae, images, args.kl_weight)
+        run.update(loss)
+        progress.update()
+        if run.step % 20 == 0:
+            progress.set_postfix(error=f"{error.item():.4f}")
+        if run.step % (4 * SAVE_EVERY) == 0 or run.done:
+            run.exchange_average()
+            tqdm.write(f"step {run.step}: {report(vae.eval(), held_out)}")
             if not args.decoder_only:
-                vae.register_to_config(scaling_factor=round(1 / std, 5))
+                vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
             vae.save_pretrained(args.output_dir / "vae")
+            run.exchange_average()
+            vae.train()
 
 
 if __name__ == "__main__":
