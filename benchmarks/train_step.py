@@ -255,11 +255,11 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     lines = [f"| {names} | of peak |", "|---|---|---|---|---|---|---|"]
     for name, runs in results.items():
         rates = sorted(1 / run["seconds"] for run in runs)
-        ratio = median("library", "seconds") / median(name, "seconds") if "library" in results else float("nan")
+        ratio = f"{median('library', 'seconds') / median(name, 'seconds'):.2f}" if "library" in results else "–"
         held = " + ".join(f"{median(name, key) / 2**30:.2f}" for key in ("weights", "gradients", "optimizer"))
         share = f"{median(name, 'flops') / median(name, 'seconds') / peak:.0%}" if peak else ""
         lines.append(
-            f"| {name} | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {ratio:.2f} "
+            f"| {name} | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {ratio} "
             f"| {median(name, 'first'):.1f} s | {median(name, 'peak') / 2**30:.2f} GiB | {held} GiB | {share} |"
         )
     return "\n".join(lines)

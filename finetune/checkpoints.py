@@ -59,6 +59,13 @@ def find_checkpoint(output_dir: Path, which: str) -> Path | None:
     raise CheckpointError(f"{which!r} is not a finished checkpoint. Finished ones in {output_dir}: {known}.")
 
 
+def newest_in_words(output_dir: Path) -> str:
+    found = find_checkpoint(output_dir, "latest")
+    if found is None:
+        return "There is no checkpoint yet."
+    return f"The last good checkpoint is {found}; go on from it with --resume_from_checkpoint latest."
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's step, settings and number. Raises CheckpointError if another release of this code wrote it."""
     state = json.loads((checkpoint / STATE_FILE).read_text())

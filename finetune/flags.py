@@ -15,6 +15,7 @@ from .training import Plan
 
 # One of them has steps of its own, for which there is no flag.
 SCHEDULES = [kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT]
+LAST_OF_POLYNOMIAL = 1e-7  # the learning rate that this schedule ends at, in diffusers
 
 
 def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
@@ -53,6 +54,12 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags, with the precision that "auto" stands for: on another machine it may be another training."""
     args = parser.parse_args()
+    falls = args.lr_warmup_steps < args.max_train_steps and args.learning_rate > LAST_OF_POLYNOMIAL
+    if args.lr_scheduler == SchedulerType.POLYNOMIAL.value and not falls:
+        parser.error(
+            f"--lr_scheduler polynomial falls from --learning_rate to {LAST_OF_POLYNOMIAL:g} after --lr_warmup_steps: "
+            "the rate must be higher, and the steps fewer than --max_train_steps"
+        )
     args.mixed_precision = precision_here(args.mixed_precision)
     return args
 

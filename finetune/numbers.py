@@ -28,7 +28,7 @@ def number(
         except ValueError:
             value = math.nan
         fits = (
-            math.isfinite(value)
+            -math.inf < value < math.inf
             and (at_least is None or value >= at_least)
             and (above is None or value > above)
             and (at_most is None or value <= at_most)

@@ -20,8 +20,7 @@ RUN_FILE = "run.json"
 # Flags that name what is compared by what it holds: models and data may lie elsewhere now.
 NAMES = {
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "dataset_name", "train_data_dir",
-    "instance_data_dir", "class_data_dir", "image_column", "conditioning_image_column", "caption_column",
-    "max_train_samples",
+    "instance_data_dir", "class_data_dir", "max_train_samples",
 }  # fmt: skip
 # Flags on which nothing depends that is learnt, but for rounding.
 FREE = {
@@ -71,9 +70,35 @@ def _model_files(folder: Path) -> Iterator[Path]:
         yield from (path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def _known_as(words: str, identity: str) -> dict[str, str]:
+def _known_as(words: str, identity: str) -> dict[str, Any]:
     """What is compared by its identity and told in words."""
     return {"words": words, "identity": identity}
+
+
+def data_identity(data: Any) -> str:
+    """Of what has `len` and a string `fingerprint`: the number of its samples, and what they are."""
+    return f"{len(data)} {data.fingerprint}"
+
+
+def data_behind(model: Path) -> list[str] | None:
+    """The identities of all data that a trained model has seen: in its run, and in that of the model it started from.
+
+    None if that is not known, as of a model from elsewhere.
+    """
+    settings = _settings_of_model(model)
+    if settings is None:
+        return None
+    before = (settings.get("start") or {"data": []})["data"]
+    return None if before is None else [*before, settings["data"]["identity"]]
+
+
+def _settings_of_model(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run, or of the checkpoint, that a folder with a trained model lies in; None if in neither."""
+    for name in (RUN_FILE, STATE_FILE):
+        file = folder.resolve().parent / name
+        if file.is_file():
+            return json.loads(file.read_text())["settings"]
+    return None
 
 
 def processes_started() -> int:
@@ -83,14 +108,15 @@ def processes_started() -> int:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What makes a training with these flags the training that it is, as far as it is known before the data are."""
-    base, start = args.pretrained_model_name_or_path, getattr(args, "controlnet_model_name_or_path", None)
+    base = args.pretrained_model_name_or_path
     settings = {
         "program": Path(sys.argv[0]).name,
         "base": _known_as(base, fingerprint(base)),
         "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * processes_started(),
     }
-    if start is not None:
-        settings["start"] = _known_as(start, fingerprint(start))
+    if hasattr(args, "controlnet_model_name_or_path"):
+        start = args.controlnet_model_name_or_path
+        settings["start"] = start and {**_known_as(start, fingerprint(start)), "data": data_behind(Path(start))}
     kept = sorted(set(vars(args)) - NAMES - FREE)
     return {**settings, **{name: getattr(args, name) for name in kept}}
 
@@ -121,20 +147,10 @@ def keep(output_dir: Path, settings: dict[str, Any], finished: int | None, resul
     write_file(output_dir / RUN_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def finished_run(output_dir: Path) -> dict[str, Any] | None:
-    """What `keep` wrote last, if that was that the run is finished."""
+def read_run(output_dir: Path) -> dict[str, Any]:
+    """What `keep` wrote last; where that was nothing, no settings and not finished."""
     file = output_dir / RUN_FILE
-    content = json.loads(file.read_text()) if file.is_file() else {"finished": None}
-    return None if content["finished"] is None else content
-
-
-def settings_of_model(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run, or of the checkpoint, that a folder with a trained model lies in; None if in neither."""
-    for name in (RUN_FILE, STATE_FILE):
-        file = folder.resolve().parent / name
-        if file.is_file():
-            return json.loads(file.read_text())["settings"]
-    return None
+    return json.loads(file.read_text()) if file.is_file() else {"finished": None, "result": None, "settings": None}
 
 
 class Run:
@@ -146,8 +162,8 @@ class Run:
         self.settings = settings_of(args)
 
     def add_data(self, name: str | Path, data: Any, role: str = "data") -> None:
-        """What is trained on: `data` has `len` and a string `fingerprint`; `role` is a key of WORDS."""
-        self.settings[role] = _known_as(f"{len(data)} samples of {name}", f"{len(data)} {data.fingerprint}")
+        """What is trained on; `role` is a key of WORDS."""
+        self.settings[role] = _known_as(f"{len(data)} samples of {name}", data_identity(data))
 
     def check(self) -> None:
         """To be called before any long work, and again when more is known.
@@ -155,40 +171,69 @@ class Run:
         Raises:
             CheckpointError: if the folder holds a run, and going on with that is not what was asked for; or if there is
                 no such checkpoint.
-            RunFinished: if it holds this run, finished, and no checkpoint.
         """
-        chosen = find_checkpoint(self.output_dir, self.resume_from) if self.resume_from else None
-        newest, finished = find_checkpoint(self.output_dir, "latest"), finished_run(self.output_dir)
-        if newest is None and finished is None:
-            return
-        ways = f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
+        chosen, finished = self._found()
+        newest = find_checkpoint(self.output_dir, "latest")
+        used = newest is not None or finished is not None
         elsewhere = chosen is not None and chosen.resolve().parent != self.output_dir.resolve()
-        if self.resume_from is None or elsewhere:
+        if used and (self.resume_from is None or elsewhere):
             raise CheckpointError(
                 f"There is a run in {self.output_dir} already: go on with it by --resume_from_checkpoint latest, or, "
-                f"for a new one, {ways}."
+                f"for a new one, {self._ways()}."
             )
-        if self.resume_from != "latest":  # whoever names a checkpoint means what differs, and is told of it
+        state = read_state(chosen) if chosen else finished
+        if state is None:
             return
-        was = finished["settings"] if newest is None else read_state(newest)["settings"]
-        changes = differences(was, self.settings, changeable=False)
-        if changes:
-            lines = "".join(f"\n- {change}" for change in changes)
+        if not elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
+            self._require_same(state)
+        step, wanted = state["step"], self.settings["max_train_steps"]
+        if step > wanted:
+            what_to_do = "" if elsewhere else f" For a run of {wanted} steps, {self._ways()}."
             raise CheckpointError(
-                f"The run in {self.output_dir} is another training than this one:{lines}\nFor this one, {ways}."
+                f"The run in {chosen.parent if chosen else self.output_dir} is at step {step} already, beyond "
+                f"--max_train_steps {wanted}: nothing was trained.{what_to_do}"
             )
-        if newest is None:
-            self._end(finished, ways)
 
-    def _end(self, finished: dict[str, Any], ways: str) -> None:
-        step, wanted = finished["finished"], self.settings["max_train_steps"]
+    def end_if_finished(self) -> None:
+        """After `check`: if this run is finished and kept no checkpoint, there is nothing to do.
+
+        Raises:
+            RunFinished: if it was finished at the last step that is asked for.
+            CheckpointError: if it was finished before.
+        """
+        chosen, finished = self._found()
+        if chosen is not None or finished is None:
+            return
+        step, wanted = finished["step"], self.settings["max_train_steps"]
         if step < wanted:
             raise CheckpointError(
                 f"The run in {self.output_dir} was finished at step {step} and kept no checkpoint to go on from to "
-                f"step {wanted}: {ways}."
+                f"step {wanted}: {self._ways()}."
             )
         result = self.output_dir / finished["result"]
-        raise RunFinished(
-            f"The run in {self.output_dir} is finished, at step {step} of {wanted}: nothing was trained.\n"
-            f"Its result: {result}"
-        )
+        raise RunFinished(f"{finished_words(self.output_dir, step)}\nIts result: {result}")
+
+    def _found(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The checkpoint to go on from; and what is known of the folder's run if that is finished."""
+        chosen = find_checkpoint(self.output_dir, self.resume_from) if self.resume_from else None
+        run = read_run(self.output_dir)
+        return chosen, None if run["finished"] is None else {**run, "step": run["finished"]}
+
+    def _ways(self) -> str:
+        return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
+
+    def _require_same(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError if a checkpoint, or a finished run, is of another training than this one."""
+        changes = differences(state["settings"], self.settings, changeable=False)
+        if state["step"] >= self.settings["max_train_steps"]:  # no step is left for what might change on the way
+            before = {name: value for name, value in state["settings"].items() if name != "max_train_steps"}
+            changes += differences(before, self.settings, changeable=True)
+        if changes:
+            lines = "".join(f"\n- {change}" for change in changes)
+            raise CheckpointError(
+                f"The run in {self.output_dir} is another training than this one:{lines}\nFor this one, {self._ways()}."
+            )
+
+
+def finished_words(output_dir: Path, step: int) -> str:
+    return f"The run in {output_dir} is finished, at step {step}: nothing was trained."

@@ -27,7 +27,8 @@ def fail_clearly() -> Iterator[None]:
     try:
         yield
     except RunFinished as finished:
-        print(finished)
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(finished)
     except (SetupError, BaseModelError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
         sys.exit(f"\nError: {error}")
 

@@ -62,7 +62,7 @@ class Training:
         load_model: reads that folder into the unwrapped model.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
-        settings: what else makes the training what it is, as `runs.settings_of`; what changes in it is reported.
+        settings: what makes the training what it is, those of its `runs.Run`; what changes in them is reported.
 
     Raises:
         SetupError: if the optimiser asked for is not installed.
@@ -100,13 +100,8 @@ class Training:
         self.model_name = model_name
         batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
         self.samples_per_step = plan.train_batch_size * batches_per_step
-        self.settings = {
-            "samples_per_step": self.samples_per_step,
-            "learning_rate": plan.learning_rate,
-            "seed": plan.seed,
-            **settings,
-        }
-        self.trained_with = self.settings  # what the weights that are there were trained with
+        self.settings = settings
+        self.trained_with = settings  # what the weights that are there were trained with
         self.made_steps = False
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
@@ -149,10 +144,9 @@ class Training:
         self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.plan.max_train_steps}.")
         if self.step >= self.plan.max_train_steps:
             return
-        for change in runs.differences(self.trained_with, self.settings, changeable=True):
-            self.accelerator.print(f"Note: {change} from here on.")
-        for change in runs.differences(self.trained_with, self.settings, changeable=False):
-            self.accelerator.print(f"Note: {change}: the run goes on, but not as it would have.")
+        for changeable, words in ((True, " from here on"), (False, ": the run goes on, but not as it would have")):
+            for change in runs.differences(self.trained_with, self.settings, changeable):
+                self.accelerator.print(f"Note: {change}{words}.")
 
     def compiled(self, denoise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """What predicts the noise, compiled if the plan says so; that happens in the first step."""
@@ -227,10 +221,7 @@ class Training:
     def last_checkpoint(self) -> str:
         if self.publishing is not None:
             wait([self.publishing])
-        found = checkpoints.find_checkpoint(self.output_dir, "latest")
-        if found is None:
-            return "There is no checkpoint yet."
-        return f"The last good checkpoint is {found}; go on from it with --resume_from_checkpoint latest."
+        return checkpoints.newest_in_words(self.output_dir)
 
     def run(
         self,
@@ -300,11 +291,7 @@ class Training:
         if self.accelerator.is_main_process:
             runs.keep(self.output_dir, self.trained_with, self.step, result.name)
         if not self.made_steps:
-            beyond = f", beyond --max_train_steps {self.plan.max_train_steps}"
-            self.accelerator.print(
-                f"The run in {self.output_dir} is finished, at step {self.step}"
-                f"{beyond if self.step > self.plan.max_train_steps else ''}: nothing was trained."
-            )
+            self.accelerator.print(runs.finished_words(self.output_dir, self.step))
         self.accelerator.print(f"The trained {what}: {result}")
 
     def optimization_step(self, batches: Iterator[Any], compute_loss: Callable[[Any], torch.Tensor]) -> None:
@@ -330,8 +317,8 @@ class Training:
             if not math.isfinite(loss):
                 step = self.step - len(losses) + i + 1
                 raise NonFiniteLossError(
-                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate from there "
-                    f"on usually helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
+                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate usually "
+                    f"helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
                 )
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
+from finetune.numbers import positive_int
+
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
 from .cores import thread_environment, usable_cores
 from .grade import grade_hand_in, real_judges
@@ -232,15 +234,13 @@ def main() -> None:
     add = parser.add_argument
     add("hand_in", type=Path, nargs="?", help="a zip, an unpacked one, or a folder of zips")
     add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
-    add("--jobs", type=int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
+    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")
     add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
     add("--prepare", action="store_true", help="compute that, and do nothing else")
     add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help="grade in its folders")
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error("--jobs must be at least 1")
     if args.job:
         return run_job(Job(**json.loads(args.job)))
     try:

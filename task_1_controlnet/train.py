@@ -157,6 +157,7 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
+    run.end_if_finished()
     accelerator = start_accelerator(
         args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )

@@ -100,13 +100,14 @@ def main() -> None:
         print(f"Skipped: {problem}")
     instances = Variants(subject, args.random_flip, args.random_crop)
     run = Run(args)
-    run.add_data(args.instance_data_dir, instances)
+    run.add_data(args.instance_data_dir, subject)
     run.check()
     accelerator = start_accelerator(
         args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
+        run.end_if_finished()
         training = LoraTraining(accelerator, plan, run, instances)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
         return
@@ -122,6 +123,7 @@ def main() -> None:
     class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
     run.add_data(args.class_data_dir, class_images, "class")
     run.check()
+    run.end_if_finished()
     training = LoraTraining(
         accelerator,
         plan,

@@ -39,8 +39,9 @@ def main() -> None:
     )
     data = Variants(captioned, args.random_flip, args.random_crop)
     run = Run(args)
-    run.add_data(args.train_data_dir or args.dataset_name, data)
+    run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()
+    run.end_if_finished()
     accelerator = start_accelerator(
         args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )

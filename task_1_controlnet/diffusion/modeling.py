@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Sequence
 
 import torch
@@ -11,6 +13,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+
+from finetune.checkpoints import give_rights
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
 
@@ -108,6 +112,11 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         init_dict, unused_kwargs, other_fields = super().extract_init_dict(config_dict, **kwargs)
         other_fields.update(inert)  # kept, so that a model is saved with the configuration it was loaded with
         return init_dict, unused_kwargs, other_fields
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' models, but readable for whom the umask says."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        give_rights(*Path(save_directory).glob("*.safetensors"))
 
     @property
     def attn_processors(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence, Union
 
 import diffusers
@@ -21,6 +22,8 @@ from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetMo
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from PIL import Image
+
+from finetune.checkpoints import give_rights
 
 from .controlnet import ControlNetModel, ControlNetOutput
 from .unets.unet_2d_condition import UNet2DConditionModel
@@ -173,6 +176,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             controlnet = (library, "MultiControlNetModel")
         self.register_to_config(unet=("diffusers", "UNet2DConditionModel"), controlnet=controlnet)
         super().save_pretrained(save_directory, *args, **kwargs)
+        give_rights(*Path(save_directory).glob("*/*.safetensors"))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
