@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import patch_environment
 
+from finetune import setup
+from finetune.optimizer import SetupError
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
@@ -81,3 +84,14 @@ def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, mon
         accelerator = start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=4, seed=0)
         assert accelerator.gradient_accumulation_steps == 4
         accelerator.end_training()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate joins processes that have a GPU each")
+def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, monkeypatch):
+    """What a launcher sets for the first of two, where accelerate is not told to join them."""
+    monkeypatch.setattr(setup, "join_processes_on_cpu", lambda: None)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SetupError, match="2 processes were started, but each would train for itself"):
+        start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=1, seed=0)
