@@ -49,7 +49,7 @@ def require_hardware(base_model: str) -> None:
         )
     if not torch.cuda.is_available():
         raise SetupError(
-            f"Training {base_model!r} needs a CUDA GPU, and PyTorch {torch.__version__} finds none here.\n"
+            f"The base model {base_model!r} needs a CUDA GPU, and PyTorch {torch.__version__} finds none here.\n"
             f"- With an NVIDIA GPU: check that `nvidia-smi` works and that PyTorch was installed with CUDA.\n"
             f"- Without one: use {EMBEDDED_BASE}.\n"
             f"- If a folder was meant: there is no {base_model!r} in {Path.cwd()}."

@@ -91,6 +91,12 @@ def require_finished(lora: Path, option: str) -> Path:
     return lora
 
 
+def training_of(lora: Path) -> str:
+    """What it was trained on, as far as its run says so."""
+    run = read_run(lora.parent)
+    return f", trained for {run['finished']} steps on {run['settings']['data']['words']}" if run["finished"] else ""
+
+
 def find_report(student_id: str, given: Path | None) -> Path:
     name = f"{student_id}.pdf"
     for path in (Path(name), RUNS / name) if given is None else (given,):
@@ -116,7 +122,7 @@ def sources_here(
         except Missing as missing:
             lines.append(Line("WRONG", item, str(missing)))
             return None
-        lines.append(Line("", item, f"found at {path}."))
+        lines.append(Line("", item, f"found at {path}{training_of(path)}."))
         return path
 
     code = found("code", find_task_1, task_1)
