@@ -39,6 +39,8 @@ WORDS = {
     "class": "the pictures of the class",
     "samples_per_step": "the samples of a step (batch size, accumulation and processes multiplied)",
 }
+# Where mpirun says how many processes it has started, each in the releases of another maker.
+MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # So many pieces of a file stand for it: weights that were trained further differ nearly everywhere.
 PIECES, PIECE_BYTES = 1024, 1024
 
@@ -102,8 +104,9 @@ def _settings_of_model(folder: Path) -> dict[str, Any] | None:
 
 
 def processes_started() -> int:
-    """How many processes a launcher (torchrun, accelerate launch) has started for this training."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+    """How many processes a launcher (torchrun, accelerate launch, mpirun) has started for this training."""
+    names = [*MPI_SIZES, *(["WORLD_SIZE"] if "LOCAL_RANK" in os.environ else [])]
+    return max(int(os.environ.get(name, 1)) for name in names)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def join_processes_on_cpu() -> None:
     if not hasattr(torch.cpu, "set_device"):
         raise SetupError(
             f"Several processes without a GPU need PyTorch 2.2 or later, and this is {torch.__version__}: start the "
-            "program by `python` alone, without torchrun or accelerate launch."
+            "program by `python` alone, without torchrun, accelerate launch or mpirun."
         )
     os.environ["ACCELERATE_USE_CPU"] = "true"
 
@@ -123,7 +123,7 @@ def start_accelerator(
     if accelerator.num_processes != processes_started():
         raise SetupError(
             f"{processes_started()} processes were started, but each would train for itself: start the program by "
-            "`python` alone, without torchrun or accelerate launch."
+            "`python` alone, without torchrun, accelerate launch or mpirun."
         )
     accelerator.init_trackers(name)
     set_seed(seed)

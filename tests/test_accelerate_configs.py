@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -14,6 +13,7 @@ from accelerate.utils import patch_environment
 
 from finetune import setup
 from finetune.optimizer import SetupError
+from finetune.runs import processes_started
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
@@ -86,12 +86,19 @@ def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, mon
         accelerator.end_training()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate joins processes that have a GPU each")
+@pytest.mark.parametrize("names", [("WORLD_SIZE", "LOCAL_RANK"), ("OMPI_COMM_WORLD_SIZE",), ("PMI_SIZE",)])
+def test_processes_are_counted_by_what_their_launcher_says(names, monkeypatch):
+    assert processes_started() == 1
+    monkeypatch.setenv("WORLD_SIZE", "5")  # which some machines set for no reason
+    assert processes_started() == 1
+    for name in names:
+        monkeypatch.setenv(name, "3")
+    assert processes_started() == 3
+
+
 def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, monkeypatch):
-    """What a launcher sets for the first of two, where accelerate is not told to join them."""
+    """Two were started, and accelerate knows of one."""
     monkeypatch.setattr(setup, "join_processes_on_cpu", lambda: None)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    for name, value in (("LOCAL_RANK", "0"), ("RANK", "0"), ("WORLD_SIZE", "2")):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(setup, "processes_started", lambda: 2)
     with pytest.raises(SetupError, match="2 processes were started, but each would train for itself"):
         start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=1, seed=0)
