@@ -128,7 +128,6 @@ def together() -> None:
     sys.path.insert(0, str(TASK_1))
     sys.path.append(str(TASK_2))  # behind, as both have an evaluate.py
     from evaluate import generate
-
     from lora_files import load_lora
     from utils import load_pipeline
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from finetune.numbers import picture_size, positive_int
 from models import ROOT, build_base, device_name
 
 MIB = 2**20
@@ -105,8 +106,8 @@ def table(results: list[dict[str, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd", help="of the encodings")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10000, 50000])
-    parser.add_argument("--resolution", type=int, default=128, help="px")
+    parser.add_argument("--samples", type=positive_int, nargs="+", default=[1000, 10000, 50000])
+    parser.add_argument("--resolution", type=picture_size, default=128, help="px")
     parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
     args = parser.parse_args()
     results = [measure(args.size, samples, args.resolution) for samples in args.samples]

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.numbers import positive_int
 from finetune.training import Plan, Training
 from train import save_controlnet
 
@@ -65,7 +66,7 @@ def measure(size: str, folder: Path, repeats: int) -> list[tuple[float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=positive_int, default=3)
     parser.add_argument("--output_dir", type=Path, default=None, help="a folder on the disk to measure")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.output_dir) as folder:

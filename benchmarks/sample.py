@@ -29,6 +29,7 @@ from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.base import sampling_scheduler
 from finetune.dtypes import cast
+from finetune.numbers import positive_int
 
 
 def ours(models: Models) -> StableDiffusionControlNetPipeline:
@@ -58,9 +59,9 @@ def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.M
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
-    parser.add_argument("--batch_size", type=int, default=4, help="images drawn at once")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch_size", type=positive_int, default=4, help="images drawn at once")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--repeats", type=positive_int, default=5)
     parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
     args = parser.parse_args()
 

@@ -47,6 +47,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.dtypes import cast
 from finetune.images import square, to_tensor
+from finetune.numbers import positive_int
 from finetune.objective import diffusion_loss
 from finetune.optimizer import build_optimizer
 from finetune.setup import bf16_is_fast, place_frozen, use_fast_attention
@@ -259,11 +260,11 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     lines = [f"| {names} | of peak |", "|---|---|---|---|---|---|---|"]
     for name, runs in results.items():
         rates = sorted(1 / run["seconds"] for run in runs)
-        ratio = median("library", "seconds") / median(name, "seconds") if "library" in results else float("nan")
+        ratio = f"{median('library', 'seconds') / median(name, 'seconds'):.2f}" if "library" in results else "–"
         held = " + ".join(f"{median(name, key) / 2**30:.2f}" for key in ("weights", "gradients", "optimizer"))
         share = f"{median(name, 'flops') / median(name, 'seconds') / peak:.0%}" if peak else ""
         lines.append(
-            f"| {name} | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {ratio:.2f} "
+            f"| {name} | {statistics.median(rates):.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {ratio} "
             f"| {median(name, 'first'):.1f} s | {median(name, 'peak') / 2**30:.2f} GiB | {held} GiB | {share} |"
         )
     return "\n".join(lines)
@@ -273,9 +274,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["controlnet", "lora"], default="controlnet")
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
-    parser.add_argument("--batch_size", type=int, default=16, help="images a step, the same for all recipes")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed in each round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="images a step, the same for all recipes")
+    parser.add_argument("--steps", type=positive_int, default=10, help="steps that are timed in each round")
+    parser.add_argument("--rounds", type=positive_int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=None, help="write all figures to this JSON file too")
     parser.add_argument("--only", choices=list(RECIPES), default=None, help=argparse.SUPPRESS)

@@ -78,6 +78,16 @@ class BaseModel:
         self.vae.to(device)
         return self
 
+    @property
+    def factor(self) -> int:
+        """So many px of a picture's side are one of its latents'."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def require_size(self, resolution: int) -> None:
+        """Raises ValueError if the autoencoder cannot take pictures of so many px."""
+        if resolution % self.factor:
+            raise ValueError(f"The base {self.name!r} needs a --resolution that is a multiple of {self.factor} px.")
+
     @contextmanager
     def on(self, device: torch.device) -> Iterator[None]:
         """Both networks on `device` for a while; afterwards each is back where it was."""

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
 
 from .base import BaseModel
 from .checkpoints import CheckpointError, finish_folder, write_file
 from .images import square, to_tensor
+from .progress import progress_bar
 
 CACHE_FILE = "cache.json"
 PROMPTS_FILE = "prompts.json"
@@ -170,7 +170,7 @@ def _encode_images(
         kept = sum(len(line) for line, _ in zip(lines, range(latents.done)))
     os.truncate(texts_file, kept)
     rest = Subset(Samples(data, key["resolution"], None), range(latents.done, key["samples"]))
-    progress = tqdm(
+    progress = progress_bar(
         total=key["samples"],
         initial=latents.done,
         desc="Encoding images once",
@@ -200,7 +200,7 @@ def _encode_prompts(folder: Path, key: dict[str, Any], base: BaseModel, accelera
 
     base.tell_of_cut(prompts, accelerator.print)
     embeddings = _Rows(folder, "embeddings", len(prompts), key["dtype"])
-    for start in tqdm(range(embeddings.done, len(prompts), 64), desc="Encoding prompts once", leave=False):
+    for start in progress_bar(range(embeddings.done, len(prompts), 64), desc="Encoding prompts once", leave=False):
         with accelerator.autocast():
             batch = base.encode_prompts(prompts[start : start + 64]).cpu().numpy()
         with _writing(folder):

@@ -27,10 +27,20 @@ def _flush(*paths: Path) -> None:
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The finished checkpoints, oldest first."""
+    """The finished checkpoints, in the order in which they were written: a run may have gone on from an older step."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     finished = [path for path in found if (path / STATE_FILE).is_file()]
-    return sorted(finished, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(finished, key=lambda path: (written(path), int(path.name.split("-")[1])))
+
+
+def written(checkpoint: Path) -> int:
+    """How many checkpoints were written into its folder before; 0 where that was not counted yet."""
+    return json.loads((checkpoint / STATE_FILE).read_text()).get("written", 0)
+
+
+def next_number(output_dir: Path) -> int:
+    """What `written` shall say of the next checkpoint."""
+    return 1 + max(map(written, list_checkpoints(output_dir)), default=0)
 
 
 def find_checkpoint(output_dir: Path, which: str) -> Path | None:
@@ -49,8 +59,31 @@ def find_checkpoint(output_dir: Path, which: str) -> Path | None:
     raise CheckpointError(f"{which!r} is not a finished checkpoint. Finished ones in {output_dir}: {known}.")
 
 
+def newest_in_words(output_dir: Path) -> str:
+    found = find_checkpoint(output_dir, "latest")
+    if found is None:
+        return "There is no checkpoint yet."
+    return f"The last good checkpoint is {found}; go on from it with --resume_from_checkpoint latest."
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / STATE_FILE).read_text())
+    """The checkpoint's step, settings and number. Raises CheckpointError if another release of this code wrote it."""
+    state = json.loads((checkpoint / STATE_FILE).read_text())
+    if "written" not in state:
+        raise CheckpointError(
+            f"{checkpoint} was written by an older release of this program: finish the run with that, choose another "
+            f"--output_dir, or remove {checkpoint.parent}."
+        )
+    return state
+
+
+def give_rights(*files: Path) -> None:
+    """The rights of any new file there, by the umask: safetensors 0.8 keeps what it writes to its owner alone."""
+    for file in files:
+        new = file.with_name(f".{file.name}.new")
+        new.touch()
+        file.chmod(new.stat().st_mode & 0o777)
+        new.unlink()
 
 
 def start_folder(target: Path) -> Path:
@@ -63,6 +96,7 @@ def start_folder(target: Path) -> Path:
 
 def finish_folder(temporary: Path, target: Path) -> None:
     """Flushes the temporary folder to the disk and renames it to `target`, whose old content goes only after that."""
+    give_rights(*[path for path in temporary.rglob("*") if path.is_file()])
     _flush(*temporary.rglob("*"), temporary)
     old = target.with_name(f".{target.name}.old")
     if target.exists():

@@ -17,6 +17,16 @@ def can_fuse(device: torch.device) -> bool:
     return device.type == "cuda" or (device.type == "cpu" and is_torch_version(">=", "2.4"))
 
 
+# Of Stable Diffusion's fine-tunings.
+HYPERPARAMETERS: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+
+
+def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now."""
+    for group in optimizer.param_groups:
+        group.update(HYPERPARAMETERS, lr=learning_rate, initial_lr=learning_rate)
+
+
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
 ) -> torch.optim.Optimizer:
@@ -25,7 +35,7 @@ def build_optimizer(
     Raises:
         SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed.
     """
-    settings: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+    settings = {"lr": learning_rate, **HYPERPARAMETERS}
     if use_8bit_adam:
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -19,6 +19,7 @@ from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
 from .dtypes import cast
 from .optimizer import SetupError
+from .runs import RunFinished, processes_started
 from .training import NonFiniteLossError
 
 
@@ -27,6 +28,9 @@ def fail_clearly() -> Iterator[None]:
     """Ends the program with the message of an error that the user can mend, without a traceback."""
     try:
         yield
+    except RunFinished as finished:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+            print(finished)
     except (SetupError, BaseModelError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
         sys.exit(f"\nError: {without_traceback(error)}")
 
@@ -39,13 +43,26 @@ def without_traceback(error: Exception) -> str:
     return re.split(rf"(?m)^(?:\w+\.)*{type(error).__name__}: ", message)[-1].rstrip()
 
 
+def looks_local(name: str) -> bool:
+    """Whether a base model's name can only be meant as a path: names of the hub are OWNER/NAME."""
+    return Path(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
+
+
 def require_hardware(base_model: str) -> None:
-    """Raises SetupError if a hub-sized base model is asked for on a machine without a CUDA GPU."""
-    if not torch.cuda.is_available() and not Path(base_model).is_dir():
+    """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a CUDA GPU."""
+    if Path(base_model).is_dir():
+        return
+    if looks_local(base_model):
         raise SetupError(
-            f"Training {base_model!r} needs a CUDA GPU, and PyTorch {torch.__version__} finds none here.\n"
+            f"There is no folder {base_model!r} in {Path.cwd()}: correct the base model's name. It must be a folder as "
+            f"diffusers saves it, or OWNER/NAME of the Hugging Face hub; or use {EMBEDDED_BASE}."
+        )
+    if not torch.cuda.is_available():
+        raise SetupError(
+            f"The base model {base_model!r} needs a CUDA GPU, and PyTorch {torch.__version__} finds none here.\n"
             f"- With an NVIDIA GPU: check that `nvidia-smi` works and that PyTorch was installed with CUDA.\n"
-            f"- Without one: use {EMBEDDED_BASE}."
+            f"- Without one: use {EMBEDDED_BASE}.\n"
+            f"- If a folder was meant: there is no {base_model!r} in {Path.cwd()}."
         )
 
 
@@ -73,21 +90,51 @@ def use_fast_attention(model: ModelMixin, device: torch.device) -> None:
         model.set_attn_processor(AttnProcessor())
 
 
+def precision_here(mixed_precision: str) -> str:
+    """What "auto" stands for on this machine; anything else is what it is."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    return "bf16" if bf16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"
+
+
+def join_processes_on_cpu() -> None:
+    """Lets accelerate join what a launcher started without a GPU, where each process would train for itself.
+
+    Raises:
+        SetupError: if this PyTorch cannot.
+    """
+    if torch.cuda.is_available() or processes_started() == 1 or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return
+    if not hasattr(torch.cpu, "set_device"):
+        raise SetupError(
+            f"Several processes without a GPU need PyTorch 2.2 or later, and this is {torch.__version__}: start the "
+            "program by `python` alone, without torchrun, accelerate launch or mpirun."
+        )
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
 def start_accelerator(
     output_dir: Path, name: str, mixed_precision: str, gradient_accumulation_steps: int, seed: int
 ) -> Accelerator:
-    """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded."""
-    if mixed_precision == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        mixed_precision = "bf16" if bf16_is_fast(device) else "no"
+    """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded.
+
+    Raises:
+        SetupError: if the processes that were started do not train together.
+    """
+    join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(gradient_accumulation_steps)
     accelerator = Accelerator(
-        mixed_precision=mixed_precision,
+        mixed_precision=precision_here(mixed_precision),
         gradient_accumulation_steps=gradient_accumulation_steps,
         log_with="tensorboard",
         project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
     )
+    if accelerator.num_processes != processes_started():
+        raise SetupError(
+            f"{processes_started()} processes were started, but each would train for itself: start the program by "
+            "`python` alone, without torchrun, accelerate launch or mpirun."
+        )
     accelerator.init_trackers(name)
     set_seed(seed)
     return accelerator

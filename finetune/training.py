@@ -18,9 +18,10 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from . import checkpoints
+from . import checkpoints, runs
 from .objective import batches_of_indices, seed_for
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, set_hyperparameters
+from .progress import progress_bar
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
@@ -61,7 +62,7 @@ class Training:
         load_model: reads that folder into the unwrapped model.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
-        settings: what else has to stay the same for a resumed run to be exact; a difference is reported.
+        settings: what makes the training what it is, those of its `runs.Run`; what changes in them is reported.
 
     Raises:
         SetupError: if the optimiser asked for is not installed.
@@ -79,38 +80,29 @@ class Training:
         model_name: str,
         settings: dict[str, Any],
     ) -> None:
-        optimizer = build_optimizer(
+        self.plan = plan
+        self.plain_optimizer = build_optimizer(
             [p for p in model.parameters() if p.requires_grad],
             plan.learning_rate,
             plan.use_8bit_adam,
             accelerator.device,
         )
-        self.lr_scheduler = get_scheduler(
-            plan.lr_scheduler,
-            optimizer,
-            num_warmup_steps=plan.lr_warmup_steps,
-            num_training_steps=plan.max_train_steps,
-        )
+        self.step = 0
+        self.start_schedule()
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which asks the loader, and ours is not prepared
             deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed_config["train_micro_batch_size_per_gpu"] = plan.train_batch_size
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        accelerator.register_for_checkpointing(self.lr_scheduler)
+        self.model, self.optimizer = accelerator.prepare(model, self.plain_optimizer)
         self.accelerator = accelerator
-        self.plan = plan
         self.dataset = dataset
         self.save_model = save_model
         self.output_dir = Path(output_dir)
         self.model_name = model_name
         batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
         self.samples_per_step = plan.train_batch_size * batches_per_step
-        self.settings = {
-            "samples_per_step": self.samples_per_step,
-            "learning_rate": plan.learning_rate,
-            "seed": plan.seed,
-            **settings,
-        }
-        self.step = 0
+        self.settings = settings
+        self.trained_with = settings  # what the weights that are there were trained with
+        self.made_steps = False
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
         self.background = ThreadPoolExecutor(1)
@@ -129,6 +121,17 @@ class Training:
         accelerator.register_save_state_pre_hook(save_hook)
         accelerator.register_load_state_pre_hook(load_hook)
 
+    def start_schedule(self) -> None:
+        """The learning rate as the plan says, from this step on: a function of the step, there is no state to load."""
+        set_hyperparameters(self.plain_optimizer, self.plan.learning_rate)
+        self.lr_scheduler = get_scheduler(
+            self.plan.lr_scheduler,
+            self.plain_optimizer,
+            num_warmup_steps=self.plan.lr_warmup_steps,
+            num_training_steps=self.plan.max_train_steps,
+            last_epoch=self.step - 1,
+        )
+
     def resume(self, which: str | None) -> None:
         """Continues from a checkpoint: `latest`, a path, or None for a fresh start. Raises CheckpointError."""
         checkpoint = checkpoints.find_checkpoint(self.output_dir, which) if which else None
@@ -136,12 +139,14 @@ class Training:
             return
         state = checkpoints.read_state(checkpoint)
         self.accelerator.load_state(str(checkpoint))
-        self.step = state["step"]
+        self.step, self.trained_with = state["step"], state["settings"]
+        self.start_schedule()  # the flags count, not what the optimiser's state says
         self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.plan.max_train_steps}.")
-        changed = [name for name in self.settings if state["settings"].get(name) != self.settings[name]]
-        for name in changed:
-            was, now = state["settings"].get(name), self.settings[name]
-            self.accelerator.print(f"Note: {name} was {was} and is {now}: the run goes on, but not as it would have.")
+        if self.step >= self.plan.max_train_steps:
+            return
+        for changeable, words in ((True, " from here on"), (False, ": the run goes on, but not as it would have")):
+            for change in runs.differences(self.trained_with, self.settings, changeable):
+                self.accelerator.print(f"Note: {change}{words}.")
 
     def compiled(self, denoise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         """What predicts the noise, compiled if the plan says so; that happens in the first step."""
@@ -182,7 +187,8 @@ class Training:
             self.accelerator.save_state(str(temporary))
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                state = {"step": self.step, "settings": self.settings}
+                number = checkpoints.next_number(self.output_dir)
+                state = {"step": self.step, "written": number, "settings": self.trained_with}
                 (temporary / checkpoints.STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
                 self.publishing = self.background.submit(self.publish, temporary, target)
         except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
@@ -215,10 +221,7 @@ class Training:
     def last_checkpoint(self) -> str:
         if self.publishing is not None:
             wait([self.publishing])
-        found = checkpoints.find_checkpoint(self.output_dir, "latest")
-        if found is None:
-            return "There is no checkpoint yet."
-        return f"The last good checkpoint is {found}; go on from it with --resume_from_checkpoint latest."
+        return checkpoints.newest_in_words(self.output_dir)
 
     def run(
         self,
@@ -236,9 +239,12 @@ class Training:
             NonFiniteLossError: naming the step and the last good checkpoint.
             CheckpointError: if a checkpoint cannot be written.
         """
+        if self.step >= self.plan.max_train_steps:
+            return True
+        self.begin()
         batches = self.batches()
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-        progress = tqdm(
+        progress = progress_bar(
             total=self.plan.max_train_steps,
             initial=self.step,
             desc="Training",
@@ -252,12 +258,12 @@ class Training:
                 progress.update()
                 done = self.step == self.plan.max_train_steps
                 stopping = self.asked_to_stop()
-                due = self.step % self.plan.checkpointing_steps == 0 or done or stopping
-                if self.step % LOG_EVERY == 0 or due:
+                saving = stopping or self.is_due(self.plan.checkpointing_steps)
+                if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
-                if due:
+                if saving:
                     self.save_checkpoint()
-                if validation_steps and (done or self.step % validation_steps == 0):
+                if self.is_due(validation_steps):
                     self.accelerator.log(validate(self.step), step=self.step)
                 if stopping and not done:
                     self.finish_checkpoint()
@@ -269,6 +275,24 @@ class Training:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return True
+
+    def begin(self) -> None:
+        """From now on the weights are those of these settings, and a result in the folder is not this run's."""
+        self.trained_with, self.made_steps = self.settings, True
+        if self.accelerator.is_main_process:
+            runs.keep(self.output_dir, self.settings, finished=None, result=None)
+
+    def is_due(self, every: int) -> bool:
+        """Whether what is done `every` so many steps (0: never) and at the end is done after this one."""
+        return every > 0 and (self.step % every == 0 or self.step == self.plan.max_train_steps)
+
+    def finish(self, what: str, result: Path) -> None:
+        """Keeps with the run that it is finished, and says where the result is and whether anything was trained."""
+        if self.accelerator.is_main_process:
+            runs.keep(self.output_dir, self.trained_with, self.step, result.name)
+        if not self.made_steps:
+            self.accelerator.print(runs.finished_words(self.output_dir, self.step))
+        self.accelerator.print(f"The trained {what}: {result}")
 
     def optimization_step(self, batches: Iterator[Any], compute_loss: Callable[[Any], torch.Tensor]) -> None:
         """One update of the weights, over as many batches as gradients are accumulated."""
@@ -293,8 +317,8 @@ class Training:
             if not math.isfinite(loss):
                 step = self.step - len(losses) + i + 1
                 raise NonFiniteLossError(
-                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate, or "
-                    f"--mixed_precision bf16 instead of fp16, usually helps."
+                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate usually "
+                    f"helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
                 )
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]

@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
+from finetune.numbers import positive_int
+
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
 from .archive import is_dropping
 from .collection import hand_ins, is_readable_archive, left_out
@@ -232,7 +234,7 @@ def main() -> None:
     add = parser.add_argument
     add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
     add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
-    add("--jobs", type=int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
+    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="see grading/numbers.py")
     add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
     add("--prepare", action="store_true", help="compute that, and do nothing else")

@@ -18,6 +18,8 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 
+from finetune.numbers import seed_int
+
 from .banners import TODO_FILES, TODOS, BannerError, read_parts
 from .observe import observe
 from .problems import Note, explain_error
@@ -111,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task-1", type=Path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
     parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs")
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
+from finetune.runs import read_run
+
 from .archive import find_items
 from .handed_out import FINETUNE, ROOT
 from .items import LORAS, TASK_1, WEIGHTS_FILE
@@ -64,11 +66,11 @@ def find_lora(item: str, given: Path | None) -> Path:
         path = given / WEIGHTS_FILE if given.is_dir() else given
         if not path.is_file():
             raise Missing(f"There is no file {path}: correct {option}.")
-        return path
+        return require_finished(path, option)
     for pattern in LORA_RUNS[item]:
         found = sorted(RUNS.glob(f"{pattern}/{WEIGHTS_FILE}"))
         if len(found) == 1:
-            return found[0]
+            return require_finished(found[0], option)
         if found:
             names = ", ".join(str(path.parent) for path in found)
             raise Missing(f"There are several LoRAs of {LORAS[item]} ({names}): choose one with {option}.")
@@ -76,6 +78,23 @@ def find_lora(item: str, given: Path | None) -> Path:
         f"The LoRA of {LORAS[item]} is missing: train it (`cd task_2_lora && sh scripts/{LORA_SCRIPTS[item]}`), or "
         f"name its folder with {option}."
     )
+
+
+def require_finished(lora: Path, option: str) -> Path:
+    """The file, unless a training in its folder goes on: then it is what an earlier one left there."""
+    run = read_run(lora.parent)
+    if run["settings"] is not None and run["finished"] is None:
+        raise Missing(
+            f"{lora} is not by the training in {lora.parent}, which is not finished: start that again, and it goes on; "
+            f"or name another LoRA with {option}."
+        )
+    return lora
+
+
+def training_of(lora: Path) -> str:
+    """What it was trained on, as far as its run says so."""
+    run = read_run(lora.parent)
+    return f", trained for {run['finished']} steps on {run['settings']['data']['words']}" if run["finished"] else ""
 
 
 def find_report(student_id: str, given: Path | None) -> Path:
@@ -103,7 +122,7 @@ def sources_here(
         except Missing as missing:
             lines.append(Line("WRONG", item, str(missing)))
             return None
-        lines.append(Line("", item, f"found at {path}."))
+        lines.append(Line("", item, f"found at {path}{training_of(path)}."))
         return path
 
     code = found("code", find_task_1, task_1)

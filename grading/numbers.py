@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Sequence
 
@@ -115,5 +116,8 @@ def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
             value = float(value)
         if type(value) is not type(old):
             raise ValueError(f"{setting!r}: the value must be of the same kind as {old!r}.")
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(0 <= part < math.inf for part in parts if isinstance(part, (int, float))):
+            raise ValueError(f"{setting!r}: the value must be finite and not below 0.")
         numbers = replace(numbers, **{name: value})
     return numbers

@@ -19,12 +19,14 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from discs import Line
 from fill50k import RenderedFill50K, load_data
 from finetune.images import square
+from finetune.numbers import natural_float, natural_int, positive_int, seed_int
+from finetune.progress import progress_bar
+from finetune.runs import data_behind
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
 from metrics import DiscScore, edge_f1, score, summary
 from utils import draw_grid, load_pipeline, load_test_data
@@ -63,7 +65,7 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)
     faster = pipeline.device.type == "cpu" and bf16_is_fast(pipeline.device)
     images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="Generating", leave=False):
+    for start in progress_bar(range(0, len(prompts), batch_size), desc="Generating", leave=False):
         chosen = slice(start, start + batch_size)
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(prompts[chosen]))]
         with torch.autocast("cpu", torch.bfloat16, enabled=faster):
@@ -168,15 +170,18 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 
 def what_the_last_are(controlnet: str, folder: str, columns: Sequence[str], first: int) -> str:
     """What the samples of a folder from number `first` on are to a ControlNet: "held_out" or "trained_on", or
-    "last_samples" where the run that it lies in does not say that it was trained on this folder's first samples."""
-    run = Path(controlnet).resolve().parent / "run.json"
-    trained = json.loads(run.read_text())["settings"].get("data") if run.is_file() else None
-    if trained is None:
+    "last_samples" where it is not known that all it was trained on are this folder's first samples."""
+    behind = data_behind(Path(controlnet))
+    if behind is None:
         return "last_samples"
-    number, fingerprint = trained["identity"].split(maxsplit=1)
-    if load_data(folder, *columns, max_samples=int(number)).fingerprint != fingerprint:
-        return "last_samples"
-    return "held_out" if first >= int(number) else "trained_on"
+    label = "held_out"
+    for identity in behind:
+        number, fingerprint = identity.split(maxsplit=1)
+        if load_data(folder, *columns, max_samples=int(number)).fingerprint != fingerprint:
+            return "last_samples"
+        if first < int(number):
+            label = "trained_on"
+    return label
 
 
 def evaluate_edges(
@@ -236,10 +241,10 @@ def main() -> None:
     parser.add_argument("--image_column", default="image", help="that folder's column of images")
     parser.add_argument("--conditioning_image_column", default="conditioning_image", help="its column of conditions")
     parser.add_argument("--caption_column", default="text", help="its column of captions")
-    parser.add_argument("--num_conditions", type=int, default=100, help="held-out conditions (0: none)")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_conditions", type=natural_int, default=100, help="held-out conditions (0: none)")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     if args.edges and args.num_conditions < 1:

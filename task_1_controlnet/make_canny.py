@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from fill50k import load_data
 from finetune.checkpoints import write_folder
 from finetune.images import square
+from finetune.numbers import natural_float, positive_int
+from finetune.progress import progress_bar
 from finetune.setup import fail_clearly
 from metrics import canny_edges
 
@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--dataset_name", required=True, help="pictures with captions: folder, zip, or hub name")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--caption_column", default="text")
-    parser.add_argument("--max_samples", type=int, default=None, help="use the first so many samples only")
-    parser.add_argument("--resolution", type=int, default=512, help="side of the squares that are stored, px")
-    parser.add_argument("--sigma", type=float, default=2.0, help="blur before edges are looked for, px of 512")
+    parser.add_argument("--max_samples", type=positive_int, default=None, help="use the first so many samples only")
+    parser.add_argument("--resolution", type=positive_int, default=512, help="side of the squares that are stored, px")
+    parser.add_argument("--sigma", type=natural_float, default=2.0, help="blur before edges are looked for, px of 512")
     parser.add_argument("--output_dir", type=Path, required=True, help="must not be there yet")
     args = parser.parse_args()
     if args.output_dir.exists():
@@ -40,7 +40,7 @@ def main() -> None:
         for name in ("images", "edges"):
             (folder / name).mkdir()
         with (folder / "metadata.jsonl").open("w") as lines:
-            for i in tqdm(range(len(data)), desc="Edges"):
+            for i in progress_bar(range(len(data)), desc="Edges"):
                 sample, name = data[i], f"{i:06d}.png"
                 image = square(sample["image"], args.resolution)
                 image.save(folder / "images" / name)

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 
 from finetune.base import load_part
 from finetune.dtypes import dtype_argument
+from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
 from utils import draw_grid, load_test_data, pick_device
 
@@ -23,9 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--prompt", nargs="+", help="draw these instead of the test prompts")
-    parser.add_argument("--num_inference_steps", type=int, default=50)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_inference_steps", type=positive_int, default=50)
+    parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("../runs/text_to_image"))
     args = parser.parse_args()
     require_hardware(args.base)

@@ -11,23 +11,26 @@ Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, eq. 1.
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from evaluate import generate, results_grid, score_all
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from evaluate import generate, results_grid, score_all
 from fill50k import load_data
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
-from finetune.flags import plan_of, training_parser
+from finetune.flags import parse, plan_of, training_parser
 from finetune.images import square, to_tensor
+from finetune.numbers import natural_int, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
+from finetune.runs import Run
 from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
 from finetune.training import Training
 from metrics import summary
@@ -44,14 +47,14 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--controlnet_model_name_or_path", default=None, help="start from this ControlNet instead of the UNet's copy")
-    add("--conditioning_channels", type=int, nargs="+", default=[16, 32, 96, 256], help="condition embedding's widths")
+    add("--conditioning_channels", type=positive_int, nargs="+", default=[16, 32, 96, 256], help="embedding's widths")
     add("--dataset_name", default="fusing/fill50k", help="'rendered' (no download), folder, zip, or hub name")
     add("--image_column", default="image", help="the data's column of images")
     add("--conditioning_image_column", default="conditioning_image", help="the data's column of conditions")
     add("--caption_column", default="text", help="the data's column of prompts")
-    add("--max_train_samples", type=int, default=None, help="use the first so many samples only")
-    add("--validation_steps", type=int, default=500, help="draw and score the test conditions this often (0: never)")
-    return parser.parse_args()
+    add("--max_train_samples", type=positive_int, default=None, help="use the first so many samples only")
+    add("--validation_steps", type=natural_int, default=500, help="draw and score the tests this often (0: never)")
+    return parse(parser)
 
 
 class ControlNetSamples(Samples):
@@ -60,6 +63,17 @@ class ControlNetSamples(Samples):
     def __getitem__(self, index: int) -> dict[str, Any]:
         condition = self.data.conditioning_image(index)
         return {"condition": to_tensor(square(condition, self.resolution)), **super().__getitem__(index)}
+
+
+def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[int] | None) -> None:
+    """Raises ValueError where pictures and conditions would not come down to the latents' size. None: is not asked."""
+    base.require_size(resolution)
+    widths = 1 + int(math.log2(base.factor))
+    if conditioning_channels is not None and len(conditioning_channels) != widths:
+        raise ValueError(
+            f"--conditioning_channels needs {widths} widths, as the base makes one latent of {base.factor} px, not "
+            f"{len(conditioning_channels)}."
+        )
 
 
 def load_models(
@@ -133,11 +147,23 @@ def validate(
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    data = load_data(
+        args.dataset_name,
+        args.image_column,
+        args.conditioning_image_column,
+        args.caption_column,
+        args.max_train_samples,
+    )
+    run = Run(args)
+    run.add_data(args.dataset_name, data)
+    run.check()
+    run.end_if_finished()
     accelerator = start_accelerator(
         args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
 
     base = BaseModel.load(args.pretrained_model_name_or_path)
+    check_sizes(base, args.resolution, None if args.controlnet_model_name_or_path else args.conditioning_channels)
     unet, controlnet = load_models(
         base.name,
         args.controlnet_model_name_or_path,
@@ -146,14 +172,7 @@ def main() -> None:
         accelerator,
     )
 
-    # Data: encoded once, after which the encoders leave the device.
-    data = load_data(
-        args.dataset_name,
-        args.image_column,
-        args.conditioning_image_column,
-        args.caption_column,
-        args.max_train_samples,
-    )
+    # The data are encoded once, after which the encoders leave the device.
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
     encodings = None
@@ -173,7 +192,7 @@ def main() -> None:
         load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
         output_dir=args.output_dir,
         model_name="controlnet",
-        settings={"data": data.fingerprint},
+        settings=run.settings,
     )
     training.resume(args.resume_from_checkpoint)
     unet_dtype = unet.dtype
@@ -202,7 +221,7 @@ def main() -> None:
         return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder)
 
     if training.run(compute_loss, draw_and_score, args.validation_steps):
-        accelerator.print(f"The trained ControlNet: {training.save_final()}")
+        training.finish("ControlNet", training.save_final())
     accelerator.end_training()
 
 

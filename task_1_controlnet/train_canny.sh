@@ -1,11 +1,22 @@
 #!/bin/sh
 # Task 1-1: a ControlNet on the edges that make_canny.py has made. MODEL_DIR=../tiny_sd trains on the embedded base, on any
 # machine. Overrides: MODEL_DIR, DATASET_NAME, OUTPUT_DIR; further flags pass through. Killed? Run it again: it goes on.
+# All pictures are trained on: keep some for evaluate.py by --max_train_samples.
 set -eu
 cd "$(dirname "$0")"
 MODEL_DIR="${MODEL_DIR:-CompVis/stable-diffusion-v1-4}"
 DATASET_NAME="${DATASET_NAME:-../runs/canny-data}"
 OUTPUT_DIR="${OUTPUT_DIR:-../runs/controlnet-canny}"
+
+# --output_dir means OUTPUT_DIR: each of two stages has a folder of its own.
+number=$#
+while [ "$number" -gt 0 ]; do
+    case "$1" in
+        --output_dir) OUTPUT_DIR="${2:?--output_dir needs a folder}" && shift 2 && number=$((number - 2)) ;;
+        --output_dir=*) OUTPUT_DIR="${1#*=}" && shift && number=$((number - 1)) ;;
+        *) set -- "$@" "$1" && shift && number=$((number - 1)) ;;
+    esac
+done
 
 train_tiny() {
     "${PYTHON:-python}" train.py \

@@ -10,23 +10,15 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from tqdm.auto import tqdm
 
 from data import readable_pictures
 from drawing import generate, images_at_once, load_pipeline
 from finetune.files import open_files
+from finetune.progress import progress_bar
+from finetune.runs import fingerprint
 
 # What a picture was drawn for is kept in it, so that it goes where the picture goes.
 PNG_KEY = "drawn for"
-MODELS = ("tokenizer/", "text_encoder/", "unet/", "vae/", "scheduler/")
-
-
-def weights_of(base: str) -> str:
-    """The same for the same base in another folder; a name of the hub is taken at its word."""
-    if not Path(base).is_dir():
-        return base
-    files = open_files(base)
-    return files.fingerprint([name for name in files.names() if name.startswith(MODELS)])
 
 
 def check_drawn_for(path: Path, wanted: dict[str, Any]) -> None:
@@ -61,7 +53,7 @@ def draw_class_images(
     """
     folder.mkdir(parents=True, exist_ok=True)
     found, _ = readable_pictures(open_files(folder))
-    wanted = {"prompt": prompt, "base": base, "weights": weights_of(base), "guidance_scale": guidance_scale}
+    wanted = {"prompt": prompt, "base": base, "weights": fingerprint(base), "guidance_scale": guidance_scale}
     for name in found:
         check_drawn_for(folder / name, wanted)
     free = [i for i in range(number) if f"class-{i:04d}.png" not in found]
@@ -76,7 +68,7 @@ def draw_class_images(
         pipeline = load_pipeline(base, accelerator.device)
         batch_size = images_at_once(pipeline)
         starts = range(0, len(missing), batch_size)
-        for start in tqdm(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
+        for start in progress_bar(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
             seeds = missing[start : start + batch_size]
             for seed, image in zip(seeds, generate(pipeline, [prompt] * len(seeds), seeds, guidance_scale)):
                 temporary = folder / f".class-{seed:04d}.tmp"

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from tqdm.auto import tqdm
 
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.dtypes import dtype_argument
 from finetune.images import to_tensor
+from finetune.progress import progress_bar
 from lora import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
@@ -65,7 +65,7 @@ def generate(
     batch_size = images_at_once(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
-    for start in tqdm(range(0, len(prompts), batch_size), desc="Drawing", leave=False):
+    for start in progress_bar(range(0, len(prompts), batch_size), desc="Drawing", leave=False):
         chosen = slice(start, start + batch_size)
         pixels = pipeline(
             list(prompts[chosen]),

@@ -21,6 +21,7 @@ from PIL import Image
 from closeness import means_of, style_distances, subject_scores
 from data import training_images
 from drawing import generate, in_a_row, load_pipeline
+from finetune.numbers import natural_float, positive_int
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
 from lora_files import load_lora
@@ -85,9 +86,9 @@ def main() -> None:
     parser.add_argument("--image_column", default="image", help="the folder's column of images")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
-    parser.add_argument("--num_seeds", type=int, default=4, help="pictures a prompt")
-    parser.add_argument("--num_inference_steps", type=int, default=20)
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
+    parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
+    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument(
         "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"
     )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from finetune.base import BaseModel, load_part
+from finetune.checkpoints import give_rights
 from finetune.setup import place_frozen, use_fast_attention
 from lora_layouts import WEIGHTS_FILE
 
@@ -135,5 +136,6 @@ def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool) -> Path:
     for name, content in files.items():
         temporary = folder / f".{name}.tmp"
         save_file(content, str(temporary), metadata={"format": "pt"})
+        give_rights(temporary)
         os.replace(temporary, folder / name)
     return folder / WEIGHTS_FILE

@@ -20,8 +20,10 @@ from torch.utils.data import Dataset
 from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
 from finetune.cache import Samples
+from finetune.numbers import natural_float, positive_int
+from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, lora_parser, lora_plan_of
+from training import LoraTraining, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,9 +39,9 @@ def parse_args() -> argparse.Namespace:
     add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
     add("--class_data_dir", type=Path, default=None, help="pictures of the class; too few? The base draws more")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
-    add("--num_class_images", type=int, default=100)
-    add("--prior_loss_weight", type=float, default=1.0, help="how much the class counts beside the subject")
-    args = parser.parse_args()
+    add("--num_class_images", type=positive_int, default=100)
+    add("--prior_loss_weight", type=natural_float, default=1.0, help="how much the class counts beside the subject")
+    args = parse_lora(parser)
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
     return args
@@ -72,13 +74,17 @@ def main() -> None:
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
+    instances = Variants(subject, args.random_flip, args.random_crop)
+    run = Run(args)
+    run.add_data(args.instance_data_dir, subject)
+    run.check()
     accelerator = start_accelerator(
         args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
-    instances = Variants(subject, args.random_flip, args.random_crop)
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
-        training = LoraTraining(accelerator, plan, instances)
+        run.end_if_finished()
+        training = LoraTraining(accelerator, plan, run, instances)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
         return
 
@@ -93,9 +99,13 @@ def main() -> None:
     class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
     for problem in class_images.skipped:
         accelerator.print(f"Skipped: {problem}")
+    run.add_data(args.class_data_dir, class_images, "class")
+    run.check()
+    run.end_if_finished()
     training = LoraTraining(
         accelerator,
         plan,
+        run,
         Joined([instances, class_images]),
         arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
     )

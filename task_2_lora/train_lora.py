@@ -13,8 +13,10 @@ import argparse
 from pathlib import Path
 
 from data import CaptionedImages, Variants
+from finetune.numbers import natural_float, positive_int
+from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, lora_parser, lora_plan_of
+from training import LoraTraining, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,9 +26,9 @@ def parse_args() -> argparse.Namespace:
     add("--train_data_dir", default=None, help="or a folder or zip of pictures with captions")
     add("--image_column", default="image", help="the data's column of images")
     add("--caption_column", default="text", help="the data's column of captions")
-    add("--max_train_samples", type=int, default=None, help="use the first so many samples only")
-    add("--noise_offset", type=float, default=0.0, help="for very dark or bright styles; 0.05 to 0.1 is usual")
-    return parser.parse_args()
+    add("--max_train_samples", type=positive_int, default=None, help="use the first so many samples only")
+    add("--noise_offset", type=natural_float, default=0.0, help="for very dark or bright styles; 0.05 to 0.1 is usual")
+    return parse_lora(parser)
 
 
 def main() -> None:
@@ -36,11 +38,15 @@ def main() -> None:
         args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, args.max_train_samples
     )
     data = Variants(captioned, args.random_flip, args.random_crop)
+    run = Run(args)
+    run.add_data(args.train_data_dir or args.dataset_name, captioned)
+    run.check()
+    run.end_if_finished()
     accelerator = start_accelerator(
         args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
 
-    training = LoraTraining(accelerator, lora_plan_of(args), data)
+    training = LoraTraining(accelerator, lora_plan_of(args), run, data)
     training.run(lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint)
 
 

@@ -15,9 +15,11 @@ from torch.utils.data import Dataset
 from drawing import validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
-from finetune.flags import plan_of, training_parser
+from finetune.flags import parse, plan_of, training_parser
+from finetune.numbers import natural_int, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
+from finetune.runs import Run
 from finetune.training import Plan, Training
 from lora import load_denoiser, load_state, save_lora, save_state
 
@@ -50,14 +52,20 @@ def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> ar
     add = parser.add_argument
     add("--random_flip", action="store_true", help="train on the mirror images too")
     add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
-    add("--rank", type=int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add("--rank", type=positive_int, default=4, help="the LoRA's rank: its size and capacity")
+    add("--alpha", type=positive_float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
     add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
     add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
     add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
-    add("--num_validation_images", type=int, default=4)
-    add("--validation_epochs", type=int, default=validation_epochs, help="draw after so many passes through the data")
+    add("--num_validation_images", type=positive_int, default=4)
+    add("--validation_epochs", type=natural_int, default=validation_epochs, help="draw after so many epochs (0: never)")
     return parser
+
+
+def parse_lora(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    args = parse(parser)
+    args.alpha = float(args.rank) if args.alpha is None else args.alpha
+    return args
 
 
 def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
@@ -66,7 +74,7 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
         output_dir=args.output_dir,
         resolution=args.resolution,
         rank=args.rank,
-        alpha=args.rank if args.alpha is None else args.alpha,
+        alpha=args.alpha,
         train_text_encoder=args.train_text_encoder,
         gradient_checkpointing=args.gradient_checkpointing,
         encode_once=not args.no_cache,
@@ -85,11 +93,13 @@ class LoraTraining:
     """Trains a LoRA on `data`.
 
     Args:
+        run: what the folder's run has to be, with the data.
         data: `len`, items with `image` (PIL) and `text`, all `texts()`, and a string `fingerprint`.
         arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
 
     Raises:
         BaseModelError: if the base model cannot be loaded.
+        ValueError: if its autoencoder does not take the resolution.
         CheckpointError: if the encodings cannot be written.
         SetupError: if the optimiser asked for is not installed, or with FSDP.
     """
@@ -98,6 +108,7 @@ class LoraTraining:
         self,
         accelerator: Accelerator,
         plan: LoraPlan,
+        run: Run,
         data: Any,
         arrange: Callable[[Samples], Dataset] = lambda samples: samples,
     ) -> None:
@@ -107,6 +118,7 @@ class LoraTraining:
         self.plan = plan
         optimisation = plan.optimisation
         self.base = BaseModel.load(plan.base).to(accelerator.device)
+        self.base.require_size(plan.resolution)
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
         unencoded = [] if plan.encode_once else data.texts()
         self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
@@ -133,7 +145,7 @@ class LoraTraining:
             load_model=load_state,
             output_dir=plan.output_dir,
             model_name="lora",
-            settings={"data": data.fingerprint, "rank": plan.rank, "alpha": plan.alpha},
+            settings=run.settings,
         )
         self.denoise = self.training.compiled(self.training.model)
 
@@ -184,5 +196,5 @@ class LoraTraining:
         finished = self.training.run(compute_loss, self.draw, drawing_steps)
         if finished and self.accelerator.is_main_process:
             file = save_lora(self.denoiser, self.plan.output_dir, kohya=self.plan.also_save == "kohya")
-            self.accelerator.print(f"The trained LoRA: {file}")
+            self.training.finish("LoRA", file)
         self.accelerator.end_training()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from processes import BASE
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -16,6 +15,8 @@ from transformers import (
     ViTImageProcessor,
     ViTModel,
 )
+
+from processes import BASE
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 

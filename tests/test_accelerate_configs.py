@@ -11,6 +11,9 @@ from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import patch_environment
 
+from finetune import setup
+from finetune.optimizer import SetupError
+from finetune.runs import processes_started
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
@@ -81,3 +84,21 @@ def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, mon
         accelerator = start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=4, seed=0)
         assert accelerator.gradient_accumulation_steps == 4
         accelerator.end_training()
+
+
+@pytest.mark.parametrize("names", [("WORLD_SIZE", "LOCAL_RANK"), ("OMPI_COMM_WORLD_SIZE",), ("PMI_SIZE",)])
+def test_processes_are_counted_by_what_their_launcher_says(names, monkeypatch):
+    assert processes_started() == 1
+    monkeypatch.setenv("WORLD_SIZE", "5")  # which some machines set for no reason
+    assert processes_started() == 1
+    for name in names:
+        monkeypatch.setenv(name, "3")
+    assert processes_started() == 3
+
+
+def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, monkeypatch):
+    """Two were started, and accelerate knows of one."""
+    monkeypatch.setattr(setup, "join_processes_on_cpu", lambda: None)
+    monkeypatch.setattr(setup, "processes_started", lambda: 2)
+    with pytest.raises(SetupError, match="2 processes were started, but each would train for itself"):
+        start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=1, seed=0)

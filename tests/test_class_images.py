@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import fill, picture
 
 import class_images
 from class_images import draw_class_images
 from data import SubjectImages
+from folders import fill, picture
 
 
 class OneProcess:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
-from processes import ROOT
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from closeness import style_distances, subject_scores
 from icons import load_subjects
+from processes import ROOT
 from recognition import asked_for, recognise_redrawn
 from scenes import scene
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from processes import ROOT
-from test_metrics import disc_of, drawing
 
 from discs import draw, render_condition
 from fill50k import TEST_DISCS, load_data, write_test_data
 from finetune.colors import COLORS
+from finetune.runs import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
+from processes import ROOT
+from test_metrics import disc_of, drawing
 from utils import load_test_data
 
 spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
@@ -118,7 +119,7 @@ def folder_of_edges(folder: Path, numbers: range) -> str:
 def keep_run(run: Path, folder: str, number: int) -> str:
     """What training keeps of the first `number` samples of a folder; returns the ControlNet's folder."""
     data = load_data(folder, max_samples=number)
-    settings = {"data": {"words": f"{len(data)} samples of {folder}", "identity": f"{len(data)} {data.fingerprint}"}}
+    settings = {"data": {"words": f"{len(data)} samples of {folder}", "identity": data_identity(data)}, "start": None}
     run.mkdir(exist_ok=True)
     (run / "run.json").write_text(json.dumps({"settings": settings}))
     return str(run / "controlnet")

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from folders import fill, list_in, picture
 from torch.utils.data import DataLoader
 
 from data import CaptionedImages, SubjectImages, training_images
@@ -24,6 +23,7 @@ from fill50k import load_data
 from finetune.cache import Samples
 from finetune.files import Archive
 from finetune.setup import fail_clearly
+from folders import fill, list_in, picture
 
 
 def style(folder: Path, **columns: str) -> CaptionedImages:

@@ -20,8 +20,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
-from hub_models import save_small_clip, save_small_dino
 from PIL import Image
 from safetensors.numpy import save
 
@@ -39,6 +37,8 @@ from grading.rubric import Alignment, Evidence, Lora, Todos, block, grade
 from grading.teacher_page import page, render
 from grading.todos import Judged
 from grading.trusted import GraderError, run_trusted
+from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
+from hub_models import save_small_clip, save_small_dino
 
 NUMBERS = Numbers()
 PROMPT = "sea green circle with a light cyan background"
@@ -120,7 +120,8 @@ def test_numbers_can_be_set_and_wrong_ones_are_refused():
     changed = with_settings(NUMBERS, ["train_steps=7", "least_iou=1", "lora_prompts=('a',)", "visibility=hidden"])
     assert (changed.train_steps, changed.least_iou, changed.lora_prompts) == (7, 1.0, ("a",))
     assert changed.visibility == "hidden" and changed.seed == NUMBERS.seed
-    for setting in ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item_is_zero=1"):
+    wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item_is_zero=1")
+    for setting in (*wrong, "train_steps=-1", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
         with pytest.raises(ValueError, match=setting.partition("=")[0]):
             with_settings(NUMBERS, [setting])
 

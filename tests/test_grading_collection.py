@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hand_ins import write_folder, write_zip
 
 from grading import autograder
 from grading.archive import find_items, unpack
@@ -22,6 +21,7 @@ from grading.items import WEIGHTS_FILE
 from grading.numbers import Numbers
 from grading.results import not_graded, results_of
 from grading.rubric import Evidence, grade
+from hand_ins import write_folder, write_zip
 
 NUMBERS = Numbers()
 ITEMS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -239,6 +240,18 @@ def test_several_trainings_must_be_chosen_from(repository, call):
     (repository / "20241234.pdf").rename("runs/20241234.pdf")
     status, output = call(*WHO, "--lora-2", "runs/dreambooth-dog")
     assert status == 0 and f"lora_1: found at runs/lora-naruto/{WEIGHTS}" in output
+
+
+def test_a_lora_of_an_earlier_training_is_not_packed(repository, call):
+    """A training in its folder goes on: what lies there is what another one left."""
+    run = {"finished": None, "result": None, "settings": {"data": {"words": "4 samples of cats", "identity": "4"}}}
+    file = repository / "runs" / "lora-custom" / "run.json"
+    file.write_text(json.dumps(run))
+    assert_refused(call, "is not by the training in runs/lora-custom, which is not finished: start that again")
+    assert_refused(call, "or name another LoRA with --lora-1", "--lora-1", "runs/lora-custom")
+    file.write_text(json.dumps({**run, "finished": 500, "result": WEIGHTS}))
+    status, output = call(*WHO)
+    assert status == 0 and f"lora-custom/{WEIGHTS}, trained for 500 steps on 4 samples of cats." in output
 
 
 @pytest.mark.parametrize(

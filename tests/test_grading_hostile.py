@@ -18,19 +18,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from hand_ins import (
-    FILE_OF,
-    LORA_1,
-    LORA_2,
-    PDF,
-    good_files,
-    hand_in,
-    lora_tensors,
-    report,
-    with_text,
-    write_folder,
-    write_zip,
-)
 from safetensors.numpy import save, save_file
 
 from grading import student_code
@@ -46,6 +33,19 @@ from grading.rubric import Alignment, Todos
 from grading.sandbox import Sandbox, namespace_command
 from grading.todos import FOLDER, judge_file
 from grading.watch import Limits, Outcome
+from hand_ins import (
+    FILE_OF,
+    LORA_1,
+    LORA_2,
+    PDF,
+    good_files,
+    hand_in,
+    lora_tensors,
+    report,
+    with_text,
+    write_folder,
+    write_zip,
+)
 
 # So few threads that a fork bomb always has too many before their memory is too much: a process takes about 10 MiB.
 NUMBERS = Numbers(memory_mib=200, disk_mib=16, threads=15)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from processes import BASE
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -22,6 +21,7 @@ from grading.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text
 from grading.loras import draw
 from grading.numbers import Numbers
 from lora import LoraDenoiser, save_lora, to_kohya
+from processes import BASE
 
 SITE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"

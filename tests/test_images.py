@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import fill, list_in, picture
 from PIL import Image, ImageCms, ImageDraw
 from torch.utils.data import DataLoader
 
@@ -16,6 +15,7 @@ import fill50k
 from fill50k import load_data
 from finetune.cache import Samples
 from finetune.images import condition_to_rgb, open_condition, open_image, pair_to_rgb, to_rgb
+from folders import fill, list_in, picture
 
 
 def test_a_picture_is_laid_on_white():

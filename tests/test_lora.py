@@ -11,7 +11,6 @@ import torch
 from accelerate.utils import is_torch_version
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from processes import BASE, Program, assert_same, losses, wait_for
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
@@ -19,6 +18,7 @@ from data import CaptionedImages, Joined, SubjectImages, Variants
 from drawing import generate, load_pipeline
 from lora import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
 from lora_files import load_lora
+from processes import BASE, Program, assert_same, losses, wait_for
 
 SMALL = [
     "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",

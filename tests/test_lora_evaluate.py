@@ -13,17 +13,17 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from hub_models import save_small_clip, save_small_dino
 from nbclient import NotebookClient
 from PIL import Image
-from processes import BASE, ROOT
-from test_lora import random_lora
 from transformers import CLIPModel, CLIPProcessor
 
 from closeness import means_of
 from finetune.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
+from hub_models import save_small_clip, save_small_dino
 from lora import save_lora, save_state
+from processes import BASE, ROOT
+from test_lora import random_lora
 
 TASK = ROOT / "task_2_lora"
 NOTEBOOK = TASK / "inference.ipynb"

@@ -13,15 +13,15 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
-from processes import BASE
 from safetensors.torch import save_file
-from test_lora import draw, random_lora
 from transformers import CLIPTextModel
 
 import lora_files
 from drawing import DrawingError, generate, load_pipeline
 from lora import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state
 from lora_files import LoraFileError, load_lora
+from processes import BASE
+from test_lora import draw, random_lora
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn1"
 ENCODER = "encoder.layers.0.self_attn"

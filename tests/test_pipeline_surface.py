@@ -14,6 +14,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import save_file
+
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from test_models import SD1_LIKE
 from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     TOKENS,
@@ -28,9 +31,6 @@ from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     seeded,
     with_components,
 )
-
-from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 
 ROOT = Path(__file__).resolve().parent.parent
 

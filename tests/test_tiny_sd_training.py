@@ -14,7 +14,6 @@ if not hasattr(torch.optim, "Muon"):
     pytest.skip("the embedded base's training needs PyTorch 2.9 for Muon", allow_module_level=True)
 
 import train_denoiser
-
 import train_vae
 from doodles import doodle
 from finetune.colors import COLORS

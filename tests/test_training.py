@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import BASE, ROOT, Program, assert_same, losses, wait_for
 from safetensors.torch import load_file
 
 from finetune import checkpoints
 from finetune.training import Plan, Training
+from processes import BASE, ROOT, Program, assert_same, losses, wait_for
 
 # Small, float32 and without validation: four steps take seconds.
 PROGRAM = Program("task_1_controlnet", "train.py", [
@@ -93,7 +93,7 @@ def test_latest_never_picks_an_unfinished_checkpoint(straight, tmp_path):
 def test_a_finished_run_says_what_it_reuses(straight):
     before = weights(straight)
     output = train(straight, "--max_train_steps", "12", "--resume_from_checkpoint", "latest").stdout
-    assert "step 12 of 12" in output and "Reusing the encodings" in output
+    assert "is finished, at step 12: nothing was trained" in output and "Reusing the encodings" in output
     assert_same(weights(straight), before)
 
 
@@ -199,16 +199,31 @@ def assert_trains_as_one(two: Program, output_dir: Path, alone: Path) -> None:
     assert_same(weights(output_dir), straight)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on a CPU need PyTorch 2.2 or later"
-)
-def test_two_processes_train_together_and_resume(tmp_path, alone):
-    """By torchrun, whose processes accelerate joins, on one CPU."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    two = started_by(*launcher, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    assert_trains_as_one(two, tmp_path, alone)
+MULTI_GPU = str(ROOT / "accelerate_configs" / "multi_gpu.yaml")
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", "2"],
+    "accelerate": ["-m", "accelerate.commands.launch", "--config_file", MULTI_GPU, "--num_processes", "2"],
+}
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU each process has one")
+joins_on_cpu = hasattr(torch.cpu, "set_device")
+
+
+@without_gpu
+@pytest.mark.skipif(not joins_on_cpu, reason="accelerate's processes on a CPU need PyTorch 2.2 or later")
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
+def test_two_processes_train_together_and_resume(tmp_path, alone, launcher):
+    """As they are started on GPUs, on one CPU."""
+    assert_trains_as_one(started_by(*launcher), tmp_path, alone)
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["settings"]["samples_per_step"] == 8
+
+
+@without_gpu
+@pytest.mark.skipif(joins_on_cpu, reason="where PyTorch can, they train together")
+def test_two_processes_that_cannot_join_stop_with_a_sentence(tmp_path):
+    run = started_by(*LAUNCHERS["torchrun"]).run(tmp_path, *TOGETHER)
+    assert run.returncode != 0 and "need PyTorch 2.2 or later" in run.stderr
+    assert not (tmp_path / "controlnet").exists()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
 
 from finetune.colors import COLORS
+from finetune.numbers import natural_int, positive_int, share
+from finetune.progress import progress_bar
 from icons import STYLES, icon, load_subjects
 from places import PLACES
 from prints import block_print
@@ -204,16 +205,16 @@ def scene(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes scenes and a metadata.jsonl with one caption of each.")
-    parser.add_argument("--number", type=int, required=True, help="how many scenes")
-    parser.add_argument("--start", type=int, default=0, help="the first one's number")
-    parser.add_argument("--icon_share", type=float, default=0.0, help="share of scenes that show an everyday thing")
+    parser.add_argument("--number", type=positive_int, required=True, help="how many scenes")
+    parser.add_argument("--start", type=natural_int, default=0, help="the first one's number")
+    parser.add_argument("--icon_share", type=share, default=0.0, help="share of scenes that show an everyday thing")
     parser.add_argument("--anywhere", action="store_true", help="draw things at any place and size, not in the middle")
-    parser.add_argument("--resolution", type=int, default=128, help="px")
+    parser.add_argument("--resolution", type=positive_int, default=128, help="px")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     with (args.output_dir / "metadata.jsonl").open("w") as lines:
-        for index in tqdm(range(args.start, args.start + args.number), desc="Scenes"):
+        for index in progress_bar(range(args.start, args.start + args.number), desc="Scenes"):
             image, captions = scene(index, args.resolution, args.icon_share, anywhere=args.anywhere)
             image.save(args.output_dir / f"{index:08d}.png")
             caption = captions[index % len(captions)]

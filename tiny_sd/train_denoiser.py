@@ -22,10 +22,12 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune.base import load_part
+from finetune.checkpoints import give_rights
+from finetune.numbers import natural_int, positive_float, positive_int, share
+from finetune.progress import progress_bar
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from long_run import LongRun
@@ -85,7 +87,7 @@ def build_unet(latent_channels: int) -> UNet2DConditionModel:
 def encode(vae: AutoencoderKL, images: torch.Tensor, resolution: int) -> torch.Tensor:
     """uint8 images, made small, to scaled latents of `resolution` / 8, float16 on the autoencoder's device."""
     latents = []
-    for batch in tqdm(images.split(64), desc=f"Encoding {resolution} px"):
+    for batch in progress_bar(images.split(64), desc=f"Encoding {resolution} px"):
         small = torch.nn.functional.interpolate(to_range(batch.to(vae.device)), size=resolution, mode="area")
         with autocast(vae.device):
             mean = vae.encode(small).latent_dist.mean
@@ -144,8 +146,7 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         fields = json.loads(config.read_text())
         fields.pop("_name_or_path", None)
         config.write_text(json.dumps(fields, indent=2) + "\n")
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)
+    give_rights(*folder.rglob("*.safetensors"))
 
 
 def start_from(folder: Path, tokenizer: CLIPTokenizer, networks: torch.nn.ModuleDict) -> None:
@@ -255,7 +256,7 @@ def learn_words(
     parameters = [*text_encoder.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
-    progress = tqdm(range(1, steps + 1), desc="Words")
+    progress = progress_bar(range(1, steps + 1), desc="Words")
     for step in progress:
         scenes = torch.randint(len(bank), (batch_size,), device=bank.device)
         with autocast(bank.device):
@@ -298,7 +299,7 @@ def train(
     run = LongRun(modules, learning_rate, steps, state_file, max_grad_norm=3.0)
     unet = torch.compile(networks["unet"]) if compiled and not run.done else networks["unet"]
     balanced = BalancedError(device)
-    progress = tqdm(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px", mininterval=1)
+    progress = progress_bar(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px")
     while not run.done:
         run.start_step()
         scenes = torch.randint(len(bank), (batch_size,), device=device)
@@ -338,18 +339,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--steps",
-        type=int,
+        type=natural_int,
         nargs=3,
         default=(1500, 6000, 12000),
         help="words alone (anew; 0 keeps the text encoder), 64 px, 128 px",
     )
-    parser.add_argument("--batch_size", type=int, nargs=3, default=(128, 64, 32), help="the same, samples a step")
-    parser.add_argument("--learning_rate", type=float, nargs=3, default=(1e-3, 2e-3, 1e-3), help="the same, peak")
-    parser.add_argument("--images", type=int, default=30000, help="how many scenes to train on")
-    parser.add_argument("--icon_share", type=float, default=SHARES[0], help="share that show an everyday thing")
-    parser.add_argument("--print_share", type=float, default=SHARES[1], help="share that show a print of one")
-    parser.add_argument("--place_share", type=float, default=SHARES[2], help="share of the things that are in a place")
-    parser.add_argument("--pair_share", type=float, default=SHARES[3], help="share of the others that come in pairs")
+    parser.add_argument(
+        "--batch_size", type=positive_int, nargs=3, default=(128, 64, 32), help="the same, samples a step"
+    )
+    parser.add_argument(
+        "--learning_rate", type=positive_float, nargs=3, default=(1e-3, 2e-3, 1e-3), help="the same, peak"
+    )
+    parser.add_argument("--images", type=positive_int, default=30000, help="how many scenes to train on")
+    parser.add_argument("--icon_share", type=share, default=SHARES[0], help="share that show an everyday thing")
+    parser.add_argument("--print_share", type=share, default=SHARES[1], help="share that show a print of one")
+    parser.add_argument("--place_share", type=share, default=SHARES[2], help="share of the things that are in a place")
+    parser.add_argument("--pair_share", type=share, default=SHARES[3], help="share of the others that come in pairs")
     parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     parser.add_argument("--start", type=Path, help="start from a pipeline folder's weights, such as tiny_sd")

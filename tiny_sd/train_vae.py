@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
-from tqdm.auto import tqdm
 
 from doodles import doodle
+from finetune.numbers import natural_float, number, positive_float, positive_int
+from finetune.progress import progress_bar
 from finetune.setup import bf16_is_fast
 from long_run import SAVE_EVERY, LongRun
 from scenes import scene
@@ -36,7 +37,7 @@ SHARES = (0.5, 0.28, 0.35, 0.35)
 def on_all_cores(function: Callable[[int], Any], indices: range, description: str) -> list[Any]:
     """`function` of every index, in order."""
     with Pool() as pool:
-        return list(tqdm(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
+        return list(progress_bar(pool.imap(function, indices, chunksize=32), desc=description, total=len(indices)))
 
 
 def pixels(index: int, resolution: int, shares: tuple[float, ...]) -> np.ndarray:
@@ -159,14 +160,18 @@ def report(vae: AutoencoderKL, held_out: dict[str, torch.Tensor]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--kl_weight", type=float, default=2e-4, help="weight of the KL term, a mean over elements")
-    parser.add_argument("--scenes", type=int, default=8000, help="how many scenes to train on")
-    parser.add_argument("--doodles", type=int, default=12000, help="how many doodles to train on")
-    parser.add_argument("--channels", type=int, nargs=4, default=(32, 64, 128, 128), help="widths of the four levels")
-    parser.add_argument("--latent_channels", type=int, default=16)
+    parser.add_argument("--steps", type=positive_int, default=9000)
+    parser.add_argument("--batch_size", type=number(int, at_least=2), default=16)
+    parser.add_argument("--learning_rate", type=positive_float, default=3e-3)
+    parser.add_argument(
+        "--kl_weight", type=natural_float, default=2e-4, help="weight of the KL term, a mean over elements"
+    )
+    parser.add_argument("--scenes", type=positive_int, default=8000, help="how many scenes to train on")
+    parser.add_argument("--doodles", type=positive_int, default=12000, help="how many doodles to train on")
+    parser.add_argument(
+        "--channels", type=positive_int, nargs=4, default=(32, 64, 128, 128), help="widths of the four levels"
+    )
+    parser.add_argument("--latent_channels", type=positive_int, default=16)
     parser.add_argument("--start", type=Path, help="start from this folder's weights, such as tiny_sd/vae")
     parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
     parser.add_argument("--whole_pictures", action="store_true", help="learn at 128 px: slower, and as it is used")
@@ -198,7 +203,7 @@ def main() -> None:
     run = LongRun(vae.train(), args.learning_rate, args.steps, args.output_dir / "vae_state.pt")
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters on {device}")
 
-    progress = tqdm(total=args.steps, initial=run.step, desc="Autoencoder")
+    progress = progress_bar(total=args.steps, initial=run.step, desc="Autoencoder")
     while not run.done:
         run.start_step()
         images = random_pieces(bank, args.batch_size, args.whole_pictures, device)
@@ -209,7 +214,7 @@ def main() -> None:
             progress.set_postfix(error=f"{error.item():.4f}")
         if run.step % (4 * SAVE_EVERY) == 0 or run.done:
             run.exchange_average()
-            tqdm.write(f"step {run.step}: {report(vae.eval(), held_out)}")
+            progress.write(f"step {run.step}: {report(vae.eval(), held_out)}")
             if not args.decoder_only:
                 vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
             vae.save_pretrained(args.output_dir / "vae")

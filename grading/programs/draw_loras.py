@@ -23,6 +23,7 @@ from PIL import Image
 sys.path.insert(0, os.getcwd())
 
 from drawing import DrawingError, generate, load_pipeline
+from finetune.numbers import natural_float, seed_int
 from finetune.setup import fail_clearly
 from hub_metrics import clip_scores, dino_scores
 from lora_files import LoraFileError, load_lora
@@ -44,8 +45,8 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="base model: folder or hub name")
     parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
     parser.add_argument("--lora", action="append", default=[], metavar="NAME=FILE", help="may be given several times")
-    parser.add_argument("--guidance_scale", type=float, default=7.5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--clip", default="", help="CLIP model: folder or hub name")
     parser.add_argument("--dino", default="", help="DINO model: folder or hub name")
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from numbers import Real
+from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from finetune.checkpoints import give_rights
 from finetune.dtypes import dtype_argument
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
@@ -189,6 +191,11 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             f"This {cls.__name__} does not read single files: load the file with diffusers' class of that name, "
             f"save_pretrained it, and load the folder."
         )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' models, but readable for whom the umask says."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        give_rights(*Path(save_directory).glob("*.safetensors"))
 
     @property
     def attn_processors(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Callable, Iterator, List, Sequence, Union
 
 import diffusers
@@ -20,6 +21,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils import scale_lora_layers, unscale_lora_layers
 from PIL import Image
 
+from finetune.checkpoints import give_rights
 from finetune.dtypes import as_dtype, cast, dtype_argument
 
 from .controlnet import ControlNetModel, ControlNetOutput
@@ -213,6 +215,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             controlnet = (library, "MultiControlNetModel")
         self.register_to_config(unet=("diffusers", "UNet2DConditionModel"), controlnet=controlnet)
         super().save_pretrained(save_directory, *args, **kwargs)
+        give_rights(*Path(save_directory).glob("*/*.safetensors"))
 
     @property
     def do_classifier_free_guidance(self) -> bool:

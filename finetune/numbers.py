@@ -1,0 +1,51 @@
+"""Types for argparse's numbers: what no program can work with is refused at once, in a sentence."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from typing import Callable
+
+
+def number(
+    kind: type,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    multiple_of: int | None = None,
+) -> Callable[[str], float]:
+    """A type for `add_argument`: an int or a float (`kind`) within these limits, never infinite and never not a number.
+
+    The type raises ArgumentTypeError, of which argparse makes the message of the flag.
+    """
+    limits = {"at least": at_least, "more than": above, "at most": at_most, "a multiple of": multiple_of}
+    parts = [f"{words} {limit}" for words, limit in limits.items() if limit is not None]
+    wanted = ", ".join(["a whole number" if kind is int else "a finite number", *parts])
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        fits = (
+            -math.inf < value < math.inf
+            and (at_least is None or value >= at_least)
+            and (above is None or value > above)
+            and (at_most is None or value <= at_most)
+            and (multiple_of is None or value % multiple_of == 0)
+        )
+        if not fits:
+            raise ArgumentTypeError(f"must be {wanted}, not {text!r}")
+        return value
+
+    return parse
+
+
+positive_int = number(int, at_least=1)
+natural_int = number(int, at_least=0)
+finite_float = number(float)
+positive_float = number(float, above=0)
+natural_float = number(float, at_least=0)
+share = number(float, at_least=0, at_most=1)
+seed_int = number(int, at_least=0, at_most=2**32 - 1)  # NumPy takes no other
+picture_size = number(int, at_least=8, multiple_of=8)  # px; all autoencoders of Stable Diffusion make 1 of 8
