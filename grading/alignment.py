@@ -29,7 +29,7 @@ from .watch import SandboxError
 BASE = "tiny_sd"
 CACHE, MODEL, OUTPUT = "cache", "controlnet", "output"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-BASE_FILES = ("*.py", "*.png", "icons", "README.md", "__pycache__", "state.pt")
+BASE_FILES = ("*.py", "*.png", "icons", "next", "README.md", "__pycache__", "*.pt")
 MAX_CONFIG_BYTES = 100_000
 # Encoding the training data is done once for all hand-ins, and on a slow machine it may take its time.
 PREPARE_SECONDS = 1800

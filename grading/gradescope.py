@@ -18,8 +18,15 @@ SETUP, RUN = "setup.sh", "run_autograder"
 FOLDERS = ("grading", "task_1_controlnet", "finetune", "task_2_lora", "tiny_sd")
 FILES = ("requirements.txt", "pyproject.toml")
 SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml", ".typ")
-# The programs and pictures that the embedded base was made with, training pictures, and these two files themselves.
-LEFT_OUT = ("tiny_sd/icons", "tiny_sd/*.py", "tiny_sd/*.png", "task_2_lora/sample_data", "grading/gradescope")
+# What the embedded base was made with, its successor, training pictures, and these two files themselves.
+LEFT_OUT = (
+    "tiny_sd/icons",
+    "tiny_sd/next",
+    "tiny_sd/*.py",
+    "tiny_sd/*.png",
+    "task_2_lora/sample_data",
+    "grading/gradescope",
+)
 GENERATED = ("__pycache__", "runs", "build")
 # Every entry has the same date, so that the same files give the same bytes.
 DATE = (1980, 1, 1, 0, 0, 0)

@@ -68,7 +68,7 @@ STUDENT_FILES = {
 }
 # Left out: continuous integration, and weights, which only the base model brings with it.
 TEACHER_FILES = (".ci/*", ".github/*", "*.safetensors", "*.ckpt", "*.pt", "*.pth")
-BASE_WEIGHTS = "tiny_sd/*"
+BASE_WEIGHTS, NEXT_WEIGHTS = "tiny_sd/*", "tiny_sd/next/*"
 TEACHER_TARGETS = ("starter", "autograder", "grade", "lint", "bench", "benchmark")
 
 # What the student reads at each place: a comment, and the error's message.
@@ -155,6 +155,8 @@ def is_for_students(name: str) -> bool:
     for folder, files in STUDENT_FILES.items():
         if name.startswith(folder):
             return name in files
+    if fnmatch(name, NEXT_WEIGHTS):
+        return False
     return fnmatch(name, BASE_WEIGHTS) or not any(fnmatch(name, pattern) for pattern in TEACHER_FILES)
 
 
