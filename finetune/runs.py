@@ -36,8 +36,8 @@ NAMES = {
 # Flags on which nothing depends that is learnt, but for rounding.
 FREE = {
     "output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
-    "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save", "validation_steps", "validation_epochs",
-    "validation_prompt", "num_validation_images", "validation_guidance_scale",
+    "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
+    "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`
 }  # fmt: skip
 # Flags that may change as a run goes on: they take effect, and it is said.
@@ -143,15 +143,16 @@ def lock(folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers, unlike an open file, do not inherit
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            say_once(f"the disk of {folder} has no locks ({error}): do not start two trainings in it at once.")
-            return
-        time.sleep(0.2)  # whoever has just locked it is still writing who it is
-        file.seek(0)
-        raise CheckpointError(
-            f"Another training is running in {folder} (process {file.read()}): wait for it, or choose another "
-            f"--output_dir."
-        ) from error
+        with file:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                say_once(f"the disk of {folder} has no locks ({error}): do not start two trainings in it at once.")
+                return
+            time.sleep(0.2)  # whoever has just locked it is still writing who it is
+            file.seek(0)
+            raise CheckpointError(
+                f"Another training is running in {folder} (process {file.read()}): wait for it, or choose another "
+                f"--output_dir."
+            ) from error
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
@@ -233,11 +234,6 @@ class Run:
         lock(self.output_dir)
         chosen, finished = self._found()
         used = holds_run(self.output_dir)
-        if holds_run(self.whole) and not used:  # that would be found out only when this stage is done
-            raise CheckpointError(
-                f"There is a run in {self.whole} already, and its first stage is not in {self.output_dir}: "
-                f"{self._ways()}."
-            )
         elsewhere = chosen is not None and chosen.resolve().parent != self.output_dir.resolve()
         if used and (self.resume_from is None or elsewhere):
             raise CheckpointError(
@@ -246,7 +242,7 @@ class Run:
             )
         state = read_state(chosen) if chosen else finished
         if state is None:
-            return
+            return self._require_no_later_stage(0)
         if not elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
             self._require_same(state)
         step, wanted = state["step"], self.settings["max_train_steps"]
@@ -256,6 +252,7 @@ class Run:
                 f"The run in {chosen.parent if chosen else self.output_dir} is at step {step} already, beyond "
                 f"--max_train_steps {wanted}: nothing was trained.{what_to_do}"
             )
+        self._require_no_later_stage(step)
 
     def end_if_finished(self) -> None:
         """After `check`: if this run is finished and kept no checkpoint, there is nothing to do.
@@ -284,6 +281,15 @@ class Run:
 
     def _ways(self) -> str:
         return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.whole}"
+
+    def _require_no_later_stage(self, step: int) -> None:
+        """Raises CheckpointError if there is a later stage though this one has steps to go: it would stop after them."""
+        wanted = self.settings["max_train_steps"]
+        if step < wanted and self.whole != self.output_dir and holds_run(self.whole):
+            raise CheckpointError(
+                f"There is a run in {self.whole} already, while its earlier stage in {self.output_dir} is at step "
+                f"{step} of {wanted}: {self._ways()}."
+            )
 
     def _require_same(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if a checkpoint, or a finished run, is of another training than this one."""
