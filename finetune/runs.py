@@ -283,7 +283,7 @@ class Run:
         return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.whole}"
 
     def _require_no_later_stage(self, step: int) -> None:
-        """Raises CheckpointError if there is a later stage though this one has steps to go: it would stop after them."""
+        """Raises CheckpointError if there is a later stage, which would stop, though this one has steps to go."""
         wanted = self.settings["max_train_steps"]
         if step < wanted and self.whole != self.output_dir and holds_run(self.whole):
             raise CheckpointError(
