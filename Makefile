@@ -26,7 +26,7 @@ TRAIN := cd task_1_controlnet && ../.venv/bin/python train.py --pretrained_model
 	--resume_from_checkpoint latest
 demo: .venv/ready
 	$(TRAIN) --resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup \
-		--checkpointing_steps 300 --validation_steps 0 --output_dir ../$(RUN)/64px
+		--checkpointing_steps 300 --validation_steps 0 --output_dir ../$(RUN)/64px --part_of ../$(RUN)
 	$(TRAIN) --resolution 128 --max_train_samples 2000 --max_train_steps 400 --lr_scheduler cosine \
 		--checkpointing_steps 100 --validation_steps 200 --output_dir ../$(RUN) \
 		--controlnet_model_name_or_path ../$(RUN)/64px/controlnet

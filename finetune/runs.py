@@ -7,16 +7,27 @@ what its base model and its data were.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, TextIO
 
 from .checkpoints import STATE_FILE, CheckpointError, find_checkpoint, read_state, write_file
+from .notes import say_once
+
+try:
+    import fcntl
+except ImportError:  # on Windows: there no folder is locked
+    fcntl = None
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+# The open lock files of the folders that this process trains in: the locks go when the process does, however it ends.
+_locked: dict[Path, TextIO] = {}
 # Flags that name what is compared by what it holds: models and data may lie elsewhere now.
 NAMES = {
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "dataset_name", "train_data_dir",
@@ -24,9 +35,9 @@ NAMES = {
 }  # fmt: skip
 # Flags on which nothing depends that is learnt, but for rounding.
 FREE = {
-    "output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "gradient_checkpointing", "compile", "no_cache", "also_save", "validation_steps", "validation_epochs",
-    "validation_prompt", "num_validation_images", "validation_guidance_scale",
+    "output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
+    "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
+    "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`
 }  # fmt: skip
 # Flags that may change as a run goes on: they take effect, and it is said.
@@ -41,6 +52,7 @@ WORDS = {
 }
 # Where mpirun says how many processes it has started, each in the releases of another maker.
 MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI_RANKS = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 # So many pieces of a file stand for it: weights that were trained further differ nearly everywhere.
 PIECES, PIECE_BYTES = 1024, 1024
 
@@ -109,6 +121,49 @@ def processes_started() -> int:
     return max(int(os.environ.get(name, 1)) for name in names)
 
 
+def is_main_process() -> bool:
+    """Whether of the processes that a launcher has started this is the first; known before they are joined."""
+    names = [*MPI_RANKS, *(["RANK"] if "LOCAL_RANK" in os.environ else [])]
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+
+
+def lock(folder: Path) -> None:
+    """Keeps other trainings out of a folder until this process ends, however it does; makes the folder.
+
+    Of several processes that train together the main one has it. Where there are no locks, nothing is locked.
+
+    Raises:
+        CheckpointError: if another training is running there.
+    """
+    place = folder.resolve()
+    if fcntl is None or place in _locked or not is_main_process():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK_FILE).open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which forked workers, unlike an open file, do not inherit
+    except OSError as error:
+        with file:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                say_once(f"the disk of {folder} has no locks ({error}): do not start two trainings in it at once.")
+                return
+            time.sleep(0.2)  # whoever has just locked it is still writing who it is
+            file.seek(0)
+            raise CheckpointError(
+                f"Another training is running in {folder} (process {file.read()}): wait for it, or choose another "
+                f"--output_dir."
+            ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _locked[place] = file
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is something to go on from, or a result."""
+    return find_checkpoint(folder, "latest") is not None or read_run(folder)["finished"] is not None
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What makes a training with these flags the training that it is, as far as it is known before the data are."""
     base = args.pretrained_model_name_or_path
@@ -161,6 +216,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.output_dir: Path = args.output_dir
+        self.whole: Path = getattr(args, "part_of", None) or args.output_dir  # what there is one of for all stages
         self.resume_from: str | None = args.resume_from_checkpoint
         self.settings = settings_of(args)
 
@@ -169,15 +225,15 @@ class Run:
         self.settings[role] = _known_as(f"{len(data)} samples of {name}", data_identity(data))
 
     def check(self) -> None:
-        """To be called before any long work, and again when more is known.
+        """Takes the folder: to be called before anything is written and before any long work; again if more is known.
 
         Raises:
-            CheckpointError: if the folder holds a run, and going on with that is not what was asked for; or if there is
-                no such checkpoint.
+            CheckpointError: if another training is running in the folder; if it holds a run, and going on with that is
+                not what was asked for; or if there is no such checkpoint.
         """
+        lock(self.output_dir)
         chosen, finished = self._found()
-        newest = find_checkpoint(self.output_dir, "latest")
-        used = newest is not None or finished is not None
+        used = holds_run(self.output_dir)
         elsewhere = chosen is not None and chosen.resolve().parent != self.output_dir.resolve()
         if used and (self.resume_from is None or elsewhere):
             raise CheckpointError(
@@ -186,7 +242,7 @@ class Run:
             )
         state = read_state(chosen) if chosen else finished
         if state is None:
-            return
+            return self._require_no_later_stage(0)
         if not elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
             self._require_same(state)
         step, wanted = state["step"], self.settings["max_train_steps"]
@@ -196,6 +252,7 @@ class Run:
                 f"The run in {chosen.parent if chosen else self.output_dir} is at step {step} already, beyond "
                 f"--max_train_steps {wanted}: nothing was trained.{what_to_do}"
             )
+        self._require_no_later_stage(step)
 
     def end_if_finished(self) -> None:
         """After `check`: if this run is finished and kept no checkpoint, there is nothing to do.
@@ -223,7 +280,16 @@ class Run:
         return chosen, None if run["finished"] is None else {**run, "step": run["finished"]}
 
     def _ways(self) -> str:
-        return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
+        return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.whole}"
+
+    def _require_no_later_stage(self, step: int) -> None:
+        """Raises CheckpointError if there is a later stage, which would stop, though this one has steps to go."""
+        wanted = self.settings["max_train_steps"]
+        if step < wanted and self.whole != self.output_dir and holds_run(self.whole):
+            raise CheckpointError(
+                f"There is a run in {self.whole} already, while its earlier stage in {self.output_dir} is at step "
+                f"{step} of {wanted}: {self._ways()}."
+            )
 
     def _require_same(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if a checkpoint, or a finished run, is of another training than this one."""

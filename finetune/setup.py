@@ -19,7 +19,7 @@ from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
 from .dtypes import cast
 from .optimizer import SetupError
-from .runs import RunFinished, processes_started
+from .runs import RunFinished, is_main_process, processes_started
 from .training import NonFiniteLossError
 
 
@@ -29,7 +29,7 @@ def fail_clearly() -> Iterator[None]:
     try:
         yield
     except RunFinished as finished:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one says it
+        if is_main_process():  # of several processes one says it
             print(finished)
     except (SetupError, BaseModelError, CheckpointError, NonFiniteLossError, OSError, ValueError) as error:
         sys.exit(f"\nError: {without_traceback(error)}")

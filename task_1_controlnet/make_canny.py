@@ -15,7 +15,7 @@ from pathlib import Path
 from fill50k import load_data
 from finetune.checkpoints import write_folder
 from finetune.images import square
-from finetune.numbers import natural_float, positive_int
+from finetune.numbers import number, picture_size, positive_int
 from finetune.progress import progress_bar
 from finetune.setup import fail_clearly
 from metrics import canny_edges
@@ -27,8 +27,9 @@ def main() -> None:
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--caption_column", default="text")
     parser.add_argument("--max_samples", type=positive_int, default=None, help="use the first so many samples only")
-    parser.add_argument("--resolution", type=positive_int, default=512, help="side of the squares that are stored, px")
-    parser.add_argument("--sigma", type=natural_float, default=2.0, help="blur before edges are looked for, px of 512")
+    parser.add_argument("--resolution", type=picture_size, default=512, help="side of the squares that are stored, px")
+    blur = number(float, at_least=0, at_most=100)  # beyond, the blur is wider than the picture
+    parser.add_argument("--sigma", type=blur, default=2.0, help="blur before edges are looked for, px of 512")
     parser.add_argument("--output_dir", type=Path, required=True, help="must not be there yet")
     args = parser.parse_args()
     if args.output_dir.exists():

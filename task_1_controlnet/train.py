@@ -46,6 +46,7 @@ def parse_args() -> argparse.Namespace:
         learning_rate=1e-5,
     )
     add = parser.add_argument
+    add("--part_of", type=Path, default=None, help="of an earlier one of several stages: output_dir of the last one")
     add("--controlnet_model_name_or_path", default=None, help="start from this ControlNet instead of the UNet's copy")
     add("--conditioning_channels", type=positive_int, nargs="+", default=[16, 32, 96, 256], help="embedding's widths")
     add("--dataset_name", default="fusing/fill50k", help="'rendered' (no download), folder, zip, or hub name")

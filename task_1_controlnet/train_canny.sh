@@ -37,7 +37,7 @@ train_tiny() {
 case "$MODEL_DIR" in
     *tiny_sd*)  # as `make demo` does it: at 64 px first, where a step costs a quarter
         train_tiny --resolution 64 --max_train_steps 1000 --lr_scheduler constant_with_warmup \
-            --output_dir "$OUTPUT_DIR/64px" "$@"
+            --output_dir "$OUTPUT_DIR/64px" --part_of "$OUTPUT_DIR" "$@"
         train_tiny --resolution 128 --max_train_steps 500 --lr_scheduler cosine \
             --controlnet_model_name_or_path "$OUTPUT_DIR/64px/controlnet" --output_dir "$OUTPUT_DIR" "$@" ;;
     *)

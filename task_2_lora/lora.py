@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -106,7 +105,9 @@ def lora_weights(denoiser: LoraDenoiser) -> dict[str, torch.Tensor]:
     """
     weights = {}
     for prefix, model in (("unet", denoiser.unet), ("text_encoder", denoiser.text_encoder)):
-        for name, tensor in get_peft_model_state_dict(model).items() if model is not None else ():
+        # No embedding is trained: peft need not look in the base for the size of its vocabulary, and warn.
+        matrices = {} if model is None else get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name, tensor in matrices.items():
             # transformers 5.6 dropped a prefix: with it, every release of diffusers can read the file.
             name = f"text_model.{name.replace('text_model.', '')}" if prefix == "text_encoder" else name
             scale = denoiser.scale if ".lora_B." in name else 1.0
@@ -129,13 +130,20 @@ def to_kohya(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool) -> Path:
     """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not."""
     weights = lora_weights(denoiser)
-    files: dict[str, dict[str, Any]] = {WEIGHTS_FILE: weights}
-    if kohya:
-        files[KOHYA_FILE] = to_kohya(weights)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        temporary = folder / f".{name}.tmp"
-        save_file(content, str(temporary), metadata={"format": "pt"})
-        give_rights(temporary)
-        os.replace(temporary, folder / name)
-    return folder / WEIGHTS_FILE
+    if kohya:
+        write_weights(to_kohya(weights), folder / KOHYA_FILE)
+    return write_weights(weights, folder / WEIGHTS_FILE)
+
+
+def save_kohya(folder: Path) -> Path:
+    """Writes Kohya's layout beside the file that `save_lora` wrote. Raises OSError if that is not there."""
+    return write_weights(to_kohya(load_file(str(folder / WEIGHTS_FILE))), folder / KOHYA_FILE)
+
+
+def write_weights(weights: dict[str, torch.Tensor], file: Path) -> Path:
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(weights, str(temporary), metadata={"format": "pt"})
+    give_rights(temporary)
+    os.replace(temporary, file)
+    return file

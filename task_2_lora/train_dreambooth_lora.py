@@ -23,7 +23,7 @@ from finetune.cache import Samples
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, lora_parser, lora_plan_of, parse_lora
+from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main() -> None:
     )
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
-        run.end_if_finished()
+        end_if_finished(run, args.also_save)
         training = LoraTraining(accelerator, plan, run, instances)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
         return
@@ -101,7 +101,7 @@ def main() -> None:
         accelerator.print(f"Skipped: {problem}")
     run.add_data(args.class_data_dir, class_images, "class")
     run.check()
-    run.end_if_finished()
+    end_if_finished(run, args.also_save)
     training = LoraTraining(
         accelerator,
         plan,

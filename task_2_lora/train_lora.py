@@ -16,7 +16,7 @@ from data import CaptionedImages, Variants
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, lora_parser, lora_plan_of, parse_lora
+from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +41,7 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()
-    run.end_if_finished()
+    end_if_finished(run, args.also_save)
     accelerator = start_accelerator(
         args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )

@@ -19,9 +19,9 @@ from finetune.flags import parse, plan_of, training_parser
 from finetune.numbers import natural_int, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
-from finetune.runs import Run
+from finetune.runs import Run, RunFinished, is_main_process
 from finetune.training import Plan, Training
-from lora import load_denoiser, load_state, save_lora, save_state
+from lora import KOHYA_FILE, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,18 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
         validation_guidance_scale=args.validation_guidance_scale,
         optimisation=plan_of(args),
     )
+
+
+def end_if_finished(run: Run, also_save: str | None) -> None:
+    """As `Run.end_if_finished`, after what else the flags want of the result is written."""
+    try:
+        run.end_if_finished()
+    except RunFinished as finished:
+        if also_save is None:
+            raise
+        if is_main_process():
+            save_kohya(run.output_dir)
+        raise RunFinished(f"{finished}\nIn the layout of {also_save}: {run.output_dir / KOHYA_FILE}") from None
 
 
 class LoraTraining:

@@ -1,4 +1,4 @@
-"""Training programs as real processes, which can really be killed."""
+"""Training programs: in this process, or as real ones, which can really be killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import Callable
 
 import torch
+from accelerate.state import AcceleratorState
+
+from finetune.setup import fail_clearly
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "tiny_sd")
+
+
+def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
+    """A training program in this process: its exit status, and all it said."""
+    said, status, argv = StringIO(), 0, sys.argv
+    sys.argv = [sys.modules[main.__module__].__file__, *flags]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with redirect_stdout(said), redirect_stderr(said), fail_clearly():
+            main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+        said.write(end.code if isinstance(end.code, str) else "")
+    finally:
+        sys.argv = argv
+    return status, said.getvalue()
 
 
 class Program:

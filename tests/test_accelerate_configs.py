@@ -13,7 +13,7 @@ from accelerate.utils import patch_environment
 
 from finetune import setup
 from finetune.optimizer import SetupError
-from finetune.runs import processes_started
+from finetune.runs import is_main_process, processes_started
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
@@ -94,6 +94,16 @@ def test_processes_are_counted_by_what_their_launcher_says(names, monkeypatch):
     for name in names:
         monkeypatch.setenv(name, "3")
     assert processes_started() == 3
+
+
+@pytest.mark.parametrize("names", [("RANK", "LOCAL_RANK"), ("OMPI_COMM_WORLD_RANK",), ("PMI_RANK",)])
+def test_the_main_process_is_known_by_what_its_launcher_says(names, monkeypatch):
+    monkeypatch.setenv("RANK", "5")  # which some machines set for no reason
+    assert is_main_process()
+    for rank in ("0", "1"):
+        for name in names:
+            monkeypatch.setenv(name, rank)
+        assert is_main_process() == (rank == "0")
 
 
 def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, monkeypatch):

@@ -90,6 +90,11 @@ def test_a_half_precision_base_gets_a_float32_lora():
     assert denoiser.unet.conv_in.weight.dtype == torch.float16
 
 
+def test_saving_warns_of_nothing(tmp_path, recwarn):
+    save_lora(random_lora(), tmp_path, kohya=True)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 @pytest.mark.parametrize("with_text_encoder", [False, True])
 def test_the_file_loads_in_diffusers_and_draws_the_same(tmp_path, with_text_encoder):
     denoiser = random_lora(with_text_encoder=with_text_encoder)

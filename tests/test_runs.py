@@ -6,15 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Callable
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,30 +19,14 @@ import train_lora
 from finetune import checkpoints
 from finetune.base import BaseModel
 from finetune.runs import data_behind, fingerprint
-from finetune.setup import fail_clearly
-from processes import BASE, ROOT, losses
+from lora import KOHYA_FILE
+from processes import BASE, ROOT, assert_same, call, losses
 
 RESULT = "pytorch_lora_weights.safetensors"
 STEPS = 3
 SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2", "--rank", "2"]
 LATEST = ["--resume_from_checkpoint", "latest"]
 UNKNOWN = "must not be reached"
-
-
-def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
-    """A training program in this process: its exit status, and all it said."""
-    said, status, argv = StringIO(), 0, sys.argv
-    sys.argv = [sys.modules[main.__module__].__file__, *SMALL, *flags]
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        with redirect_stdout(said), redirect_stderr(said), fail_clearly():
-            main()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-        said.write(end.code if isinstance(end.code, str) else "")
-    finally:
-        sys.argv = argv
-    return status, said.getvalue()
 
 
 def pictures(folder: Path, colors: list[str]) -> Path:
@@ -70,7 +50,7 @@ def style(data) -> Callable[..., tuple[int, str]]:
 
     def run(output_dir: Path, *flags: str) -> tuple[int, str]:
         common = ["--train_data_dir", str(data), "--max_train_steps", str(STEPS), "--output_dir", str(output_dir)]
-        return call(train_lora.main, *common, *flags)
+        return call(train_lora.main, *SMALL, *common, *flags)
 
     return run
 
@@ -197,6 +177,21 @@ def test_without_checkpoints_a_finished_run_is_known_too(style, tmp_path, monkey
     assert status == 1 and "--rank was 2, is 4" in said
 
 
+def test_kohyas_file_is_had_of_a_finished_run_that_kept_no_checkpoint(style, tmp_path, monkeypatch):
+    never, also = ["--checkpointing_steps", "0", *LATEST], ["--also_save", "kohya"]
+    assert style(tmp_path / "at once", *never, *also)[0] == 0
+    assert style(tmp_path / "later", *never)[0] == 0
+    assert not (tmp_path / "later" / KOHYA_FILE).exists()
+    no_work(monkeypatch)
+    status, said = style(tmp_path / "later", *never, *also)
+    assert status == 0 and "nothing was trained" in said and str(tmp_path / "later" / KOHYA_FILE) in said
+    at_once, later = (load_file(tmp_path / name / KOHYA_FILE) for name in ("at once", "later"))
+    assert_same(at_once, later)
+    (tmp_path / "later" / RESULT).unlink()
+    status, said = style(tmp_path / "later", *never, *also)
+    assert status == 1 and RESULT in said and "Traceback" not in said
+
+
 def test_the_rate_of_a_resumed_run_is_the_one_that_is_asked_for(style, tmp_path):
     assert style(tmp_path, "--learning_rate", "1e-3")[0] == 0
     flags = [*LATEST, "--max_train_steps", "6", "--learning_rate", "1e-6", "--max_grad_norm", "0.5"]
@@ -237,7 +232,7 @@ def test_going_on_in_another_folder_is_told(style, finished, tmp_path):
 
 def test_other_pictures_of_the_class_are_another_training(data, tmp_path):
     common = [
-        "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--with_prior_preservation",
+        *SMALL, "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--with_prior_preservation",
         "--class_prompt", "a wall", "--class_data_dir", str(tmp_path / "class"), "--num_class_images", "2",
         "--max_train_steps", "1", "--output_dir", str(tmp_path / "run"), *LATEST,
     ]  # fmt: skip
@@ -325,7 +320,7 @@ def test_two_stages_have_two_folders(tmp_path):
             cwd=ROOT / "task_1_controlnet", env=environment, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         first, second = run.stdout.splitlines()
-        assert "--output_dir own/64px --seed 3 --max_train_samples 9" in first
+        assert "--output_dir own/64px --part_of own --seed 3 --max_train_samples 9" in first
         assert "--controlnet_model_name_or_path own/64px/controlnet" in second
         assert "--output_dir own --seed 3 --max_train_samples 9" in second
         assert "elsewhere" not in run.stdout

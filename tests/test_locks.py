@@ -1,0 +1,106 @@
+"""One folder, one training at a time; and a training in stages has one folder for all of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import train
+import train_dreambooth_lora
+import train_lora
+from finetune import runs
+from processes import BASE, Program, call, wait_for
+
+SMALL = [
+    "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
+    "--checkpointing_steps", "1",
+]  # fmt: skip
+LATEST = ["--resume_from_checkpoint", "latest"]
+CONTROLNET = [
+    *SMALL, "--dataset_name", "rendered", "--max_train_samples", "4", "--conditioning_channels", "8", "8", "8", "8",
+    "--gradient_accumulation_steps", "1", "--validation_steps", "0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def walls(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("walls")
+    Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "red.png", "text": "a red wall"}))
+    return folder
+
+
+PROGRAMS = {
+    "controlnet": ("task_1_controlnet", train.main, CONTROLNET),
+    "style": ("task_2_lora", train_lora.main, [*SMALL, "--train_data_dir", "WALLS"]),
+    "dreambooth": (
+        "task_2_lora", train_dreambooth_lora.main,
+        [*SMALL, "--instance_data_dir", "WALLS", "--instance_prompt", "a sks wall"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder, main, flags", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_a_second_training_waits_its_turn_and_a_killed_one_holds_no_place(folder, main, flags, walls, tmp_path):
+    flags = [str(walls) if flag == "WALLS" else flag for flag in flags]
+    program = Program(folder, Path(main.__globals__["__file__"]).name, flags)
+    long = ["--max_train_steps", "100000", "--dataloader_num_workers", "2"]
+    first = program.start(tmp_path, *long)
+    try:
+        for sign in (".lock", "checkpoint-2"):  # as soon as it has begun, and in its midst
+            wait_for(tmp_path / sign, first)
+            status, said = call(main, *flags, *long, *LATEST, "--output_dir", str(tmp_path))
+            assert status == 1, said
+            assert f"Another training is running in {tmp_path} (process {first.pid}): wait for it, or choose" in said
+            assert "choose another --output_dir" in said and "remove" not in said
+        assert first.poll() is None
+    finally:
+        first.kill()  # its workers live on for some seconds
+        first.wait()
+    step = max(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+    again = [*flags, "--max_train_steps", str(step + 1), *LATEST, "--output_dir", str(tmp_path)]
+    status, said = call(main, *again)
+    assert status == 0 and "Resuming from" in said, said
+    status, said = call(main, *again)
+    assert status == 0 and "nothing was trained" in said, said
+
+
+def test_where_there_are_no_locks_it_is_said_and_trained(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "lockf", refuse)
+    status, said = call(train.main, *CONTROLNET, "--max_train_steps", "1", "--output_dir", str(tmp_path))
+    assert status == 0 and said.count("has no locks") == 1 and "The trained ControlNet" in said, said
+
+
+def stage(output_dir: Path, *flags: str) -> tuple[int, str]:
+    return call(train.main, *CONTROLNET, "--max_train_steps", "1", *LATEST, "--output_dir", str(output_dir), *flags)
+
+
+def test_a_stage_that_is_another_training_names_the_folder_of_all(tmp_path):
+    whole = tmp_path / "run"
+    first = ["--part_of", str(whole)]
+    assert stage(whole / "64px", *first)[0] == 0
+    for flags in (["--seed", "7"], ["--resolution", "72"]):
+        status, said = stage(whole / "64px", *first, *flags)
+        assert status == 1 and f"or remove {whole}." in said, said
+    assert "nothing was trained" in stage(whole / "64px", *first)[1]
+
+
+def test_an_earlier_stage_is_not_trained_where_the_last_one_would_stop(tmp_path):
+    whole, first = tmp_path / "run", ["--part_of", str(tmp_path / "run")]
+    assert stage(whole)[0] == 0
+    status, said = stage(whole / "64px", *first)
+    assert status == 1 and f"There is a run in {whole} already" in said and f"or remove {whole}." in said, said
+    assert not (whole / "64px" / "run.json").exists()
+
+    whole, first = tmp_path / "both", ["--part_of", str(tmp_path / "both")]
+    assert stage(whole / "64px", *first)[0] == 0
+    assert stage(whole, "--controlnet_model_name_or_path", str(whole / "64px" / "controlnet"))[0] == 0
+    status, said = stage(whole / "64px", *first, "--max_train_steps", "2")
+    assert status == 1 and "is at step 1 of 2" in said and f"or remove {whole}." in said, said
