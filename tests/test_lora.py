@@ -270,7 +270,7 @@ def test_stray_and_unreadable_files_are_named_and_skipped(tmp_path):
     data = SubjectImages(tmp_path, "a sks cat")
     assert data.names == ["1.jpg", "10.png", "2.png"]
     assert [problem.split()[0] for problem in data.skipped] == ["half.png", "notes.txt", "1"]
-    assert data.skipped[-1] == "1 pictures in folders below that no metadata.jsonl lists: folder/3.png"
+    assert data.skipped[-1] == "1 pictures in folders below that are not listed for training: folder/3.png"
     assert data[0]["text"] == "a sks cat"
 
 
