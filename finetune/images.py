@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, ImageStat
+from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from .notes import say_once
 
 ORIENTATION = 0x0112  # EXIF's number for how the camera was held
+# What transparent conditions are laid on: the first that is far from all their colours, by so many of 255 levels in one
+# channel at least, or the first that is not quite as far. As many px as a dot of the pen may be lost.
+GROUNDS = ("white", "black", "gray", "magenta", "lime", "cyan", "blue", "yellow", "red")
+FAR, VISIBLE = 64, 32
+DOT = 8
 MODE_OF_PROFILE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
@@ -22,7 +28,8 @@ def load_image(source: str | Path | bytes, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except Exception as error:  # Pillow too: SyntaxError for a broken PNG, OSError for a short one, ...
-        raise OSError(f"{where} is damaged or not an image ({error}): fetch or store it again") from error
+        reason = re.sub(r" <[^>]* at 0x\w+>", "", str(error))  # an object's address helps nobody
+        raise OSError(f"{where} is damaged or not an image ({reason}): fetch or store it again") from error
     return image
 
 
@@ -46,20 +53,37 @@ def to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def condition_to_rgb(image: Image.Image, where: str) -> Image.Image:
-    """`to_rgb` for a condition: where its lines would vanish on white, on black. Which of them, is said.
+    """`to_rgb` for a condition: where lines of it would vanish on white, on another ground. Which, is said.
 
-    Raises ValueError also for one that is flat on both.
+    Raises ValueError also for one that has nothing to see, or colours that would vanish on every ground.
     """
     colors, alpha = _colors_and_alpha(image, where)
     if alpha is None:
         return colors
-    on = {ground: _on_ground(ground, colors, alpha) for ground in ("white", "black")}
-    contrast = {ground: max(ImageStat.Stat(laid).stddev) for ground, laid in on.items()}
-    if not any(contrast.values()):
-        raise ValueError(f"{where}, a condition, is transparent all over: store it without transparency")
-    ground = "white" if contrast["white"] >= contrast["black"] / 2 else "black"
+    ground = _ground_for(colors, alpha, where)
     say_once(f"transparent conditions, such as {where}, are laid on {ground}.", kind=f"ground {ground}")
-    return on[ground]
+    return _on_ground(ground, colors, alpha)
+
+
+def _ground_for(colors: Image.Image, alpha: Image.Image, where: str) -> str:
+    """The ground on which all that is visible of a picture differs from what is transparent."""
+    opacity = np.asarray(alpha)
+    if opacity.max() < VISIBLE:
+        raise ValueError(f"{where}, a condition, is transparent all over: store it without transparency")
+    shown = opacity > opacity.max() // 2
+    if shown.all():
+        return GROUNDS[0]
+    lines = np.asarray(colors)[shown].astype(np.int16)
+    may_vanish = min(DOT, len(lines) // 10)
+    for enough in (FAR, VISIBLE):
+        for ground in GROUNDS:
+            distance = np.abs(lines - np.array(ImageColor.getrgb(ground), np.int16)).max(1)
+            if np.count_nonzero(distance < enough) <= may_vanish:
+                return ground
+    raise ValueError(
+        f"{where}, a condition, has transparent parts and so many colours that some would vanish on any ground, be it "
+        f"{', '.join(GROUNDS[:-1])} or {GROUNDS[-1]}: store it without transparency"
+    )
 
 
 def open_condition(path: str | Path) -> Image.Image:

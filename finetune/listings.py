@@ -5,23 +5,23 @@ The samples are listed by one of `LISTINGS`, each line one of them, or by a .txt
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
-import json
 import posixpath
 import unicodedata
+from collections import Counter
 from pathlib import Path
-from typing import Any, Iterable, Iterator, NamedTuple, Sequence, Tuple
+from typing import Any, Iterator, NamedTuple, Sequence, Tuple
 
 from PIL import Image
 
 from .files import Files, open_files
 from .images import load_image
-from .notes import say_once, some
+from .notes import say_empty, say_once, some
+from .rows import decode, reader_for
 
-# The files that list samples, and how each calls our columns; where a folder has several, the first counts.
+# The files that list samples, and how each calls our columns; where a folder has several, the first counts. Upper and
+# lower case are the same.
 LISTINGS: dict[str, dict[str, str]] = {
     "train.jsonl": {},  # fusing/fill50k
     "prompt.json": {"image": "target", "conditioning_image": "source", "text": "prompt"},  # ControlNet's own Fill50K
@@ -31,6 +31,7 @@ LISTINGS: dict[str, dict[str, str]] = {
 }
 # Beside fusing/fill50k's train.jsonl, the columns' pictures are packed in archives of these names.
 PARTS = {"image": "images", "conditioning_image": "conditioning_images"}
+TRAIN_SPLITS = {"train", "training"}
 OTHER_SPLITS = {"test", "testing", "val", "valid", "validation", "dev", "eval"}
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
 LAYOUT = (
@@ -60,113 +61,77 @@ def normal(name: str) -> str:
     return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The lines of a file
-
-
-def decode(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text ({error}): save it as UTF-8") from error
-
-
-def read_json_lines(content: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # not splitlines, which splits at characters that JSON may hold
-    for number, line in enumerate(decode(content, where).split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{where}, line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not valid JSON ({error})") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{place} must be a JSON object such as {{...}}, not {type(values).__name__}")
-        yield place, values
-
-
-def read_csv(content: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # strict: else a quote that is never closed swallows all lines after it
-    reader = csv.DictReader(io.StringIO(decode(content, where), newline=""), strict=True)
-    try:
-        for values in reader:
-            place = f"{where}, line {reader.line_num}"
-            if None in values or None in values.values():
-                raise ValueError(f'{place} has not as many fields as the first: "quote" a text that has commas in it')
-            yield place, values
-    except csv.Error as error:
-        # `line_num` is that of the last good one: the next is where a quote was opened
-        raise ValueError(f"{where}, line {reader.line_num + 1} is not valid CSV ({error})") from error
-
-
-def read_parquet(content: bytes, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet  # comes with `datasets`, and few need it
-
-    try:
-        rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-    except Exception as error:  # the library's errors have no common base class
-        raise ValueError(f"{where} cannot be read as Parquet ({error}): write it again") from error
-    for number, values in enumerate(rows, start=1):
-        yield f"{where}, row {number}", values
-
-
-READERS = {".csv": read_csv, ".parquet": read_parquet}
-
-
 def read_rows(files: Files, listings: Sequence[str]) -> Iterator[Row]:
     """The lines of listings. Raises ValueError, naming the line, for what cannot be read."""
-    for listing in listings:
-        read = READERS.get(posixpath.splitext(listing)[1], read_json_lines)
-        for place, values in read(files.read(listing), files.where(listing)):
-            yield Row(place, posixpath.basename(listing), posixpath.dirname(listing), values)
+    for name in listings:
+        for place, values in reader_for(name)(files.read(name), files.where(name)):
+            yield Row(place, posixpath.basename(name).lower(), posixpath.dirname(name), values)
 
 
-def read_texts(files: Files, names: Sequence[str]) -> Iterator[Row]:
+def read_texts(files: Files, texts: dict[str, str]) -> Iterator[Row]:
     """Pictures with the text in the .txt beside each, whose lines are one text."""
-    for picture, text in texts_beside(names).items():
+    for picture, text in texts.items():
         caption = " ".join(decode(files.read(text), files.where(text)).split())
         values = {"file_name": posixpath.basename(picture), "text": caption}
         yield Row(files.where(text), "metadata.jsonl", posixpath.dirname(picture), values)
 
 
 def texts_beside(names: Sequence[str]) -> dict[str, str]:
-    """By picture, the .txt of the same name."""
+    """By picture, the .txt of the same name; where there is none, the one whose name differs in case only."""
     texts = {posixpath.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
     pictures = {name: posixpath.splitext(name)[0] for name in names if is_picture(name)}
-    return {picture: texts[stem] for picture, stem in pictures.items() if stem in texts}
+    taken = set(pictures.values())
+    alike = {stem.lower(): text for stem, text in texts.items() if stem not in taken}
+    found = {picture: texts.get(stem) or alike.get(stem.lower()) for picture, stem in pictures.items()}
+    return {picture: text for picture, text in found.items() if text is not None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which files list the samples
 
 
-def choose_listings(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Those that count, and those that do not: other splits beside a train split, others below or beside one.
+def is_listing(name: str) -> bool:
+    return posixpath.basename(name).lower() in LISTINGS
 
-    A folder's listing stands for all folders below it.
+
+def is_in(folder: str, splits: set[str]) -> bool:
+    """Whether a folder, or one that it lies in, is called like one of some splits: "Test" and "test2017" are."""
+    return any(part.lower().strip("0123456789-_. ") in splits for part in folder.split("/"))
+
+
+def other_splits(folders: set[str]) -> set[str]:
+    """Those of some folders with samples that are not to be trained on, where others are: "test" beside "train"."""
+    for_training = {folder for folder in folders if not folder or is_in(folder, TRAIN_SPLITS)}
+    return {folder for folder in folders - for_training if for_training and is_in(folder, OTHER_SPLITS)}
+
+
+def choose_samples(names: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    """The listings that count, or else the .txt by the picture beside it, and those of both that do not count.
+
+    These are of other splits than the train split, or below or beside another listing: a folder's stands for all
+    folders below it.
     """
     found: dict[str, list[str]] = {}
-    for name in names:
-        if posixpath.basename(name) in LISTINGS:
-            found.setdefault(posixpath.dirname(name), []).append(name)
-    folders = sorted(found, key=lambda folder: (folder.count("/") + bool(folder), folder))
-    train = {folder for folder in folders if "train" in folder.split("/")}
+    for name in filter(is_listing, names):
+        found.setdefault(posixpath.dirname(name), []).append(name)
+    texts = texts_beside(names)
+    others = other_splits({*found, *map(posixpath.dirname, texts)})
     chosen: list[str] = []
-    for folder in folders:
+    for folder in sorted(found, key=lambda folder: (folder.count("/") + bool(folder), folder)):
         below = any(folder.startswith(f"{above}/") or not above for above in chosen)
-        other_split = train and folder not in train and not OTHER_SPLITS.isdisjoint(folder.split("/"))
-        if not below and not other_split:
+        if not below and folder not in others:
             chosen.append(folder)
     order = list(LISTINGS)
-    taken = [min(found[folder], key=lambda name: order.index(posixpath.basename(name))) for folder in chosen]
-    return taken, sorted({name for group in found.values() for name in group} - set(taken))
+    taken = [min(found[folder], key=lambda name: order.index(posixpath.basename(name).lower())) for folder in chosen]
+    counting = [] if taken else [picture for picture in texts if posixpath.dirname(picture) not in others]
+    beside = {picture: texts[picture] for picture in counting}
+    unread = sorted({name for group in found.values() for name in group} - set(taken))
+    return taken, beside, unread + sorted(set(texts.values()) - set(beside.values()))
 
 
 def lists_samples(path: str | Path) -> bool:
     """Whether there is anything in a folder or a zip archive that lists samples."""
-    names = open_files(path).names()
-    return bool(choose_listings(names)[0] or texts_beside(names))
+    return any(choose_samples(open_files(path).names())[:2])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,11 +144,13 @@ class Finder:
     def __init__(self, files: Files, names: Sequence[str]) -> None:
         self.files = files
         self.names = {**{normal(name): name for name in names}, **{name: name for name in names}}
+        alike = Counter(normal(name).lower() for name in names)
+        self.any_case = {normal(name).lower(): name for name in names if alike[normal(name).lower()] == 1}
         self.parts: dict[str, Finder | None] = {}
 
     def find(self, name: str) -> str | None:
-        """The file's own name, if it is among them."""
-        return self.names.get(name) or self.names.get(normal(name))
+        """The file's own name, if it is among them; in other upper and lower case only if that fits no other."""
+        return self.names.get(name) or self.names.get(normal(name)) or self.any_case.get(normal(name).lower())
 
     def part(self, row: Row, column: str) -> Finder | None:
         """The archive of a column's pictures, if it lies beside the listing."""
@@ -191,7 +158,8 @@ class Finder:
             return None
         name = posixpath.join(row.folder, f"{PARTS[column]}.zip")
         if name not in self.parts:
-            archive = self.files.archive(name) if name in self.names else None
+            found = self.find(name)
+            archive = None if found is None else self.files.archive(found)
             self.parts[name] = None if archive is None else Finder(archive, archive.names())
         return self.parts[name]
 
@@ -205,8 +173,8 @@ class Finder:
             files, tries = part, [name, f"{PARTS[column]}/{name}", posixpath.basename(normal(name))]
         for attempt in tries:
             found = files.find(attempt)
-            if found is None and files.files.exists(attempt):  # a path that leads out of the folder
-                found = attempt
+            if found is None:  # one that is hidden, or a path that leads out of the folder
+                found = next(filter(files.files.exists, (normal(attempt), attempt)), None)
             if found is not None:
                 return files.files, found
         raise FileNotFoundError(f"{row.place} names {files.files.where(tries[0])}, which is not there")
@@ -226,13 +194,11 @@ class Listing:
     def __init__(self, path: str | Path, columns: Sequence[str], flags: str, max_samples: int | None = None) -> None:
         self.files = open_files(path)
         names = self.files.names()
-        self.listings, self.unread = choose_listings(names)
-        texts = texts_beside(names)
+        self.listings, texts, self.unread = choose_samples(names)
         if self.listings:
             rows = read_rows(self.files, self.listings)
-            self.unread += sorted(set(texts.values()))
         elif texts:
-            rows = read_texts(self.files, names)
+            rows = read_texts(self.files, texts)
         else:
             raise FileNotFoundError(
                 f"{self.files.path} holds none of {', '.join(LISTINGS)}, nor a .txt beside a picture, to list its "
@@ -288,8 +254,13 @@ class Listing:
     def text(self, index: int) -> str:
         return self.texts[index]
 
+    def tell_empty(self) -> None:
+        """Says which texts are empty."""
+        say_empty(self.texts, lambda index: self.pictures[index][0][1], self.files.path)
+
     def tell(self) -> None:
-        """Says what in the folder is not trained on."""
+        """Says what in the folder is not trained on, and which texts are empty."""
+        self.tell_empty()
         path = self.files.path
         by = some(self.listings) or "the .txt files"
         if self.unread:

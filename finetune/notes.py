@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from typing import Callable, Sequence
 
 # What was said, one byte each at a place that its text decides: workers that are forked share it, also those of the
 # next epoch.
@@ -23,3 +24,10 @@ def some(names: list[str], limit: int = 5) -> str:
     """The first few of many names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def say_empty(texts: Sequence[str], where: Callable[[int], str], path: str) -> None:
+    """Says which samples of a folder or a data set have no text."""
+    empty = [where(index) for index, text in enumerate(texts) if not text.strip()]
+    if empty:
+        say_once(f"{len(empty)} texts of {path} are empty, which trains on the empty prompt: {some(empty)}.")

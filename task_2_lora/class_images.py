@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,41 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data import readable_pictures
+from data import DRAWN_FOR, readable_pictures
 from drawing import generate, images_at_once, load_pipeline
 from finetune.files import open_files
+from finetune.notes import say_once, some
 from finetune.progress import progress_bar
 from finetune.runs import fingerprint
 
-# What a picture was drawn for is kept in it, so that it goes where the picture goes.
+# What a picture was drawn for is kept in it, so that it goes where the picture goes, and beside it, as it gets lost
+# where the picture is resized or converted.
 PNG_KEY = "drawn for"
+DRAWN_NAME = re.compile(r"class-\d{4,}", re.IGNORECASE)
 
 
-def check_drawn_for(path: Path, wanted: dict[str, Any]) -> None:
-    """Raises ValueError, which says what differs, if the picture was drawn for something else."""
+def drawn_for(path: Path, beside: str | None) -> dict[str, Any] | None:
+    """What the picture was drawn for, by itself or by the file beside it; None for one's own.
+
+    Raises ValueError, naming the file, if that is damaged.
+    """
     with Image.open(path) as image:
-        found = image.info.get(PNG_KEY)
+        inside = image.info.get(PNG_KEY)
+    found = inside if inside is not None or not DRAWN_NAME.match(path.name) else beside
     if found is None:
-        return
-    was = json.loads(found)
+        return None
+    try:
+        return dict(json.loads(found))
+    except (TypeError, ValueError) as error:
+        source = path if inside is not None else path.with_name(DRAWN_FOR)
+        raise ValueError(
+            f"{source} does not say what pictures were drawn for ({error}): remove it, and the pictures "
+            f"if they show something else"
+        ) from error
+
+
+def check_drawn_for(path: Path, was: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises ValueError, which says what differs, if the picture was drawn for something else."""
     flags = {"prompt": "--class_prompt", "guidance_scale": "--validation_guidance_scale", "weights": "the base"}
     shown = {"weights": "base"}
     differences = [
@@ -42,6 +61,29 @@ def check_drawn_for(path: Path, wanted: dict[str, Any]) -> None:
         )
 
 
+def check_class_images(folder: Path, names: list[str], wanted: dict[str, Any]) -> bool:
+    """Whether some of these pictures were drawn, all of them as `wanted`. Raises what the two above raise.
+
+    Those that are called as if they were, while nothing says for what, are taken as one's own.
+    """
+    record = folder / DRAWN_FOR
+    beside = record.read_text(encoding="utf-8") if record.exists() else None
+    known = {name: drawn_for(folder / name, beside) for name in names}
+    for name, was in known.items():
+        if was is not None:
+            check_drawn_for(folder / name, was, wanted)
+    unknown = [name for name, was in known.items() if was is None and DRAWN_NAME.match(name)]
+    if unknown:
+        say_once(f"nothing says what {some(unknown)} in {folder} were drawn for: they are taken as your own.")
+    return any(was is not None for was in known.values())
+
+
+def keep_beside(folder: Path, wanted: dict[str, Any]) -> None:
+    temporary = folder / f".{DRAWN_FOR}.tmp"
+    temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / DRAWN_FOR)
+
+
 def draw_class_images(
     base: str, prompt: str, folder: Path, number: int, guidance_scale: float, accelerator: Accelerator
 ) -> None:
@@ -54,13 +96,15 @@ def draw_class_images(
     folder.mkdir(parents=True, exist_ok=True)
     found, _ = readable_pictures(open_files(folder))
     wanted = {"prompt": prompt, "base": base, "weights": fingerprint(base), "guidance_scale": guidance_scale}
-    for name in found:
-        check_drawn_for(folder / name, wanted)
-    free = [i for i in range(number) if f"class-{i:04d}.png" not in found]
+    drawn = check_class_images(folder, found, wanted)
+    taken = {match.group().lower() for match in map(DRAWN_NAME.match, found) if match}
+    free = [i for i in range(number) if f"class-{i:04d}" not in taken]
     missing = free[: max(0, number - len(found))]
     used = f", of which the first {number} by name are used" if len(found) > number else ""
     accelerator.print(f"Pictures of the class: {len(found)} in {folder}{used}; {len(missing)} to be drawn.")
     accelerator.wait_for_everyone()  # all have counted before the first one appears
+    if (drawn or missing) and accelerator.process_index == 0:
+        keep_beside(folder, wanted)
     missing = missing[accelerator.process_index :: accelerator.num_processes]
     if missing:
         information = PngInfo()

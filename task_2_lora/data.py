@@ -12,10 +12,12 @@ from PIL import Image, ImageOps
 from finetune.files import Files, open_files
 from finetune.hub import HubListing
 from finetune.images import open_image, to_rgb
-from finetune.listings import LAYOUT, LISTINGS, Listing, is_picture, lists_samples, texts_beside
-from finetune.notes import some
+from finetune.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
+from finetune.notes import say_empty, some
 from finetune.objective import seed_for
 
+# Says what the pictures that lie beside it were drawn for.
+DRAWN_FOR = "drawn_for.json"
 CHOOSE = "choose with --image_column and --caption_column"
 
 
@@ -47,6 +49,8 @@ class CaptionedImages:
             self.listing = Listing(folder, columns, CHOOSE, max_samples)
             self.listing.tell()
         self.captions = self.listing.texts
+        if folder is None:
+            say_empty(self.captions, self.listing.where, dataset_name)
         self.fingerprint = self.listing.fingerprint
 
     def __len__(self) -> int:
@@ -68,6 +72,7 @@ def read_captions(folder: str | Path) -> dict[str, list[str]]:
     if not lists_samples(folder):
         return {}
     listing = Listing(folder, ("image", "text"), "each line must name a picture and its text")
+    listing.tell_empty()
     captions: dict[str, list[str]] = {}
     for ((_, name),), text in zip(listing.pictures, listing.texts):
         captions.setdefault(name, []).append(text)
@@ -81,21 +86,22 @@ def readable_pictures(
 
     Others below it may be anything: pictures of the class, or those that a training drew.
     """
-    names = files.names()
-    captions = {*texts_beside(names).values(), *(name for name in names if name.rpartition("/")[2] in LISTINGS)}
+    names = sorted({*files.names(), *listed})  # which may be hidden, or lie elsewhere
+    others = {*texts_beside(names).values(), *filter(is_listing, names), DRAWN_FOR}
     good: list[str] = []
     problems: list[str] = []
     for name in names:
-        if name in captions or ("/" in name and name not in listed) or len(good) == max_samples:
+        if name in others or ("/" in name and name not in listed) or len(good) == max_samples:
             continue
         try:
             open_image(files.read(name), name)
             good.append(name)
         except (OSError, ValueError) as error:
-            problems.append(str(error))
+            foreign = isinstance(error, OSError) and not is_picture(name)
+            problems.append(f"{name} is no picture and is left out" if foreign else str(error))
     below = [name for name in names if "/" in name and name not in listed and is_picture(name)]
     if below:
-        problems.append(f"{len(below)} pictures in folders below that no metadata.jsonl lists: {some(below)}")
+        problems.append(f"{len(below)} pictures in folders below that are not listed for training: {some(below)}")
     return good, problems
 
 

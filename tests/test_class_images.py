@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import class_images
 from class_images import draw_class_images
@@ -74,3 +75,50 @@ def test_class_pictures_of_another_class_base_or_guidance_are_refused(tmp_path, 
         draw_class_images(str(tmp_path / base), prompt, folder, 2, guidance, OneProcess())
     draw_class_images(str(tmp_path / "copy"), "a cat", folder, 2, 7.5, OneProcess())  # the same base elsewhere
     assert drawn == [0, 1]
+
+
+def saved_again(folder: Path, suffix: str) -> None:
+    """As a tool that resizes or converts pictures does: what is kept inside them gets lost."""
+    for path in list(folder.glob("class-*.png")):
+        with Image.open(path) as image:
+            smaller = image.convert("RGB").resize((4, 4))
+        path.unlink()
+        smaller.save(path.with_suffix(suffix))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_drawn_pictures_that_were_saved_again_are_still_known(tmp_path, drawn, suffix):
+    base, folder = make_base(tmp_path / "base"), tmp_path / "class"
+    draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+    saved_again(folder, suffix)
+    with pytest.raises(ValueError, match=f"class-0000{suffix} was drawn.*--class_prompt was 'a cat' and is 'a house'"):
+        draw_class_images(base, "a house", folder, 2, 7.5, OneProcess())
+    draw_class_images(base, "a cat", folder, 3, 7.5, OneProcess())
+    assert drawn == [0, 1, 2], "none is drawn again"
+    assert not SubjectImages(folder, "a cat").skipped, "the file beside them is no stray one"
+    for path in folder.glob("class-*"):
+        path.unlink()
+    fill(folder, "my house.png")
+    draw_class_images(base, "a house", folder, 2, 7.5, OneProcess())
+    with pytest.raises(ValueError, match="--class_prompt was 'a house' and is 'a cat'"):
+        draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+
+
+def test_what_was_drawn_before_this_was_kept_beside_it(tmp_path, drawn):
+    base, folder = make_base(tmp_path / "base"), tmp_path / "class"
+    draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+    (folder / "drawn_for.json").unlink()
+    draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+    saved_again(folder, ".jpg")
+    with pytest.raises(ValueError, match="was drawn for something else"):
+        draw_class_images(base, "a house", folder, 2, 7.5, OneProcess())
+
+
+def test_drawn_pictures_of_which_nothing_is_known(tmp_path, drawn, capsys):
+    base, folder = make_base(tmp_path / "base"), fill(tmp_path / "class", "class-0000.jpg", "class-0001.jpg")
+    draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+    assert not drawn and "nothing says what class-0000.jpg, class-0001.jpg in" in capsys.readouterr().out
+    for content in ("{", "7"):
+        (folder / "drawn_for.json").write_text(content)
+        with pytest.raises(ValueError, match="drawn_for.json does not say what pictures were drawn for"):
+            draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())

@@ -167,22 +167,100 @@ def test_pictures_without_a_line_are_named(tmp_path, capsys):
         (("cats", "train"), {"cats", "train"}),
         (("test",), {"test"}),
         (("", "sub"), {""}),
+        (("", "test"), {""}),
         (("one/two", "three"), {"one/two", "three"}),
         (("dev/train", "dev/test"), {"dev/train"}),
+        (("train", "Test"), {"train"}),
+        (("Train", "VAL"), {"Train"}),
+        (("train2017", "val2017"), {"train2017"}),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_listings_in_folders_below(tmp_path, capsys, listed, read, zipped):
+@pytest.mark.parametrize("by_texts", [False, True])
+def test_listings_in_folders_below(tmp_path, capsys, listed, read, zipped, by_texts):
     path = tmp_path / "data"
     for folder in listed:
-        list_in(fill(path / folder, "a.png"), {"file_name": "a.png", "text": folder})
+        rows = [{"file_name": "a.png", "text": folder or "."}]
+        (write_texts if by_texts else lambda folder, rows: list_in(folder, *rows))(fill(path / folder, "a.png"), rows)
+    if by_texts and listed == ("", "sub"):
+        read = {*listed}  # unlike a list, a .txt stands for its picture only
     if zipped:
         with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
             for file in path.rglob("*.*"):
                 archive.write(file, file.relative_to(path))
         path = tmp_path / "data.zip"
-    assert set(style_texts(path)) == read
-    assert ("not read" in capsys.readouterr().out) == (len(read) < len(listed))
+    assert set(style_texts(path)) == {folder or "." for folder in read}
+    said = capsys.readouterr().out
+    assert ("not read" in said) == ("left out" in said) == (len(read) < len(listed))
+
+
+@every_training
+@pytest.mark.parametrize("listed", [(), ("train",), ("test",)])
+def test_pictures_for_testing_are_not_trained_on(tmp_path, texts_of, listed):
+    """Whether a list or .txt files say what is in each of the folders."""
+    for folder in ("train", "test"):
+        rows = [{"file_name": "1.png", "text": f"to {folder}"}]
+        if folder in listed:
+            list_in(fill(tmp_path / folder, "1.png"), *rows)
+        else:
+            write_texts(fill(tmp_path / folder, "1.png"), rows)
+    if texts_of is subject_texts:
+        fill(tmp_path, "cat.png")
+        assert "are not listed for training: test/1.png" in SubjectImages(tmp_path, "sks", None, True).skipped[-1]
+    assert texts_of(tmp_path) == ["to train"]
+
+
+@every_training
+def test_upper_and_lower_case_are_the_same(tmp_path, texts_of):
+    fill(tmp_path / "texts", "Dog.png", "cat.JPG")
+    (tmp_path / "texts" / "dog.txt").write_text("a dog")
+    (tmp_path / "texts" / "CAT.TXT").write_text("a cat")
+    assert texts_of(tmp_path / "texts") == ["a dog", "a cat"]
+    fill(tmp_path / "both", "Dog.png", "dog.png")
+    (tmp_path / "both" / "Dog.txt").write_text("one of its own")
+    assert texts_of(tmp_path / "both") == ["one of its own"]
+    list_in(fill(tmp_path / "listed", "a.png"), {"file_name": "A.PNG", "text": "listed"})
+    (tmp_path / "listed" / "metadata.jsonl").rename(tmp_path / "listed" / "Metadata.JSONL")
+    assert texts_of(tmp_path / "listed") == ["listed"]
+    write_csv(fill(tmp_path / "csv", "a.png"), [{"file_name": "a.png", "text": "from CSV"}])
+    (tmp_path / "csv" / "metadata.csv").rename(tmp_path / "csv" / "Metadata.CSV")
+    assert texts_of(tmp_path / "csv") == ["from CSV"]
+
+
+@every_training
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file_name;text\na.png;a cat, black\n",
+        "file_name\ttext\r\na.png\ta cat, black\r\n",
+        '"file_name";"text"\n"a.png";"a cat, black"\n',
+        'file_name, text\na.png, "a cat, black"\n',
+        'file_name , text \na.png , "a cat, black"\n',
+        "text;file_name\na cat, black;a.png\n",
+    ],
+)
+def test_csv_as_people_and_spreadsheets_write_it(tmp_path, texts_of, content):
+    fill(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_bytes(content.encode())
+    assert texts_of(tmp_path) == ["a cat, black"]
+
+
+@every_training
+@pytest.mark.parametrize("write", [write_csv, write_parquet, write_texts])
+def test_empty_texts_are_counted_and_named(tmp_path, texts_of, write, capsys):
+    texts = {"a.png": "", "sub/b.png": "  ", "c.png": "a cat"}
+    write(fill(tmp_path, *texts), [{"file_name": name, "text": text} for name, text in texts.items()])
+    texts_of(tmp_path)
+    said = capsys.readouterr().out
+    assert f"2 texts of {tmp_path} are empty, which trains on the empty prompt: a.png, sub/b.png." in said
+
+
+@every_training
+@pytest.mark.parametrize("name", [".cat.png", "./.cat.png", "../elsewhere/cat.png", ".hidden/cat.png"])
+def test_a_listed_picture_is_a_sample_wherever_it_lies(tmp_path, texts_of, name):
+    fill(tmp_path / "data", "a.png", name)
+    list_in(tmp_path / "data", {"file_name": name, "text": "found"}, {"file_name": "a.png", "text": "a"})
+    assert sorted(texts_of(tmp_path / "data")) == ["a", "found"]
 
 
 @every_training
@@ -192,7 +270,8 @@ def test_listings_in_folders_below(tmp_path, capsys, listed, read, zipped):
         ("metadata.csv", b'file_name,text\na.png,"a cat\nb.png,a dog\n', "line 2 is not valid CSV"),
         ("metadata.csv", b"file_name,text\na.png,a cat, in snow\n", "line 2 has not as many fields"),
         ("metadata.csv", b"file_name,text\na.png\n", "line 2 has not as many fields"),
-        ("metadata.csv", b"file_name;text\na.png;a cat\n", "line 2 has no column 'image', only file_name;text"),
+        ("metadata.csv", b"file_name|text\na.png|a cat\n", r"line 2 has no column 'image', only file_name\|text"),
+        ("metadata.csv", b"file_name;text\na.png;a cat; in snow\n", "line 2 has not as many .*\"quote\" .* has ';' in"),
         ("metadata.csv", "file_name,text\n".encode("utf-16"), "is not UTF-8 text.*save it as UTF-8"),
         ("metadata.jsonl", b'{"file_name": "a.png", "text": 7}', "line 1: 'text' must be text, not int: 7"),
         ("metadata.jsonl", b'{"file_name": "b.png", "text": ""}', "line 1 names .*b.png, which is not there"),
@@ -222,13 +301,14 @@ def test_the_evaluation_sees_the_pictures_of_the_training(tmp_path):
     assert len(training_images(fill(tmp_path / "bare", "a.png", "b.png"), listed_only=True)) == 2
 
 
-def test_a_style_from_the_hub(monkeypatch):
-    columns = {"photo": [picture(0), picture(1)], "caption": ["one", "two"]}
+def test_a_style_from_the_hub(monkeypatch, capsys):
+    columns = {"photo": [picture(0), picture(1)], "caption": ["one", " "]}
     features = datasets.Features(photo=datasets.Image(), caption=datasets.Value("string"))
     data = datasets.Dataset.from_dict(columns, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: data)
     found = CaptionedImages("someone/something", None, "photo", "caption")
-    assert found.captions == ["one", "two"]
+    assert found.captions == ["one", " "]
+    assert "1 texts of someone/something are empty" in capsys.readouterr().out
     assert np.array_equal(np.asarray(found[1]["image"]), np.asarray(picture(1)))
     assert len(CaptionedImages("someone/something", None, "photo", "caption", max_samples=1)) == 1
 
@@ -243,6 +323,20 @@ def test_a_worker_tells_what_is_wrong_in_a_sentence(tmp_path):
         message = str(caught.value)
         assert message.startswith(f"\nError: {tmp_path / 'b.png'} is damaged or not an image (")
         assert message.endswith("): fetch or store it again") and message.count("\n") == 1
+
+
+def test_no_message_holds_an_objects_address(tmp_path):
+    fill(tmp_path, "a.png")
+    (tmp_path / "b.jpg").write_text("no picture")
+    (tmp_path / "README.txt").write_text("These are mine.")
+    list_in(tmp_path, {"file_name": "b.jpg", "text": "x"})
+    with pytest.raises(OSError) as caught:
+        style(tmp_path)[0]
+    (tmp_path / "metadata.jsonl").unlink()
+    messages = [str(caught.value), *SubjectImages(tmp_path, "sks").skipped]
+    assert messages[1] == "README.txt is no picture and is left out"
+    assert "b.jpg is damaged or not an image (cannot identify image file): fetch or store it again" == messages[2]
+    assert not any("0x" in message for message in messages)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

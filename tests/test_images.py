@@ -58,6 +58,53 @@ def test_a_conditions_lines_are_kept_and_it_is_said(tmp_path, capsys, color, gro
     assert said.count("Note:") == 1 and "c.png" in said and f"laid on {ground}" in said
 
 
+def with_block(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    ImageDraw.Draw(image).rectangle([26, 26, 33, 33], fill=color)
+    return image
+
+
+def rings(inner: tuple[int, int, int], outer: tuple[int, int, int]) -> Image.Image:
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse([8, 8, 50, 50], outline=inner, width=3)
+    ImageDraw.Draw(image).ellipse([0, 0, 62, 62], outline=outer, width=2)
+    return image
+
+
+@pytest.mark.parametrize(
+    "condition, ground",
+    [
+        (rings((255, 255, 255), (255, 0, 0)), "black"),
+        (rings((0, 0, 0), (255, 0, 0)), "white"),
+        (rings((255, 255, 255), (0, 0, 0)), "gray"),
+        (rings((210, 210, 210), (40, 40, 40)), "gray"),
+        (with_block(ring((255, 255, 255, 255)), (0, 0, 0)), "gray"),
+        (with_block(rings((255, 255, 255), (0, 0, 0)), (128, 128, 128)), "magenta"),
+        (ring((255, 255, 255, 100)), "black"),
+    ],
+)
+def test_every_colour_of_a_condition_is_kept(capsys, condition, ground):
+    laid = np.asarray(condition_to_rgb(condition, "c.png")).astype(int)
+    assert f"c.png, are laid on {ground}." in capsys.readouterr().out
+    visible = np.asarray(condition)[..., 3] > 0
+    assert np.abs(laid[visible] - laid[63, 63]).max(1).min() > 64, "each differs from the ground"
+
+
+def test_a_few_dots_of_a_condition_are_not_lost_either():
+    condition = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    for place in ((3, 3), (20, 30), (50, 9)):
+        condition.putpixel(place, (255, 255, 255, 255))
+    assert condition_to_rgb(condition, "c.png").getextrema() == ((0, 255),) * 3
+
+
+def test_a_condition_that_no_ground_keeps_is_refused():
+    condition = Image.fromarray(np.random.default_rng(0).integers(0, 255, (256, 256, 4), np.uint8))
+    with pytest.raises(ValueError, match="c.png, a condition, has .* so many colours that some would vanish on any"):
+        condition_to_rgb(condition, "c.png")
+    condition.putalpha(254)  # where nothing is transparent, no ground is seen
+    seen = np.asarray(condition_to_rgb(condition, "c.png")).astype(int)
+    assert np.abs(seen - np.asarray(condition)[..., :3]).max() <= 1
+
+
 def test_conditions_without_any_line_to_see_are_refused():
     hidden = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
     hidden.putpixel((3, 3), (0, 0, 0, 0))
