@@ -28,6 +28,7 @@ from .watch import SandboxError
 
 BASE = "tiny_sd"
 CACHE, MODEL, OUTPUT = "cache", "controlnet", "output"
+RUN_FILE = "run.json"  # by which a training knows that its folder is taken
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 BASE_FILES = ("*.py", "*.png", "icons", "next", "README.md", "__pycache__", "*.pt")
 MAX_CONFIG_BYTES = 100_000
@@ -72,7 +73,7 @@ def training_flags(numbers: Numbers, base: Path, output: Path | str, steps: int)
         "snr_gamma": numbers.snr_gamma,
         "mixed_precision": "auto",
         "validation_steps": 0,
-        "checkpointing_steps": steps,
+        "checkpointing_steps": 0,
         "seed": numbers.seed,
     }
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
@@ -86,6 +87,7 @@ def prepare(folder: Path, numbers: Numbers, seconds: float = PREPARE_SECONDS) ->
         GraderError: if that does not work.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / RUN_FILE).unlink(missing_ok=True)  # of an earlier preparation, from which only the encodings are wanted
     flags = training_flags(numbers, ROOT / BASE, folder.resolve(), steps=1)
     run_trusted(["train.py", *flags], ROOT / TASK_1, seconds)
 
