@@ -1,7 +1,7 @@
 """Grades hand-ins by the assignment's rubric, on a machine without a GPU.
 
     python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of them, also in folders
-    python -m grading.autograder FOLDER --set train_steps=600 --jobs 2    # with another number of grading/numbers.py
+    python -m grading.autograder FOLDER --set train_steps=900 --jobs 2    # with another number of grading/numbers.py
     python -m grading.autograder --gradescope                             # what run_autograder does
 
 For each hand-in it writes results.json, and for the teacher grades.csv and index.html, a page with the pictures. Each

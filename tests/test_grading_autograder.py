@@ -402,7 +402,7 @@ def test_the_page_holds_everything_and_runs_nothing():
     assert "script" not in reader.tags and "i" not in reader.tags and reader.tags.count("img") == 2
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     text = "".join(reader.words)
-    for words in ("<script>alert(1)</script>", "<i>prompt</i>", "the last word is yours", "train_steps = 450"):
+    for words in ("<script>alert(1)</script>", "<i>prompt</i>", "the last word is yours", "train_steps = 700"):
         assert words in text
     assert "ran as another user" in text
     gaps = {"Kim": results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, ["the network can be reached"])}
