@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import accelerate.utils.launch
 import pytest
 import torch.distributed.run
 from accelerate.commands import launch
@@ -24,6 +25,8 @@ def dry_run(config: Path, monkeypatch, *flags: str):
     """What torchrun is asked to start, and the environment that its processes would see."""
     started = []
     monkeypatch.setattr(torch.distributed.run, "run", lambda args: started.append((args, dict(launch.os.environ))))
+    # Nothing is started, so it does not matter that another test's processes meet at the same port just now.
+    monkeypatch.setattr(accelerate.utils.launch, "is_port_in_use", lambda port: False)
     args = launch.launch_command_parser().parse_args(["--config_file", str(config), *flags, *PROGRAM])
     if load_config_from_file(str(config)).distributed_type == "DEEPSPEED":  # its launcher needs deepspeed installed
         args, defaults, _ = launch._validate_launch_command(args)
