@@ -11,8 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 pytest.importorskip("resvg_py")
-if not hasattr(torch.optim, "Muon"):
-    pytest.skip("the embedded base's training needs PyTorch 2.9 for Muon", allow_module_level=True)
 
 import long_run as long_run_module
 import train_denoiser
@@ -106,6 +104,31 @@ def test_what_is_kept_is_made_anew_when_it_was_made_of_something_else(tmp_path):
 
     asked = [kept(tmp_path / "file.pt", partial(make, value), [value, 0.5]) for value in (1, 1, 2, 2, 1)]
     assert asked == [1, 1, 2, 2, 1] and made == [1, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_all_matrices_of_a_shape_take_the_steps_that_the_library_takes_one_by_one(memory_format):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(32, 16, 3, 3).to(memory_format=memory_format)) for _ in range(3)]
+    ours.append(torch.nn.Parameter(torch.randn(64, 32)))
+    theirs = [torch.nn.Parameter(weight.detach().flatten(1).clone()) for weight in ours]
+    start = [weight.detach().clone() for weight in theirs]
+    library = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    optimizer = MuonWithAdamW(ours, 1e-2)
+    for _ in range(3):
+        for weight, other in zip(ours, theirs):
+            other.grad = torch.randn_like(other)
+            weight.grad = (
+                other.grad.reshape(weight.shape).to(memory_format=memory_format)
+                if weight.dim() == 4
+                else other.grad.clone()
+            )
+        optimizer.step(1e-2)
+        library.step()
+    for weight, other, before in zip(ours, theirs, start):
+        way, expected = weight.detach().flatten(1) - before, other.detach() - before
+        assert (way - expected).norm() < 0.05 * expected.norm(), "bfloat16 rounds both"
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
