@@ -116,12 +116,13 @@ class Step:
         single = self.recipe.accumulate_single_images
         self.micro_batches, self.micro_size = (batch_size, 1) if single else (1, batch_size)
         side, models = self.models.resolution, self.models
-        rng = np.random.default_rng(0)
-        self.files = []
-        for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
-            file = io.BytesIO()
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
-            self.files.append(file.getvalue())
+        if self.recipe.decode:
+            rng = np.random.default_rng(0)
+            self.files = []
+            for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
+                file = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
+                self.files.append(file.getvalue())
         self.pixels = torch.rand(self.micro_size, 3, side, side, device=self.device)
         self.tokens = models.tokenizer(
             ["gold circle with navy background"] * self.micro_size,
@@ -196,8 +197,7 @@ def measure(
     """
     step = Step(ALL_RECIPES[recipe], task, build_models(size), batch_size)
     flops = step.count_flops()  # of one image, so that it takes less memory than a step and moves no peak
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak()
     start = time.perf_counter()
     step()
     synchronize()
@@ -210,11 +210,19 @@ def measure(
         step()
     synchronize()
     seconds = (time.perf_counter() - start) / steps / batch_size
+    return {"first": first, "seconds": seconds, "flops": flops, "peak": peak_bytes(), **held_bytes(step)}
+
+
+def reset_peak() -> None:
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"first": first, "seconds": seconds, "flops": flops, "peak": peak, **held_bytes(step)}
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """The most that tensors held on the GPU since `reset_peak`; without one the most this process ever held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def held_bytes(step: Step) -> dict[str, float]:
