@@ -60,7 +60,7 @@ class Child:
         return self.log.read_text(errors="replace")
 
 
-class Tests(Child):
+class Pytest(Child):
     """A run of pytest."""
 
     def __init__(self, log: Path, folder: Path, *arguments: str) -> None:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # `finetune` need not be installed
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from gpu_children import CompiledRecipe, Tests, tell_and_wait, tests_table
+from gpu_children import CompiledRecipe, Pytest, tell_and_wait, tests_table
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
 TIMED = [
@@ -185,7 +185,7 @@ def take_sampling(rows: Rows, args: argparse.Namespace) -> str:
     return f"{words(result)}\nlargest difference {result['largest_difference']:.5f}, {'' if equal else 'NOT '}equal"
 
 
-def take_tests(rows: Rows, tests: Tests, name: str, seconds: float) -> str:
+def take_tests(rows: Rows, tests: Pytest, name: str, seconds: float) -> str:
     finished = tests.wait(seconds)
     tests.end()
     rows.results["tests"][name] = tests.results()
@@ -206,7 +206,7 @@ def take_all(rows: Rows, args: argparse.Namespace, folder: Path) -> None:
     if not args.without_tests:
         arguments = {"gpu": ["tests/test_gpu.py", "-k", "not compiled"], "training": ["tests/test_training.py"]}
         for name, chosen in arguments.items():
-            tests[name] = Tests(rows.output / f"tests_{name}.log", folder, "-m", "gpu", *chosen)
+            tests[name] = Pytest(rows.output / f"tests_{name}.log", folder, "-m", "gpu", *chosen)
     compiled = [] if args.without_compiled else [
         CompiledRecipe(folder / f"compiled_{i}.log", recipe, args.size, args.batch_size, args.steps)
         for i, recipe in enumerate(COMPILED)
@@ -214,7 +214,8 @@ def take_all(rows: Rows, args: argparse.Namespace, folder: Path) -> None:
     rows.children = [*tests.values(), *compiled]
     rows.part("libraries", 0, partial(describe, rows))
     for task in ("controlnet", "lora"):
-        rows.part(f"memory, {task}, bf16", 10, partial(take_memory, rows, args, task, "bf16"))
+        first = args.precisions[0]
+        rows.part(f"memory, {task}, {first}", 10, partial(take_memory, rows, args, task, first))
     for name, child in tests.items():  # so long that what is most important is still timed
         rows.part(f"tests, {name}", 0, partial(take_tests, rows, child, name, max(1.0, rows.left() - 70)))
     for child in compiled:
@@ -224,16 +225,18 @@ def take_all(rows: Rows, args: argparse.Namespace, folder: Path) -> None:
     rows.part("sampling", 15, partial(take_sampling, rows, args))
     for child in compiled:
         child.go_on()
-    for task in ("controlnet", "lora"):
-        rows.part(f"memory, {task}, fp16", 10, partial(take_memory, rows, args, task, "fp16"))
+    for precision in args.precisions[1:]:
+        for task in ("controlnet", "lora"):
+            rows.part(f"memory, {task}, {precision}", 10, partial(take_memory, rows, args, task, precision))
     for child in compiled:
         take = partial(take_compiled, rows, args, child, rows.left() - 3)
         rows.part(f"training, controlnet, {child.recipe}", 5, take)
-    for number in ("", *(f", round {i}" for i in range(2, 4))):
-        for task, recipe, needs in [*TIMED_LATER, *TIMED] if not number else TIMED[:4]:
-            if number or (task, recipe, needs) in TIMED_LATER:
-                take = partial(take_training, rows, args, task, recipe)
-                rows.part(f"training, {task}, {recipe}{number}", needs, take)
+    for task, recipe, needs in TIMED_LATER:
+        rows.part(f"training, {task}, {recipe}", needs, partial(take_training, rows, args, task, recipe))
+    for number in range(2, 2 + args.more_rounds):
+        for task, recipe, needs in TIMED:
+            take = partial(take_training, rows, args, task, recipe)
+            rows.part(f"training, {task}, {recipe}, round {number}", needs, take)
 
 
 def parse_args() -> argparse.Namespace:
@@ -244,6 +247,8 @@ def parse_args() -> argparse.Namespace:
     add("--size", choices=["tiny_sd", "sd14"], default="sd14")
     add("--batch_size", type=int, default=8, help="images of a timed training step")
     add("--steps", type=int, default=5, help="training steps that are timed")
+    add("--more_rounds", type=int, default=2, help="in which training is timed again, if there is time")
+    add("--precisions", choices=["no", "fp16", "bf16"], nargs="+", default=["bf16", "fp16"], help="of memory")
     add("--memory_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8])
     add("--sampling_batch_size", type=int, default=4)
     add("--num_inference_steps", type=int, default=20)
