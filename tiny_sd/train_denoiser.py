@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import shutil
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -340,7 +341,7 @@ def main() -> None:
         type=natural_int,
         nargs=3,
         default=(1500, 6000, 12000),
-        help="words alone (anew; 0 keeps the text encoder), 64 px, 128 px",
+        help="words alone (anew; 0 keeps what --start has of them), 64 px, 128 px",
     )
     parser.add_argument(
         "--batch_size", type=positive_int, nargs=3, default=(128, 64, 32), help="the same, samples a step"
@@ -376,8 +377,12 @@ def main() -> None:
     images, captions = kept(args.output_dir / "scenes.pt", lambda: scenes_and_captions(shares, args.images), made_of)
     if args.draw_only:
         return
-    words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
-    tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
+    if args.start and not args.steps[0]:
+        shutil.copytree(args.start / "tokenizer", args.output_dir / "tokenizer", dirs_exist_ok=True)
+        tokenizer = CLIPTokenizer.from_pretrained(args.output_dir / "tokenizer")
+    else:
+        words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
+        tokenizer = train_tokenizer([c for many in captions for c in many] + words, args.output_dir / "tokenizer")
     prompts = Prompts(tokenizer, captions, device)
 
     vae = AutoencoderKL.from_pretrained(args.vae).eval()
