@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from grading.banners import TODO_FILES, find_places
-from grading.handed_out import FINETUNE, ROOT, code_files
-from grading.items import TASK_1, WEIGHTS_FILE
-from grading.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, base_from, known_bases
+from grading.files.items import TASK_1, WEIGHTS_FILE
+from grading.files.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, base_from, known_bases
+from grading.handed_out.banners import TODO_FILES, find_places
+from grading.handed_out.record import FINETUNE, ROOT, code_files
 
 PDF = "20241234.pdf"
 LORA_1, LORA_2 = f"lora_1/{WEIGHTS_FILE}", f"lora_2/{WEIGHTS_FILE}"

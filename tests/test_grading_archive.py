@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from grading.archive import MB, ArchiveError, Limits, find_items, unpack
+from grading.files.archive import MB, ArchiveError, Limits, find_items, unpack
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 GOOD = {

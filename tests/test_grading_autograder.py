@@ -23,20 +23,21 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from grading import autograder, todos
-from grading.autograder import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
-from grading.banners import TODOS
-from grading.cores import usable_cores
-from grading.gradescope import SETUP, write_autograder
-from grading.handed_out import ROOT, Change
-from grading.loras import judge_files, judge_loras, judge_norm, judge_pictures
-from grading.numbers import Numbers, with_settings
-from grading.pictures import calm, change, contrast, read_picture, smoothness
-from grading.results import is_graded, results_of, write_table
-from grading.rubric import Alignment, Evidence, Lora, Todos, block, grade
-from grading.teacher_page import page, render
-from grading.todos import Judged
-from grading.trusted import GraderError, run_trusted
+from grading.autograder import run as autograder
+from grading.autograder import todos
+from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
+from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
+from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
+from grading.autograder.todos import Judged
+from grading.grades.numbers import Numbers, with_settings
+from grading.grades.results import is_graded, results_of, write_table
+from grading.grades.rubric import Alignment, Evidence, Lora, Todos, block, grade
+from grading.grades.teacher_page import page, render
+from grading.gradescope.pack import SETUP, write_autograder
+from grading.handed_out.banners import TODOS
+from grading.handed_out.record import ROOT, Change
+from grading.sandbox.cores import usable_cores
+from grading.sandbox.trusted import GraderError, run_trusted
 from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
 
@@ -220,8 +221,8 @@ def test_loras_of_stable_diffusion_are_judged_by_their_norms(tmp_path):
 
 def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(tmp_path, monkeypatch):
     """The embedded base stands for Stable Diffusion, small models of the same layout for CLIP and DINO."""
-    monkeypatch.setattr("grading.loras.BASE", "another base")
-    monkeypatch.setattr("grading.loras.SD_1", "tiny_sd")
+    monkeypatch.setattr("grading.autograder.loras.BASE", "another base")
+    monkeypatch.setattr("grading.autograder.loras.SD_1", "tiny_sd")
     file = tmp_path / "lora.safetensors"
     file.write_bytes(save(lora_tensors(1)))
     shared = SimpleNamespace(base=tmp_path / "nowhere")
@@ -274,7 +275,7 @@ def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path,
     def too_busy(*_):
         raise TimeoutError("This machine is too busy: reading 'r.pdf' did not get 20 seconds.")
 
-    monkeypatch.setattr("grading.grade.inspect_report", too_busy)
+    monkeypatch.setattr("grading.autograder.grade.inspect_report", too_busy)
     path = write_zip(hand_in(), tmp_path / "1.zip")
     autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
     results = json.loads((tmp_path / "results.json").read_text())
@@ -447,7 +448,12 @@ def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
         assert b"set -euo pipefail" in archive.read(SETUP)
     assert modes["run_autograder"] == modes["setup.sh"] == 0o100755
-    for name in ("grading/autograder.py", "grading/handed_out.json.gz", "finetune/base.py", "requirements.txt"):
+    for name in (
+        "grading/autograder/run.py",
+        "grading/handed_out/handed_out.json.gz",
+        "finetune/base.py",
+        "requirements.txt",
+    ):
         assert modes[name] == 0o100644
     for name in ("task_1_controlnet/train.py", "task_1_controlnet/data/test_prompts.json", "task_2_lora/drawing.py"):
         assert name in modes

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grading import checks, observe
-from grading.banners import TODO_FILES, TODOS, BannerError, extract, fill, read_parts, read_source
-from grading.checks import check, check_all, judge
-from grading.starter import blank
+from grading.checks import observe
+from grading.checks import run as checks
+from grading.checks.run import check, check_all, judge
+from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, extract, fill, read_parts, read_source
+from grading.starter.make import blank
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_1 = ROOT / "task_1_controlnet"

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from grading import autograder
-from grading.archive import find_items, unpack
-from grading.autograder import grade_all, grade_into, grade_on_gradescope
-from grading.collection import hand_ins, left_out
-from grading.items import WEIGHTS_FILE
-from grading.numbers import Numbers
-from grading.results import not_graded, results_of
-from grading.rubric import Evidence, grade
+from grading.autograder import run as autograder
+from grading.autograder.collection import hand_ins, left_out
+from grading.autograder.run import grade_all, grade_into, grade_on_gradescope
+from grading.files.archive import find_items, unpack
+from grading.files.items import WEIGHTS_FILE
+from grading.grades.numbers import Numbers
+from grading.grades.results import not_graded, results_of
+from grading.grades.rubric import Evidence, grade
 from hand_ins import write_folder, write_zip
 
 NUMBERS = Numbers()
@@ -164,7 +164,7 @@ def test_one_archive_is_taken_whatever_it_is_called(tmp_path):
 def child(results: dict) -> list[str]:
     """Stands in for the program that grades: it unpacks, and gives the same results to all."""
     script = (
-        "import json, sys; from pathlib import Path; from grading.archive import unpack\n"
+        "import json, sys; from pathlib import Path; from grading.files.archive import unpack\n"
         "job = json.loads(sys.argv[-1])\n"
         "unpack(Path(job['hand_in']), Path(job['output'], 'hand_in'))\n"
         f"Path(job['output'], 'results.json').write_text({json.dumps(results)!r})\n"

@@ -18,12 +18,13 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject, StreamObject
 from safetensors.numpy import save_file
 
-from grading import hand_in, report_pdf
-from grading.banners import TODO_FILES, find_places
-from grading.hand_in_sources import Line
-from grading.handed_out import current_code, diff, read_handed_out
-from grading.lora_modules import known_bases
-from grading.report_pdf import inspect_report, read_report
+from grading.files import report_pdf
+from grading.files.lora_modules import known_bases
+from grading.files.report_pdf import inspect_report, read_report
+from grading.hand_in import pack as hand_in
+from grading.hand_in.sources import Line
+from grading.handed_out.banners import TODO_FILES, find_places
+from grading.handed_out.record import current_code, diff, read_handed_out
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_1 = "task_1_controlnet"
@@ -98,7 +99,7 @@ def repository(made, tmp_path, monkeypatch) -> Path:
     shutil.copytree(made[0], folder)
     (folder / ZIP).unlink()
     monkeypatch.chdir(folder)
-    handed_out = read_handed_out(folder / "grading" / "handed_out.json.gz")
+    handed_out = read_handed_out(folder / "grading" / "handed_out" / "handed_out.json.gz")
     monkeypatch.setattr(hand_in, "read_handed_out", lambda: handed_out)
     monkeypatch.setattr(hand_in, "check_todos", lambda task_1: Line("right", "TODO places", "left out"))
     return folder
@@ -285,6 +286,7 @@ def write_program(root: Path, name: str, text: str) -> None:
     """A package `grading` with nothing but one program, which stands in for ours."""
     (root / "grading").mkdir()
     (root / "grading" / "__init__.py").touch()
+    (root / "grading" / name).parent.mkdir(exist_ok=True)
     (root / "grading" / name).write_text(text)
 
 
@@ -301,7 +303,7 @@ def write_program(root: Path, name: str, text: str) -> None:
     ],
 )
 def test_what_the_checks_find_is_shown(tmp_path, monkeypatch, checks, message):
-    write_program(tmp_path, "checks.py", checks)
+    write_program(tmp_path, "checks/__main__.py", checks)
     monkeypatch.setattr(hand_in, "ROOT", tmp_path)
     monkeypatch.setattr(hand_in, "CHECKS_SECONDS", 1)
     monkeypatch.setattr(hand_in, "MAX_WAIT_SECONDS", 9 if "sleep" in checks else 500)
@@ -510,7 +512,7 @@ def bad_reader(tmp_path, monkeypatch):
     """Puts another program in the reader's place, and returns a report."""
 
     def replace_reader(program: str) -> Path:
-        write_program(tmp_path, "report_pdf.py", program)
+        write_program(tmp_path, "files/report_pdf.py", program)
         write_report(tmp_path / "r.pdf")
         monkeypatch.setattr(report_pdf, "ROOT", tmp_path)
         return tmp_path / "r.pdf"

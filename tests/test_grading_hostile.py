@@ -20,19 +20,19 @@ import psutil
 import pytest
 from safetensors.numpy import save, save_file
 
-from grading import student_code
-from grading.alignment import CONFIG, WEIGHTS, Shared, train
-from grading.banners import TODOS, read_parts
-from grading.grade import Judges, grade_hand_in
-from grading.handed_out import ROOT, current_code
-from grading.items import TASK_1
-from grading.loras import judge_files
-from grading.numbers import Numbers
-from grading.report_pdf import PdfReport, inspect_report
-from grading.rubric import Alignment, Todos
-from grading.sandbox import Sandbox, namespace_command
-from grading.todos import FOLDER, judge_file
-from grading.watch import Limits, Outcome
+from grading.autograder import student_code
+from grading.autograder.alignment import CONFIG, WEIGHTS, Shared, train
+from grading.autograder.grade import Judges, grade_hand_in
+from grading.autograder.loras import judge_files
+from grading.autograder.todos import FOLDER, judge_file
+from grading.files.items import TASK_1
+from grading.files.report_pdf import PdfReport, inspect_report
+from grading.grades.numbers import Numbers
+from grading.grades.rubric import Alignment, Todos
+from grading.handed_out.banners import TODOS, read_parts
+from grading.handed_out.record import ROOT, current_code
+from grading.sandbox.sandbox import Sandbox, namespace_command
+from grading.sandbox.watch import Limits, Outcome
 from hand_ins import (
     FILE_OF,
     LORA_1,
@@ -95,7 +95,9 @@ def inspect_content(content: bytes, folder: Path) -> PdfReport:
 def quick_reports(monkeypatch, tmp_path_factory):
     """Each report is read once, in another process as always, and not again for every hand-in that has it."""
     folder = tmp_path_factory.getbasetemp()
-    monkeypatch.setattr("grading.grade.inspect_report", lambda path: inspect_content(path.read_bytes(), folder))
+    monkeypatch.setattr(
+        "grading.autograder.grade.inspect_report", lambda path: inspect_content(path.read_bytes(), folder)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +105,7 @@ def handed_out(monkeypatch):
     """What was handed out is what is here now."""
     code = code_now()
     monkeypatch.setattr(student_code, "read_handed_out", lambda: code)
-    monkeypatch.setattr("grading.grade.read_handed_out", lambda: code)
+    monkeypatch.setattr("grading.autograder.grade.read_handed_out", lambda: code)
 
 
 @pytest.fixture
@@ -510,7 +512,7 @@ def test_the_sandbox_holds_the_students_text_and_no_other(shared, tmp_path):
         task_1 = student_code.lay_out(sandbox.folder / "code", parts)
         assert read_parts(task_1) == parts
         names = {path.name for path in (sandbox.folder / "code").rglob("*")}
-        assert "problems_controlnet.py" not in names and "checks.py" not in names and "tests" not in names
+        assert "problems_controlnet.py" not in names and "run.py" not in names and "tests" not in names
         assert json.loads((task_1 / "data" / "test_prompts.json").read_text())
         outcome = sandbox.run(["cat", str(task_1 / "diffusion" / "controlnet.py")], Limits())
     assert "module = MINE" in outcome.tail or outcome.succeeded

@@ -16,10 +16,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from grading.lora_files import inspect_lora
-from grading.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text_encoder_shapes, unet_shapes
-from grading.loras import draw
-from grading.numbers import Numbers
+from grading.autograder.loras import draw
+from grading.files.lora import inspect_lora
+from grading.files.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text_encoder_shapes, unet_shapes
+from grading.grades.numbers import Numbers
 from lora import LoraDenoiser, save_lora, to_kohya
 from processes import BASE
 
@@ -190,8 +190,8 @@ def test_whatever_is_called_good_can_be_drawn(tmp_path):
 
 def test_a_file_that_cannot_be_looked_through_is_named(tmp_path, monkeypatch):
     (tmp_path / "forever.py").write_text("while True:\n    pass\n")
-    monkeypatch.setattr("grading.lora_files.LAYOUTS_PROGRAM", tmp_path / "forever.py")
-    monkeypatch.setattr("grading.lora_files.LAYOUTS_SECONDS", 1)
+    monkeypatch.setattr("grading.files.lora.LAYOUTS_PROGRAM", tmp_path / "forever.py")
+    monkeypatch.setattr("grading.files.lora.LAYOUTS_SECONDS", 1)
     assert "takes more than 1 s to look through: hand in" in inspected(lora_of(TINY_SD), tmp_path).problem
 
 

@@ -20,10 +20,10 @@ if sys.version_info < (3, 10):
 from PIL import Image, ImageDraw
 from pypdf import PdfReader
 
-from grading import report as program
-from grading.report import make_report
-from grading.report_pictures import KEPT_SIDE, open_picture
-from grading.report_words import KEYS, ReportError, flatten, tomllib
+from grading.report import typeset as program
+from grading.report.pictures import KEPT_SIDE, open_picture
+from grading.report.typeset import make_report
+from grading.report.words import KEYS, ReportError, flatten, tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_PROMPTS = json.loads((ROOT / "task_1_controlnet" / "data" / "test_prompts.json").read_text())

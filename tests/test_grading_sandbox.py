@@ -15,9 +15,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from grading.isolation import check_packages, isolation_gaps
-from grading.sandbox import MARK, ROOT, SCRATCH, Sandbox, SandboxError, namespace_command
-from grading.watch import Limits, Usage, own_time
+from grading.sandbox.isolation import check_packages, isolation_gaps
+from grading.sandbox.sandbox import MARK, ROOT, SCRATCH, Sandbox, SandboxError, namespace_command
+from grading.sandbox.watch import Limits, Usage, own_time
 
 QUICK = Limits(seconds=1.5, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=30, output_kib=64)
 PATIENT = Limits(seconds=20, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=30, output_kib=64)
@@ -161,7 +161,7 @@ def test_a_busy_machine_is_no_excuse_for_doing_nothing(sandbox):
     ],
 )
 def test_waiting_for_others_is_not_its_own_time(monkeypatch, computed, waited, own):
-    monkeypatch.setattr("grading.watch.usable_cores", lambda: 2)
+    monkeypatch.setattr("grading.sandbox.watch.usable_cores", lambda: 2)
     before = Usage(cpu_seconds=100, waits=dict.fromkeys((1, 3), 50.0))
     waits = {thread: before.waits.get(thread, 0) + seconds for thread, seconds in waited.items()}
     assert own_time(before, Usage(cpu_seconds=100 + computed, waits=waits), 10) == own
@@ -270,7 +270,7 @@ def test_the_same_user_is_told(tmp_path):
 
 def test_missing_packages_are_no_fault_of_a_hand_in(sandbox, monkeypatch):
     check_packages(sandbox)
-    monkeypatch.setattr("grading.isolation.NEEDED", ("numpy", "no_such_package"))
+    monkeypatch.setattr("grading.sandbox.isolation.NEEDED", ("numpy", "no_such_package"))
     with pytest.raises(SandboxError, match=r"\(no_such_package\): install requirements.txt"):
         check_packages(sandbox)
 
@@ -333,7 +333,7 @@ def test_everything_goes_at_the_end(namespaces, depth):
 
 def test_it_dies_with_the_grader(tmp_path):
     program = (
-        "from grading.sandbox import Limits, Sandbox\n"
+        "from grading.sandbox.sandbox import Limits, Sandbox\n"
         "with Sandbox() as s: s.run(['sleep', '12345'], Limits(seconds=60))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}  # as it cannot clean up

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from grading import starter as program
-from grading.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
-from grading.starter import STUDENT_FILES, StarterError, strip_outputs, student_makefile, write_starter
+from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
+from grading.starter import make as program
+from grading.starter.make import STUDENT_PARTS, StarterError, strip_outputs, student_makefile, write_starter
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK_1 = "task_1_controlnet"
 SOLUTION = read_parts(ROOT / TASK_1)
+TEACHER_ROOMS = ("autograder", "grades", "gradescope", "sandbox", "starter")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,10 @@ def test_nothing_else_is_changed(starter):
 def test_no_solution_and_no_secret_is_in_it(starter):
     names = files_of(starter)
     for name in names:
-        if name.startswith(("grading/", "tests/")):
-            assert name in STUDENT_FILES["grading/"] + STUDENT_FILES["tests/"]
+        folder, _, inside = name.partition("/")
+        if folder in ("grading", "tests"):
+            assert inside.partition("/")[0] in STUDENT_PARTS[folder]
+        assert not name.startswith(tuple(f"grading/{room}/" for room in TEACHER_ROOMS))
         assert not name.startswith((".ci/", "build/", "runs/"))
         assert not name.endswith((".safetensors", ".pt")) or name.startswith("tiny_sd/")
     lines = {line.strip() for text in SOLUTION.values() for line in text.splitlines()}
@@ -87,6 +90,14 @@ def test_no_solution_and_no_secret_is_in_it(starter):
         if name.startswith("tests/"):
             text = (starter / name).read_text(encoding="utf-8")
             assert "ControlNetModel" not in text and "train.py" not in text, name
+
+
+@pytest.mark.parametrize("name", ["checks", "hand_in", "report"])
+def test_the_students_programs_need_nothing_that_students_do_not_have(starter, name):
+    environment = {variable: value for variable, value in os.environ.items() if variable != "PYTHONPATH"}
+    command = [sys.executable, "-m", f"grading.{name}", "--help"]
+    run = subprocess.run(command, cwd=starter, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and run.stdout.startswith(f"usage: python -m grading.{name} "), run.stderr
 
 
 def test_notebooks_have_no_outputs(starter):
