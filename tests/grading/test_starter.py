@@ -15,7 +15,7 @@ from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, 
 from grading.starter import make as program
 from grading.starter.make import STUDENT_PARTS, StarterError, strip_outputs, student_makefile, write_starter
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = "task_1_controlnet"
 SOLUTION = read_parts(ROOT / TASK_1)
 TEACHER_ROOMS = ("autograder", "grades", "gradescope", "sandbox", "starter")

@@ -14,7 +14,7 @@ from grading.checks.run import check, check_all, judge
 from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, extract, fill, read_parts, read_source
 from grading.starter.make import blank
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = ROOT / "task_1_controlnet"
 SOLUTION = read_parts(TASK_1)
 EMPTY = {t: s for file in TODO_FILES for t, s in extract(blank(read_source(TASK_1 / file))).items()}

@@ -26,7 +26,7 @@ from grading.hand_in.sources import Line
 from grading.handed_out.banners import TODO_FILES, find_places
 from grading.handed_out.record import current_code, diff, read_handed_out
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = "task_1_controlnet"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ZIP = "20241234_Gildong_Hong.zip"
