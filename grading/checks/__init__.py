@@ -1,1 +1,1 @@
-"""What the five TODO places do, and what of it is wrong. The sandbox has no judges: nothing is imported here."""
+"""What the five TODO places do, and what is wrong with it. Imports nothing: the sandbox has it without the judges."""
