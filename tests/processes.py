@@ -42,7 +42,8 @@ class Program:
     def __init__(self, folder: str, script: str, flags: list[str]) -> None:
         self.folder = ROOT / folder
         self.command = [sys.executable, script, *flags]
-        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""
