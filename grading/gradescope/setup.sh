@@ -17,6 +17,6 @@ if [ -n "$TORCH_INDEX" ]; then
 fi
 /opt/grader/bin/pip install --no-cache-dir -r requirements.txt
 
-# Student's code needs no account: each run has a user id of its own that nobody else has (grading/sandbox.py).
+# Student's code needs no account: each run has a user id of its own that nobody else has (grading/sandbox/).
 /opt/grader/bin/python -m grading.autograder --prepare
 chmod -R o= /autograder/source

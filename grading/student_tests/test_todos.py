@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grading.banners import TODOS, read_parts
-from grading.checks import check
+from grading.checks.run import check
+from grading.handed_out.banners import TODOS, read_parts
 
 TASK_1 = Path(__file__).resolve().parents[2] / "task_1_controlnet"
 

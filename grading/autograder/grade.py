@@ -1,0 +1,121 @@
+"""Grades one hand-in: finds out everything that the rubric asks for, and gives the points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Mapping, Sequence
+
+from ..files.archive import ArchiveError, unpack
+from ..files.items import Items, find_items
+from ..files.report_pdf import MAX_PAGES, inspect_report
+from ..grades.numbers import Numbers
+from ..grades.rubric import Alignment, Evidence, Lora, Score, Todos, grade
+from ..handed_out.banners import BannerError
+from ..handed_out.record import added_code
+from .alignment import Shared, evaluate, train
+from .loras import judge_loras
+from .student_code import outside_changes, read_handed_out, take_texts
+from .todos import check_todos
+
+WEIGHTS = "controlnet.safetensors"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What takes time: running the student's texts, training with them, and drawing with the LoRAs.
+
+    `todos` and `alignment` get the texts by TODO number, `loras` the files by name.
+    """
+
+    todos: Callable[[Mapping[str, str]], Todos]
+    alignment: Callable[[Mapping[str, str]], Alignment]
+    loras: Callable[[Mapping[str, Path]], tuple[Mapping[str, Lora], tuple[bytes, ...]]]
+
+
+def real_judges(shared: Shared, numbers: Numbers, hidden: Sequence[Path], work: Path, seconds: float) -> Judges:
+    """The judges of the assignment.
+
+    Args:
+        hidden: what the student's code must not see.
+        work: an empty folder.
+        seconds: the time, by the clock, after which the grader's own programs are given up.
+    """
+
+    def align(parts: Mapping[str, str]) -> Alignment:
+        weights = work / WEIGHTS
+        failed = train(parts, shared, numbers, numbers.train_seconds, hidden, weights)
+        return failed or evaluate(weights, shared, numbers, seconds, work)
+
+    def loras(files: Mapping[str, Path]) -> tuple[Mapping[str, Lora], tuple[bytes, ...]]:
+        folder = work / "loras"
+        folder.mkdir()
+        return judge_loras(files, shared, numbers, seconds, folder)
+
+    return Judges(lambda parts: check_todos(parts, numbers, hidden), align, loras)
+
+
+def missing_items(items: Items) -> dict[str, str]:
+    """The sentences about what is missing, by item."""
+    found = {"report": items.report, "code": items.task_1, "lora_1": items.lora_1, "lora_2": items.lora_2}
+    return dict(zip([name for name, path in found.items() if path is None], items.problems))
+
+
+def look_at_report(report: Path | None, evidence: Evidence) -> Evidence:
+    """A report that nobody can read is missing; one that is too long is there."""
+    if report is None:
+        return evidence
+    seen = inspect_report(report)
+    if seen.ok:
+        return evidence
+    if seen.pages and seen.pages > MAX_PAGES:
+        return replace(evidence, report=seen.problem)
+    return replace(evidence, missing={**evidence.missing, "report": f"{seen.problem} It counts as missing."})
+
+
+def look_at_code(task_1: Path | None, evidence: Evidence, judges: Judges, numbers: Numbers) -> Evidence:
+    if task_1 is None:
+        return evidence
+    added = [
+        f"{name} is a file of the student's own; it is not used." for name in added_code(task_1, read_handed_out())
+    ]
+    evidence = replace(evidence, changes=outside_changes(task_1), notes=(*evidence.notes, *added[:10]))
+    try:
+        parts = take_texts(task_1, numbers.text_bytes)
+    except BannerError as error:
+        return replace(evidence, unusable=str(error))
+    todos = judges.todos(parts)
+    if todos.stuck:
+        places = ", ".join(f"({todo})" for todo in todos.stuck)
+        stopped = Alignment(f"TODO {places} does not run to its end, so the training was not even started.")
+        return replace(evidence, todos=todos, alignment=stopped)
+    return replace(evidence, todos=todos, alignment=judges.alignment(parts))
+
+
+def look_at(folder: Path, judges: Judges, numbers: Numbers) -> Evidence:
+    """Everything about an unpacked hand-in."""
+    items = find_items(folder)
+    extra = [f"{name} is no part of a hand-in, and is not looked at." for name in items.extra[:10]]
+    evidence = look_at_report(items.report, Evidence(missing_items(items), notes=tuple(extra)))
+    evidence = look_at_code(items.task_1, evidence, judges, numbers)
+    files = {name: path for name, path in (("lora_1", items.lora_1), ("lora_2", items.lora_2)) if path}
+    loras, plain = judges.loras(files)
+    return replace(evidence, loras=loras, plain_pictures=plain)
+
+
+def grade_hand_in(path: Path, judges: Judges, numbers: Numbers, work: Path) -> tuple[Evidence, list[Score]]:
+    """Grades a zip, or the folder that one was unpacked into.
+
+    Args:
+        work: a folder to unpack into, which nobody else can read.
+
+    Raises:
+        GraderError, SandboxError, TimeoutError: if something that is no fault of the hand-in stops the grading.
+    """
+    try:
+        folder = unpack(path, work / "hand_in")
+    except ArchiveError as error:
+        evidence = Evidence({}, unreadable=str(error))
+    else:
+        evidence = look_at(folder, judges, numbers)
+    return evidence, grade(evidence, numbers)

@@ -1,0 +1,226 @@
+"""What is wrong with a TODO (4-1) or (4-2), in words, from what `observe.py` saw it do."""
+
+from __future__ import annotations
+
+from typing import Any, Iterator
+
+import torch
+
+from .observe import MID_RUNS, SKIP_RUNS
+from .problems import (
+    all_same,
+    describe_all,
+    errors,
+    explain_error,
+    first,
+    gradient_problem,
+    is_whole_list,
+    judge_layouts,
+    kind,
+    same,
+    what_it_is,
+)
+from .standins import UNetMiddle, gradients
+
+RETURNED = "the code returns from the UNet's `forward`, so the rest of the UNet never runs: set the name and go on."
+LOST_GRADIENTS = (
+    "the values are right, but gradients do not reach ControlNet's residuals, so it would not learn: "
+    "use no `torch.no_grad()`, `.detach()` or `.data` here."
+)
+WRONG_GRADIENTS = (
+    "the values are right, but the gradients of ControlNet's residuals are not: add each of them once, as it is."
+)
+
+
+def split(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> tuple[list, list]:
+    """The runs with ControlNet, and those without."""
+    with_controlnet = [(middle, run) for middle, given, run in runs if given]
+    return with_controlnet, [(middle, run) for middle, given, run in runs if not given]
+
+
+def stops(controlled: list[tuple[UNetMiddle, dict[str, Any]]]) -> str | None:
+    """The first error, or a `return` where none must be."""
+    return errors(run for _, run in controlled) or first(RETURNED for _, run in controlled if not run["reached"])
+
+
+def stops_without(run: dict[str, Any]) -> str | None:
+    if "error" not in run:
+        return None
+    where = "without ControlNet, where the residuals are None, the code stops with"
+    return f"{explain_error(run['error'], where)} It must only run `if is_controlnet:`."
+
+
+def changed_residuals(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    if all_same(run["given_residuals"], [*middle.residuals, middle.mid_residual]):
+        return None
+    return (
+        "ControlNet's residuals are changed in place: they belong to the caller, who may use them again. "
+        "Make new tensors with `a + b`."
+    )
+
+
+# TODO (4-1): the skip connections
+
+
+def judge_skips(seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    yield from judge_layouts(judge_skip_runs, lambda layout: UNetMiddle(layout, seed), SKIP_RUNS, seen["runs"])
+
+
+def judge_skip_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterator[tuple[str, str | None]]:
+    controlled, plain = split(runs)
+    problem = stops(controlled)
+    if problem:
+        whole = [(middle, run) for middle, run in controlled if run.get("reached")]
+        yield "runs to the place's end", first(wrong_skips(*one) for one in whole) or problem
+        return
+    yield "runs to the place's end", None
+    added = first(wrong_skips(*one) for one in controlled)
+    yield "adds each residual to its skip", added
+    mid = first(changed_mid_input(*one) for one in controlled)
+    yield "leaves the mid block's input as it is", mid
+    residuals = first(changed_residuals(*one) for one in controlled)
+    yield "leaves the residuals as they are", residuals
+    if added is None:
+        gradient = first(lost_gradients(*one) for one in controlled)
+        yield "lets gradients through", explained_by(mid or residuals, gradient)
+    yield "does nothing without ControlNet", first(changed_without(*one) for one in plain)
+
+
+def sums(middle: UNetMiddle) -> list[torch.Tensor]:
+    return [skip + residual for skip, residual in zip(middle.skips, middle.residuals)]
+
+
+def wrong_skips(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    found, number = run["down"], len(middle.skips)
+    if not is_whole_list(found):
+        return f"`down_block_res_samples` is {kind(found)} afterwards: it must be a tuple or a list of tensors."
+    if all_same(found, middle.skips):
+        return (
+            "the residuals are not added: `down_block_res_samples` is what it was, so ControlNet has no effect here. "
+            "If you compute the sums, keep them under this name."
+        )
+    if all_same(found, [*middle.skips, *middle.residuals]) or all_same(found, [*middle.residuals, *middle.skips]):
+        return (
+            f"the lists are joined, not added: + puts tuples and lists one after the other, which gives "
+            f"{len(found)} tensors for {number} skip connections. Add the tensors pair by pair."
+        )
+    if len(found) != number:
+        few = "few" if len(found) < number else "many"
+        return f"too {few} tensors in `down_block_res_samples`: {len(found)} for {number} skip connections."
+    right = sums(middle)
+    wrong = [(i, what_is_skip(middle, i, found[i])) for i in range(number) if not same(found[i], right[i])]
+    return f"wrong tensors in `down_block_res_samples`: {describe_all(wrong)}." if wrong else None
+
+
+def what_is_skip(middle: UNetMiddle, i: int, found: torch.Tensor) -> str:
+    skip, residual = middle.skips[i], middle.residuals[i]
+    if found.shape != skip.shape:
+        return f"has the shape {tuple(found.shape)} of no skip connection"
+    candidates = [
+        ("is the skip without its residual: only some are added", skip),
+        ("is the residual in place of the skip: it must be added", residual),
+        ("has its residual added twice", skip + 2 * residual),
+        ("is the skip minus its residual", skip - residual),
+    ]
+    for j, other in enumerate([*middle.residuals, middle.mid_residual]):
+        if other.shape == skip.shape:
+            which = f"number {j}" if j < len(middle.residuals) else "the mid block's"
+            candidates.append((f"has the wrong residual added, {which}", skip + other))
+    return what_it_is(found, candidates) or "is not the sum of the skip and its residual"
+
+
+def changed_mid_input(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    right = middle.skips[-1]
+    if not same(run["given_sample"], right):
+        return (
+            "the skips are changed in place: the last one is the same tensor as the mid block's input `sample`, "
+            "which must stay as it is. Make new tensors with `a + b`."
+        )
+    if not same(run["sample"], right):
+        return "`sample` is another tensor afterwards: the mid block's input must stay as it is."
+    return None
+
+
+def lost_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    right = gradients(sums(middle), middle.leaves)
+    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
+
+
+def explained_by(cause: str | None, gradient: str | None) -> str | None:
+    """What is wrong with the gradients, unless a tensor in the wrong place makes them others: that is said already."""
+    return None if cause and gradient == WRONG_GRADIENTS else gradient
+
+
+def changed_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    if "error" in run:
+        return stops_without(run)
+    if not run["reached"]:
+        return f"without ControlNet, {RETURNED}"
+    if all_same(run["down"], middle.skips) and same(run["sample"], middle.skips[-1]):
+        return None
+    return "without ControlNet (`is_controlnet` is False) the skip connections and `sample` must stay what they are."
+
+
+# TODO (4-2): the mid block
+
+
+def judge_mid(seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    yield from judge_layouts(judge_mid_runs, lambda layout: UNetMiddle(layout, seed), MID_RUNS, seen["runs"])
+
+
+def judge_mid_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterator[tuple[str, str | None]]:
+    controlled, plain = split(runs)
+    problem = stops(controlled)
+    yield "runs to the place's end", problem
+    if problem:
+        return
+    added = first(wrong_mid(*one) for one in controlled)
+    yield "adds the mid block's residual to `sample`", added
+    skips = first(changed_skips(*one) for one in controlled)
+    yield "leaves the skip connections as they are", skips
+    residuals = first(changed_residuals(*one) for one in controlled)
+    yield "leaves the residuals as they are", residuals
+    if added is None:
+        gradient = first(lost_mid_gradients(*one) for one in controlled)
+        yield "lets gradients through", explained_by(skips or residuals, gradient)
+    yield "does nothing without ControlNet", first(changed_mid_without(*one) for one in plain)
+
+
+def wrong_mid(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    found, sample, residual = run["sample"], middle.mid_sample, middle.mid_residual
+    if same(found, sample + residual):
+        return None
+    if not torch.is_tensor(found):
+        return f"`sample` is {kind(found)} afterwards: it must be one tensor."
+    candidates = [
+        ("is what it was: the residual is not added, or the sum is not kept under this name", sample),
+        ("is the residual, in place of its sum with the mid block's output", residual),
+        ("has the last skip's residual added, not `mid_block_additional_residual`", sample + middle.residuals[-1]),
+        ("has the last skip added, not `mid_block_additional_residual`", sample + middle.skips[-1]),
+        ("is the last skip plus the residual, without the mid block's output", middle.skips[-1] + residual),
+        ("is the residual plus the last skip's residual", residual + middle.residuals[-1]),
+        ("has the residual added twice", sample + 2 * residual),
+        ("is the mid block's output minus the residual", sample - residual),
+        ("is the product of the mid block's output and the residual", sample * residual),
+    ]
+    is_instead = what_it_is(found, candidates) or "is not the sum of the mid block's output and its residual"
+    return f"`sample` {is_instead}."
+
+
+def changed_skips(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    if all_same(run["down"], middle.skips):
+        return None
+    return "`down_block_res_samples` is changed here: the skip connections get their residuals before, in TODO (4-1)."
+
+
+def lost_mid_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    right = gradients([middle.mid_sample + middle.mid_residual], middle.leaves)
+    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
+
+
+def changed_mid_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
+    if "error" in run:
+        return stops_without(run)
+    if run["reached"] and same(run["sample"], middle.mid_sample) and all_same(run["down"], middle.skips):
+        return None
+    return "without ControlNet nothing may happen here: keep the code inside the `if is_controlnet:` above the banners."

@@ -1,0 +1,124 @@
+"""All numbers of the grader that a teacher may want to change, in one place, each with its reason."""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Sequence
+
+from ..sandbox.cores import usable_cores
+from ..sandbox.watch import Limits
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Change a default here, or for one run with `--set NAME=VALUE`."""
+
+    # Task 1: the student's ControlNet is trained on the embedded base. Enough steps that a correct one reaches twice
+    # the overlap that chance gives, and few enough for two cores.
+    train_steps: int = 700
+    train_batch_size: int = 16
+    train_samples: int = 4000  # as in `make demo`; encoded once, not for every hand-in
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    snr_gamma: float = 0.05
+    resolution: int = 64  # px; a step costs a quarter of one at 128 px, at which the base draws afterwards
+    conditioning_channels: tuple[int, ...] = (8, 16, 32, 64)
+    seed: int = 0
+    # The overlap (IoU) of the five test conditions and of held-out ones together. Without ControlNet it is about 0.15.
+    # Measured after 700 steps: the right solution 0.53 (after 450 steps 0.40); one with TODO (3) wrong had 0.20
+    # when all outlines were thin.
+    held_out: int = 32  # two batches
+    guidance_scale: float = 3.0  # what the embedded base's model card recommends
+    least_iou: float = 0.40
+    # More text than this between the banners cannot be a solution, but could hold weights.
+    text_bytes: int = 20_000
+
+    # Task 2: pictures are drawn without and with each LoRA, from the same noise.
+    lora_prompts: tuple[str, ...] = (
+        "a photo of sks cat",
+        "a drawing of a cat",
+        "a red car",
+        "sea green circle with a light cyan background",
+    )
+    # How much a picture must change, as the mean absolute difference of its pixels, of 255; an eye sees about 2.
+    least_change: float = 2.0
+    # Below this deviation of its pixels, of 255, a picture is one flat colour.
+    least_contrast: float = 4.0
+    # A picture is noise if neither its pixels one latent (8 px) apart have to do with each other (1: the same), nor a
+    # share of it is calm. Measured: pictures 0.4 and 0.6 or more, hatched drawings 0.1 and 0.4, noise at most
+    # 0.45 and 0.15.
+    least_smoothness: float = 0.5
+    least_calm: float = 0.25
+    # LoRAs of Stable Diffusion are drawn as well, and all pictures scored by CLIP and DINO, where a GPU and these
+    # models are at hand: folders, or names that the hub's cache holds, such as CompVis/stable-diffusion-v1-4,
+    # openai/clip-vit-large-patch14 and facebook/dino-vits16. Empty: without.
+    sd_base: str = ""
+    clip_model: str = ""
+    dino_model: str = ""
+    sd_guidance_scale: float = 7.5
+    # The norm of all that a LoRA of Stable Diffusion adds, where no pictures are drawn. One step of training at the
+    # usual learning rate makes 0.03, a whole training makes 1 and more; 1000 would bury the weights it is added to.
+    lora_norm: tuple[float, float] = (0.1, 1000.0)
+
+    # The rules, where the assignment leaves a choice or the teacher may want to be milder; see docs/teacher.md.
+    missing_item_is_zero: bool = True
+    changes_are_zero: bool = False  # False: it is said, but points are given, as the changes are not used
+    long_report_is_zero: bool = False
+    both_loras_wrong: float = 0.0  # points of Task 2
+    visibility: str = "visible"  # of the results on Gradescope
+
+    # Time, s, by the clock, for all of a hand-in: a machine that needs more is too slow or too busy, and the hand-in is
+    # not graded. Gradescope's own limit must be above the second.
+    total_seconds: float = 2 * 60 * 60
+    gradescope_seconds: float = 18 * 60
+    # Of student's code its own time, in which waiting for a busy processor does not count; see sandbox/watch.py.
+    observe_seconds: float = 120
+    observe_one_seconds: float = 60
+    train_seconds: float = 600
+    # A container of Gradescope may see all cores of its host, but gets the time of so many.
+    gradescope_cores: int = 2
+    # What the student's code may use. PyTorch itself takes about 2 GiB here, Gradescope's container has 6 GB.
+    memory_mib: int = 4096
+    disk_mib: int = 512
+    threads: int = 128
+    # Of the largest observations of a right solution, less than a twentieth.
+    observation_bytes: int = 50_000_000
+
+    def limits(self, seconds: float) -> Limits:
+        """For student's code that may take so long: all cores for the whole time, and then some, on any machine."""
+        return Limits(
+            seconds=seconds,
+            cpu_seconds=2 * usable_cores() * seconds,
+            memory_mib=self.memory_mib,
+            disk_mib=self.disk_mib,
+            threads=self.threads,
+        )
+
+
+def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
+    """The numbers with some replaced by "name=value", where a value is written as in Python.
+
+    Raises:
+        ValueError: for a name that is not there, or a value of another kind than it has.
+    """
+    known = {field.name: getattr(numbers, field.name) for field in fields(numbers)}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in known:
+            raise ValueError(f"There is no number {name!r}; those of grades/numbers.py are: {', '.join(known)}.")
+        old = known[name]
+        try:
+            value = text if isinstance(old, str) else ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            raise ValueError(f"{setting!r}: the value must be written as in Python, such as {name}={old!r}.") from None
+        if isinstance(old, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(old):
+            raise ValueError(f"{setting!r}: the value must be of the same kind as {old!r}.")
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(0 <= part < math.inf for part in parts if isinstance(part, (int, float))):
+            raise ValueError(f"{setting!r}: the value must be finite and not below 0.")
+        numbers = replace(numbers, **{name: value})
+    return numbers

@@ -1,0 +1,128 @@
+"""What comes out: results.json in Gradescope's format, the pictures for the teacher, and the table of all hand-ins."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+from ..files.items import TASK_1
+from .numbers import Numbers
+from .rubric import FULL, TASKS, Evidence, Score, all_loras
+
+ROOT = Path(__file__).resolve().parents[2]
+ASK = "Please ask the teacher, who can start the grading again."
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is the old one or the new one at every moment, readable by its owner only."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def results_of(scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: Sequence[str]) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        gaps: what is missing of the sandbox's isolation; only the teacher sees it.
+    """
+    return {
+        "score": sum(score.score for score in scores),
+        "execution_time": round(seconds),
+        "visibility": numbers.visibility,
+        "stdout_visibility": "hidden",
+        "extra_data": {"gaps": list(gaps)},
+        "tests": [
+            {
+                "name": score.name,
+                "score": score.score,
+                "max_score": score.max_score,
+                "status": "passed" if score.passed else "failed",
+                "output": score.output,
+                "output_format": "md",
+                "visibility": numbers.visibility,
+            }
+            for score in scores
+        ],
+    }
+
+
+def not_graded(reason: str, numbers: Numbers) -> dict[str, Any]:
+    """The content of results.json where grading itself did not work: the points in it are none of the hand-in's."""
+    scores = [Score(name, 0.0, FULL, False, f"This could not be graded: {reason} {ASK}") for name in TASKS]
+    results = {**results_of(scores, numbers, 0, ()), "output": f"This could not be graded. {ASK}"}
+    results["extra_data"]["graded"] = False
+    return results
+
+
+def gallery(evidence: Evidence, numbers: Numbers) -> list[dict[str, Any]]:
+    """Rows of pictures for the teacher's page: a title, a text and for each picture its caption and its PNG file."""
+    rows = []
+    data = ROOT / TASK_1 / "data"
+    prompts = json.loads((data / "test_prompts.json").read_text())
+    alignment = evidence.alignment
+    for i, (picture, iou) in enumerate(zip(alignment.pictures, alignment.ious) if alignment else ()):
+        condition = (data / "test_conditions" / f"{i}.png").read_bytes()
+        pictures = {"condition": condition, f"generated: IoU {iou:.2f}": picture}
+        rows.append(picture_row("Task 1", prompts[str(i)], pictures))
+    drawn = {name: lora.pictures for name, lora in all_loras(evidence).items() if lora.pictures}
+    for i, plain in enumerate(evidence.plain_pictures):
+        pictures = {"without LoRA": plain, **{name: shown[i] for name, shown in drawn.items()}}
+        rows.append(picture_row("Task 2", numbers.lora_prompts[i], pictures))
+    return rows
+
+
+def picture_row(title: str, text: str, pictures: Mapping[str, bytes]) -> dict[str, Any]:
+    shown = [{"caption": name, "png": base64.b64encode(data).decode()} for name, data in pictures.items()]
+    return {"title": title, "text": text, "pictures": shown}
+
+
+def write_table(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes grades.csv: for each hand-in the total, each task's points, and the reason why one is not full.
+
+    It begins with UTF-8's mark, as Excel reads other letters than English ones only then. One that was not graded has
+    no points.
+    """
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["hand-in", "total", "task 1", "task 2", "what is wrong"])
+        for name, result in results.items():
+            points = [result["score"], *(test["score"] for test in tasks_of(result))]
+            shown = [f"{score:g}" if is_graded(result) else "" for score in points]
+            writer.writerow([plain_text(name), *shown, plain_text(wrong(result["tests"]))])
+
+
+def plain_text(text: str) -> str:
+    """A text with an apostrophe before it if a spreadsheet would take it for a formula, wide characters included."""
+    start = unicodedata.normalize("NFKC", text).lstrip()[:1]
+    return f"'{text}" if start and start in "=+-@" else text
+
+
+def is_graded(result: Mapping[str, Any]) -> bool:
+    """Whether its points say something about the hand-in."""
+    return result["extra_data"].get("graded", True)
+
+
+def in_short(result: Mapping[str, Any]) -> str:
+    """The points, or why there are none."""
+    return f"{result['score']:g} points" if is_graded(result) else first_line(result["tests"][0]["output"])
+
+
+def tasks_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [test for test in result["tests"] if test["name"] in TASKS]
+
+
+def wrong(tests: Iterable[Mapping[str, Any]]) -> str:
+    """The first lines about what is not as it should be."""
+    return "; ".join(f"{test['name']}: {first_line(test['output'])}" for test in tests if test["status"] != "passed")
+
+
+def first_line(text: str) -> str:
+    return next((line.strip("-* ") for line in text.splitlines() if line.strip("-* ")), "")

@@ -1,0 +1,228 @@
+"""The assignment's rubric: from what was found out about a hand-in to points, each with its reason in words.
+
+Task 1 and Task 2 have 0, 5 or 10 points each. Nothing here looks at files or runs anything.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Mapping
+
+from ..handed_out.banners import TODOS
+from ..handed_out.record import Change
+from .numbers import Numbers
+
+FULL, HALF, ZERO = 10.0, 5.0, 0.0
+TASKS = ("Task 1: ControlNet", "Task 2: LoRA and DreamBooth")
+
+
+@dataclass(frozen=True)
+class Todos:
+    """What is wrong with each TODO place, nothing for a right one; `stuck` are those that did not come to an end.
+
+    `notes` say what is worth saying about each and costs no points.
+    """
+
+    problems: Mapping[str, tuple[str, ...]]
+    stuck: tuple[str, ...] = ()
+    notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[str]:
+        return [todo for todo in TODOS if self.problems.get(todo)]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the student's ControlNet drew after the grader's training; `problem` says why the code did not run.
+
+    `ious` are the overlaps of the five test conditions, `held_out` those of the others, `pictures` five PNG files.
+    `log` is the end of what the training printed.
+    """
+
+    problem: str | None = None
+    log: str = ""
+    ious: tuple[float, ...] = ()
+    held_out: tuple[float, ...] = ()
+    pictures: tuple[bytes, ...] = ()
+
+    @property
+    def mean_iou(self) -> float:
+        return mean((*self.ious, *self.held_out))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What is known of a LoRA: `problem` is what is wrong, `facts` what is right; `pictures` were drawn with it."""
+
+    problem: str | None
+    facts: str = ""
+    pictures: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that was found out about a hand-in.
+
+    missing: a sentence for each item that is not there, by item: "report", "code", "lora_1", "lora_2".
+    unreadable: why the hand-in was not even unpacked; then nothing else is known.
+    report: what is wrong with a report that can be read.
+    unusable: why the text between the banners cannot be taken.
+    changes: what was changed outside the banners.
+    notes: what the teacher may want to know and is no fault.
+    """
+
+    missing: Mapping[str, str]
+    unreadable: str | None = None
+    report: str | None = None
+    unusable: str | None = None
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    todos: Todos | None = None
+    alignment: Alignment | None = None
+    loras: Mapping[str, Lora] | None = None
+    plain_pictures: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the result: points, whether it is as it should be, and the reason, in Markdown."""
+
+    name: str
+    score: float
+    max_score: float
+    passed: bool
+    output: str
+
+
+def block(text: str) -> str:
+    """Text as it is in Markdown: fenced by more backticks than there are anywhere in it."""
+    text = text.strip("\n")
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"\n\n{fence}\n{text}\n{fence}\n" if text else ""
+
+
+def zero_by_rule(evidence: Evidence, numbers: Numbers) -> str | None:
+    """The sentence of the rule that makes the whole hand-in zero, if one does."""
+    if evidence.missing and numbers.missing_item_is_zero:
+        return "If any item is missing, the score is zero."
+    if evidence.changes and numbers.changes_are_zero:
+        return "If code outside the TODO places is changed, the score is zero."
+    if evidence.report and numbers.long_report_is_zero:
+        return "The report breaks the rules, so the score is zero."
+    return None
+
+
+def judge_task_1(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
+    """Points and the reason."""
+    for item in ("report", "code"):
+        if item in evidence.missing:
+            return ZERO, evidence.missing[item]
+    if evidence.unusable:
+        return ZERO, evidence.unusable
+    todos, alignment = evidence.todos, evidence.alignment
+    wrong = "".join(f"\n- {problem}" for todo in todos.wrong for problem in todos.problems[todo])
+    named = f"\n\nWhat is wrong:{wrong}" if wrong else ""
+    if alignment.problem:
+        return ZERO, f"The code cannot be executed: {alignment.problem}{named}{block(alignment.log)}"
+    measured = (
+        f"Trained for {numbers.train_steps} steps, it draws discs that overlap with their conditions by "
+        f"{alignment.mean_iou:.2f} (mean IoU of {len(alignment.ious) + len(alignment.held_out)} conditions; at least "
+        f"{numbers.least_iou:.2f} is asked for)."
+    )
+    if alignment.mean_iou < numbers.least_iou:
+        return HALF, f"The generated images do not align with the conditions. {measured}{named}"
+    if wrong:
+        places = ", ".join(f"({todo})" for todo in todos.wrong)
+        return HALF, f"The images align, but TODO {places} is wrong, so these are not full marks. {measured}{named}"
+    return FULL, f"The generated images align with the conditions. {measured}"
+
+
+def judge_task_2(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
+    """Points and the reason."""
+    if "report" in evidence.missing:
+        return ZERO, evidence.missing["report"]
+    problems = {name: evidence.missing.get(name) or lora.problem for name, lora in all_loras(evidence).items()}
+    bad = {name: problem for name, problem in problems.items() if problem}
+    if not bad:
+        return FULL, "Both LoRAs are good."
+    reasons = "".join(f"\n- {name}: {problem}" for name, problem in bad.items())
+    points = HALF if len(bad) == 1 else numbers.both_loras_wrong
+    return points, f"Not both LoRAs are good: see {' and '.join(bad)}.{reasons}"
+
+
+def all_loras(evidence: Evidence) -> dict[str, Lora]:
+    found = evidence.loras or {}
+    return {
+        name: found.get(name, Lora(evidence.missing.get(name, "It was not judged."))) for name in ("lora_1", "lora_2")
+    }
+
+
+def describe_hand_in(evidence: Evidence, numbers: Numbers) -> Score:
+    """What is there, what is not, and what was changed where nothing must be."""
+    lines = [*evidence.missing.values(), *([evidence.report] if evidence.report else [])]
+    text = "".join(f"- {line}\n" for line in lines)
+    for change in evidence.changes:
+        text += f"- {change.problem}{block(change.diff)}\n"
+    if evidence.changes and not numbers.changes_are_zero:
+        text += (
+            "\nBy the rules, changed code outside the TODO places means a score of zero. Only the text between the "
+            "banners was used here, so the points below are those of that text; the teacher decides.\n"
+        )
+    rule = zero_by_rule(evidence, numbers)
+    if rule:
+        text += f"\n**{rule}** The reasons below say what else was found.\n"
+    text += "".join(f"- Note: {note}\n" for note in evidence.notes)
+    passed = not (lines or evidence.changes)
+    return Score(
+        "Hand-in", 0.0, 0.0, passed, text or "All items are there, and nothing outside the TODO places is changed."
+    )
+
+
+def describe_todos(evidence: Evidence) -> list[Score]:
+    """One line for each TODO place that was checked."""
+    if evidence.todos is None:
+        return []
+    tests = []
+    for todo in TODOS:
+        problems = evidence.todos.problems.get(todo, ())
+        text = "\n".join(f"- {problem}" for problem in problems) or "It does what it must."
+        text += "".join(f"\n- Note: {note}" for note in evidence.todos.notes.get(todo, ()))
+        tests.append(Score(f"Task 1: TODO ({todo})", 0.0, 0.0, not problems, text))
+    return tests
+
+
+def describe_loras(evidence: Evidence) -> list[Score]:
+    return [
+        Score(
+            f"Task 2: {name}", 0.0, 0.0, not lora.problem, " ".join(part for part in (lora.problem, lora.facts) if part)
+        )
+        for name, lora in all_loras(evidence).items()
+    ]
+
+
+def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
+    """The result: the hand-in, then each task's points and what they are made of. The score is their sum."""
+    if evidence.unreadable:
+        return [
+            Score("Hand-in", ZERO, ZERO, False, evidence.unreadable),
+            *(Score(name, ZERO, FULL, False, "The hand-in cannot be read.") for name in TASKS),
+        ]
+    rule = zero_by_rule(evidence, numbers)
+    tasks = []
+    for name, judge in zip(TASKS, (judge_task_1, judge_task_2)):
+        score, text = judge(evidence, numbers)
+        if rule and score:
+            text = f"{rule} Without this rule it would be {score:g} points: {text}"
+            score = ZERO
+        tasks.append(Score(name, score, FULL, score == FULL, text))
+    task_1, task_2 = tasks
+    return [
+        describe_hand_in(evidence, numbers),
+        task_1,
+        *describe_todos(evidence),
+        task_2,
+        *describe_loras(evidence),
+    ]

@@ -1,0 +1,1 @@
+"""Packs the grader for Gradescope."""

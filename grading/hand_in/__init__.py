@@ -1,0 +1,1 @@
+"""Checks what a student hands in, and packs it."""

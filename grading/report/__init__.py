@@ -1,0 +1,1 @@
+"""Typesets the student's report."""

@@ -1,0 +1,1 @@
+"""Writes what students are given."""

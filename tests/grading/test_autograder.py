@@ -1,0 +1,524 @@
+"""The grader: points by the rubric, results whatever happens, the teacher's files, and the zip for Gradescope."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from contextlib import contextmanager
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save
+
+from grading.autograder import run as autograder
+from grading.autograder import todos
+from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
+from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
+from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
+from grading.autograder.todos import Judged
+from grading.grades.numbers import Numbers, with_settings
+from grading.grades.results import is_graded, results_of, write_table
+from grading.grades.rubric import Alignment, Evidence, Lora, Todos, block, grade
+from grading.grades.teacher_page import page, render
+from grading.gradescope.pack import SETUP, write_autograder
+from grading.handed_out.banners import TODOS
+from grading.handed_out.record import ROOT, Change
+from grading.sandbox.cores import usable_cores
+from grading.sandbox.trusted import GraderError, run_trusted
+from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
+from hub_models import save_small_clip, save_small_dino
+
+NUMBERS = Numbers()
+PROMPT = "sea green circle with a light cyan background"
+RIGHT = Todos({todo: () for todo in TODOS})
+WRONG = Todos({**RIGHT.problems, "3": ("TODO (3): the residuals are not kept.",)})
+ALIGNED = Alignment(ious=(0.9, 0.8, 0.9, 0.8, 0.9), held_out=(0.7, 0.9))
+LOST = Alignment(ious=(0.1,) * 5, held_out=(0.2, 0.1))
+GOOD = {"lora_1": Lora(None, "A LoRA."), "lora_2": Lora(None, "A LoRA.")}
+EVIDENCE = Evidence({}, todos=RIGHT, alignment=ALIGNED, loras=GOOD)
+
+
+def graded(evidence: Evidence, numbers: Numbers = NUMBERS) -> tuple[float, float, str]:
+    """The points of both tasks, and all that is said."""
+    scores = grade(evidence, numbers)
+    points = [score.score for score in scores if score.max_score]
+    assert len(points) == 2 and all(score.score == 0 for score in scores if not score.max_score)
+    return points[0], points[1], "\n".join(f"{score.name} {score.passed} {score.output}" for score in scores)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rubric
+
+
+def test_task_1_needs_aligned_pictures_and_right_todos():
+    assert graded(EVIDENCE)[0] == 10
+    points, _, said = graded(replace(EVIDENCE, alignment=LOST))
+    assert points == 5 and "do not align" in said
+    assert f"0.11 (mean IoU of 7 conditions; at least {NUMBERS.least_iou:.2f}" in said
+    points, _, said = graded(replace(EVIDENCE, todos=WRONG))
+    assert points == 5 and "TODO (3) is wrong" in said and "the residuals are not kept" in said
+    assert "Task 1: TODO (3) False" in said and "Task 1: TODO (2) True" in said
+    points, _, said = graded(replace(EVIDENCE, todos=WRONG, alignment=LOST))
+    assert points == 5 and "do not align" in said and "the residuals are not kept" in said
+    crashed = Alignment("the training ended with status 1 (RuntimeError: x).", log="Traceback\nRuntimeError: x")
+    points, _, said = graded(replace(EVIDENCE, todos=WRONG, alignment=crashed))
+    assert (
+        points == 0
+        and "cannot be executed" in said
+        and "```\nTraceback\nRuntimeError: x\n```" in said
+        and "not kept" in said
+    )
+    assert graded(EVIDENCE, replace(NUMBERS, least_iou=0.95))[0] == 5
+
+
+def test_task_2_needs_two_good_loras():
+    bad = Lora("It is noise.")
+    assert graded(EVIDENCE)[1] == 10
+    points = graded(replace(EVIDENCE, loras={**GOOD, "lora_2": bad}))
+    assert points[1] == 5 and "lora_2: It is noise." in points[2]
+    both = replace(EVIDENCE, loras={"lora_1": bad, "lora_2": bad})
+    assert graded(both)[1] == 0
+    assert graded(both, replace(NUMBERS, both_loras_wrong=5.0))[1] == 5
+
+
+def test_a_missing_item_makes_everything_zero_unless_the_teacher_is_milder():
+    missing = replace(EVIDENCE, missing={"lora_1": "lora_1 is missing."})
+    task_1, task_2, said = graded(missing)
+    assert (task_1, task_2) == (0, 0) and "Without this rule it would be 10 points" in said
+    assert graded(missing, replace(NUMBERS, missing_item_is_zero=False))[:2] == (10, 5)
+    for item in ("report", "code"):
+        without = Evidence({item: "It is missing."}, todos=RIGHT, alignment=ALIGNED, loras=GOOD)
+        expected = (0, 0) if item == "report" else (0, 10)
+        assert graded(without, replace(NUMBERS, missing_item_is_zero=False))[:2] == expected
+        assert graded(without)[:2] == (0, 0)
+
+
+def test_changes_outside_the_banners_are_the_teachers_choice():
+    changed = replace(EVIDENCE, changes=(Change("train.py", "train.py is changed.", "-a\n+b"),))
+    task_1, task_2, said = graded(changed)
+    assert (task_1, task_2) == (10, 10) and "the teacher decides" in said and "```\n-a\n+b\n```" in said
+    task_1, task_2, said = graded(changed, replace(NUMBERS, changes_are_zero=True))
+    assert (task_1, task_2) == (0, 0) and "is changed, the score is zero" in said and "the teacher decides" not in said
+    long = replace(EVIDENCE, report="The report has 3 pages.")
+    assert graded(long)[:2] == (10, 10)
+    assert graded(long, replace(NUMBERS, long_report_is_zero=True))[:2] == (0, 0)
+
+
+def test_numbers_can_be_set_and_wrong_ones_are_refused():
+    changed = with_settings(NUMBERS, ["train_steps=7", "least_iou=1", "lora_prompts=('a',)", "visibility=hidden"])
+    assert (changed.train_steps, changed.least_iou, changed.lora_prompts) == (7, 1.0, ("a",))
+    assert changed.visibility == "hidden" and changed.seed == NUMBERS.seed
+    wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item_is_zero=1")
+    for setting in (*wrong, "train_steps=-1", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
+        with pytest.raises(ValueError, match=setting.partition("=")[0]):
+            with_settings(NUMBERS, [setting])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TODO places
+
+
+def test_a_todo_is_judged_again_alone_before_it_is_blamed(monkeypatch):
+    runs = []
+
+    def run(parts, asked, seconds, numbers, hidden):
+        runs.append((tuple(asked), seconds))
+        if asked == TODOS:  # (2) ends the program, so that (3) and the others have no results
+            return {todo: Judged(() if todo == "1" else ("no results",)) for todo in asked}, False
+        one = Judged(("it stopped",)) if asked == ["2"] else Judged((), (f"about {asked[0]}",))
+        return {asked[0]: one}, asked != ["2"]
+
+    monkeypatch.setattr(todos, "run_and_judge", run)
+    found = todos.check_todos({}, NUMBERS, [])
+    assert found.wrong == ["2"] and found.stuck == ("2",)
+    assert found.notes == {"1": (), "2": (), "3": ("about 3",), "4-1": ("about 4-1",), "4-2": ("about 4-2",)}
+    assert [asked for asked, _ in runs] == [TODOS, ("2",), ("3",), ("4-1",), ("4-2",)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LoRAs
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def scene(color: tuple[int, int, int] = (200, 30, 30), radius: int = 40) -> np.ndarray:
+    y, x = np.mgrid[:128, :128]
+    inside = (x - 60) ** 2 + (y - 70) ** 2 < radius**2
+    return np.where(inside[..., None], np.array(color), np.array([230, 240, 220])).astype(float)
+
+
+def blobs(seed: int) -> np.ndarray:
+    """Noise in latents, as a decoder makes it: blobs of 8 px."""
+    small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    return np.asarray(small.resize((128, 128), Image.BICUBIC), float)
+
+
+def hatched() -> np.ndarray:
+    """A style of bold stripes, whose pixels change from latent to latent."""
+    y, x = np.mgrid[:128, :128]
+    return np.where(((x + y) % 20 < 10)[..., None], np.array([40, 40, 90]), np.array([250, 240, 210])).astype(float)
+
+
+def test_pictures_are_measured():
+    noise = np.random.default_rng(0).uniform(0, 255, (128, 128, 3))
+    assert contrast(scene()) > 20 and contrast(np.full((128, 128, 3), 77.0)) == 0
+    assert (
+        smoothness(scene()) > 0.6
+        and smoothness(noise) < 0.05
+        and smoothness(hatched()) < 0 < smoothness(blobs(0)) < NUMBERS.least_smoothness
+    )
+    assert calm(scene()) > 0.8 and calm(noise) < 0.05 and calm(blobs(0)) < 0.05
+    assert change(scene(), scene()) == 0 and change(scene(), scene((30, 30, 200))) > 10
+    assert (read_picture(png(scene())) == scene()).all()
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda i: scene((30, 30, 200)), None),
+        (lambda i: scene() + np.random.default_rng(i).normal(0, 25, (128, 128, 3)), None),
+        (lambda i: hatched(), None),
+        (lambda i: scene() + 0.5, "does not visibly change"),
+        (lambda i: np.full((128, 128, 3), 90.0), "one flat colour"),
+        (lambda i: blobs(i), "are noise"),
+        (lambda i: np.random.default_rng(i).uniform(0, 255, (128, 128, 3)), "are noise"),
+    ],
+    ids=["another colour", "grain", "hatching", "the same", "flat", "latent noise", "noise"],
+)
+def test_a_lora_is_judged_by_its_pictures(make, words):
+    plain = [png(scene())] * 4
+    problem, facts = judge_pictures([png(make(i)) for i in range(4)], plain, NUMBERS)
+    assert (problem is None) == (words is None) and (words or "") in (problem or "")
+    assert "differ from those without it by" in facts
+
+
+def test_loras_of_stable_diffusion_are_judged_by_their_norms(tmp_path):
+    for b, words in ((0.01, None), (1e-7, "adds nearly nothing"), (1e3, "so much")):
+        path = tmp_path / "lora.safetensors"
+        path.write_bytes(save(lora_tensors(1, b, sd_1=True)))
+        judged, good = judge_files({"lora_1": path})
+        assert judged["lora_1"].problem is None and good["lora_1"].base == "Stable Diffusion 1.x"
+        problem = judge_norm(good["lora_1"], NUMBERS)
+        assert (problem is None) == (words is None) and (words or "") in (problem or "")
+
+
+def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(tmp_path, monkeypatch):
+    """The embedded base stands for Stable Diffusion, small models of the same layout for CLIP and DINO."""
+    monkeypatch.setattr("grading.autograder.loras.BASE", "another base")
+    monkeypatch.setattr("grading.autograder.loras.SD_1", "tiny_sd")
+    file = tmp_path / "lora.safetensors"
+    file.write_bytes(save(lora_tensors(1)))
+    shared = SimpleNamespace(base=tmp_path / "nowhere")
+    judged, plain = judge_loras({"lora_1": file}, shared, NUMBERS, 300, tmp_path / "work")
+    assert not plain and "no pictures were drawn" in judged["lora_1"].facts
+
+    clip, dino = save_small_clip(tmp_path / "clip"), save_small_dino(tmp_path / "dino")
+    numbers = replace(NUMBERS, sd_base=str(ROOT / "tiny_sd"), clip_model=clip, dino_model=dino)
+    judged, plain = judge_loras({"lora_1": file}, shared, numbers, 300, tmp_path / "work")
+    assert len(plain) == len(judged["lora_1"].pictures) == len(NUMBERS.lora_prompts)
+    scores = re.findall(r"by (-?[0-9.]+) \((CLIP-T|DINO)\), without it by (-?[0-9.]+)\.", judged["lora_1"].facts)
+    assert [name for _, name, _ in scores] == ["CLIP-T", "DINO"]
+    assert all(-1 <= float(value) <= 1 for own, _, without in scores for value in (own, without))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results, whatever happens
+
+
+CHILDREN = {
+    "crashes": ("import os; os._exit(3)", "the grader stopped"),
+    "raises": ("raise SystemExit('lost')", "the grader stopped"),
+    "is killed": ("import os; os.kill(os.getpid(), 9)", "the grader stopped"),
+    "hangs": ("import time; time.sleep(60)", "it took longer than 0 minutes, as this machine is too slow, or too busy"),
+    "forks and hangs": ("import os, time; os.fork(); time.sleep(60)", "it took longer than 0 minutes"),
+}
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_there_are_results_when_grading_fails(tmp_path, name, capsys):
+    script, words = CHILDREN[name]
+    check = (
+        "import json, sys; job = json.loads(sys.argv[-1]); "
+        f"assert 'not finished' in open({str(tmp_path / 'results.json')!r}).read(); "
+    )
+    start = time.monotonic()
+    grade_into(
+        tmp_path / "x.zip", tmp_path / "results.json", tmp_path, [], [], [],
+        seconds=1 - LAST_SECONDS, command=[sys.executable, "-c", check + script],
+    )  # fmt: skip
+    assert time.monotonic() - start < 15
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["score"] == 0 and sum(test["max_score"] for test in results["tests"]) == 20
+    assert all(words in test["output"] and "ask the teacher" in test["output"] for test in results["tests"])
+    assert "AssertionError" not in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path, monkeypatch):
+    def too_busy(*_):
+        raise TimeoutError("This machine is too busy: reading 'r.pdf' did not get 20 seconds.")
+
+    monkeypatch.setattr("grading.autograder.grade.inspect_report", too_busy)
+    path = write_zip(hand_in(), tmp_path / "1.zip")
+    autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not is_graded(results) and "too busy: reading 'r.pdf'" in results["tests"][0]["output"]
+    assert json.loads((tmp_path / "gallery.json").read_text()) == []
+
+
+def fake_child(results: dict) -> list[str]:
+    script = (
+        "import json, sys\njob = json.loads(sys.argv[-1])\n"
+        f"open(job['output'] + '/results.json', 'w').write({json.dumps(results)!r})\n"
+        "open(job['output'] + '/gallery.json', 'w').write('[]')\n"
+    )
+    return [sys.executable, "-c", script]
+
+
+@contextmanager
+def ready(prepared, numbers, seconds):
+    yield Path("/nowhere"), ["the network can be reached"]
+
+
+def test_gradescope_gets_its_results(tmp_path, monkeypatch):
+    (tmp_path / "submission").mkdir()
+    results = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 12.3, ["the network can be reached"])
+    monkeypatch.setattr(autograder, "ready", ready)
+    monkeypatch.setattr(grade_into, "__defaults__", (fake_child(results),))
+    assert grade_on_gradescope(tmp_path, tmp_path / "prepared", []) == results
+    written = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert written == results and written["score"] == 20 and written["execution_time"] == 12
+    for test in written["tests"]:
+        assert test.keys() >= {"name", "score", "max_score", "status", "output"} and test["output_format"] == "md"
+        assert test["status"] in ("passed", "failed") and test["visibility"] == "visible"
+    assert sum(test["score"] for test in written["tests"]) == written["score"]
+    assert (tmp_path / "results" / "results.json").stat().st_mode & 0o077 == 0
+
+
+def test_gradescope_gets_results_when_the_grader_cannot_even_start(tmp_path, monkeypatch):
+    def fail(prepared, numbers, seconds):
+        raise GraderError("train.py failed: no disk")
+
+    monkeypatch.setattr(autograder, "ready", fail)
+    grade_on_gradescope(tmp_path, tmp_path / "prepared", [])
+    written = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert written["score"] == 0 and "the grader does not work" in written["tests"][0]["output"]
+
+
+def test_threads_are_as_many_as_there_is_time_for(tmp_path, monkeypatch):
+    visible = len(os.sched_getaffinity(0))
+    for text, expected in (
+        ("max 100000", visible),
+        ("100000 100000", 1),
+        ("50000 100000", 1),
+        ("9900000 100000", visible),
+    ):
+        (tmp_path / "cpu.max").write_text(text)
+        assert usable_cores(tmp_path / "cpu.max") == expected
+    assert usable_cores(tmp_path / "missing") == visible
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run_trusted(["-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], tmp_path, 10) == "7\n"
+
+
+def test_a_trusted_program_has_limits(tmp_path):
+    assert run_trusted(["-c", "print('hello')"], tmp_path, 10) == "hello\n"
+    with pytest.raises(GraderError, match="lost"):
+        run_trusted(["-c", "raise SystemExit('lost')"], tmp_path, 10)
+    start = time.monotonic()
+    with pytest.raises(GraderError, match="longer than 1 s"):
+        run_trusted(["-c", "import os, time; os.fork(); time.sleep(60)"], tmp_path, 1)
+    assert time.monotonic() - start < 10
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The teacher's files
+
+
+def read_table(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.open(newline="", encoding="utf-8-sig")))
+
+
+def test_no_two_hand_ins_share_a_folder():
+    names = ["Kim Lee", "Kim_Lee", "..", "Kim/Lee", "김"]
+    assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
+
+
+def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("20240001_Kim", "=cmd()", "20240002_Lee"):
+        write_zip({"a": b""}, tmp_path / "in" / f"{name}.zip")
+    results = results_of(grade(replace(EVIDENCE, todos=WRONG), NUMBERS), NUMBERS, 1, [])
+    monkeypatch.setattr(autograder, "ready", ready)
+    monkeypatch.setattr(grade_into, "__defaults__", (fake_child(results),))
+    grade_all(tmp_path / "in", tmp_path / "out", tmp_path / "prepared", [], jobs=2)
+    for folder in ("20240001_Kim", "20240002_Lee"):
+        assert json.loads((tmp_path / "out" / folder / "results.json").read_text()) == results
+    rows = read_table(tmp_path / "out" / "grades.csv")
+    assert rows[0] == ["hand-in", "total", "task 1", "task 2", "what is wrong"]
+    assert [row[:4] for row in rows[2:]] == [["20240002_Lee", "15", "5", "10"], ["'=cmd()", "15", "5", "10"]]
+    assert "TODO (3): the residuals are not kept" in rows[1][4]
+    assert "20240001_Kim" in (tmp_path / "out" / "index.html").read_text()
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.sources, self.words = [], [], []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data) -> None:
+        self.words.append(data)
+
+
+def test_the_page_holds_everything_and_runs_nothing():
+    evil = f"<script>alert(1)</script>{block('<img src=x onerror=alert(2)>')}- **bold** `code` & more"
+    evidence = replace(EVIDENCE, unreadable=evil)
+    results = {"<b>Kim</b>": results_of(grade(evidence, NUMBERS), NUMBERS, 1, [])}
+    rows = [
+        {"title": "Task 1", "text": "<i>prompt</i>", "pictures": [{"caption": 'IoU "0.9"', "png": "aGVsbG8="}]},
+        {"title": "Task 2", "text": "a cat", "pictures": [{"caption": "without", "png": '"><script>'}]},
+    ]
+    reader = Reader()
+    reader.feed(page(results, {"<b>Kim</b>": rows}, NUMBERS))
+    assert "script" not in reader.tags and "i" not in reader.tags and reader.tags.count("img") == 2
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
+    text = "".join(reader.words)
+    for words in ("<script>alert(1)</script>", "<i>prompt</i>", "the last word is yours", "train_steps = 700"):
+        assert words in text
+    assert "ran as another user" in text
+    gaps = {"Kim": results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, ["the network can be reached"])}
+    assert "the network can be reached" in page(gaps, {"Kim": []}, NUMBERS)
+
+
+def test_reasons_are_shown_as_they_are_meant():
+    shown = render("One **thing**:\n- a\n- b" + block("<tail>\n``` of it") + "\nend")
+    assert "<p>One <b>thing</b>:</p>" in shown and "<ul><li>a</li>\n<li>b</li>\n</ul>" in shown
+    assert "<pre>&lt;tail&gt;\n``` of it</pre>" in shown and shown.endswith("<p>end</p>")
+
+
+def test_the_table_names_what_is_wrong(tmp_path):
+    results = {"Kim": results_of(grade(replace(EVIDENCE, alignment=LOST), NUMBERS), NUMBERS, 1, [])}
+    write_table(tmp_path / "grades.csv", results)
+    header, row = read_table(tmp_path / "grades.csv")
+    assert row[1] == "15" and "do not align with the conditions" in row[header.index("what is wrong")]
+
+
+def test_the_table_opens_right_in_a_spreadsheet(tmp_path):
+    names = ["홍길동", "=cmd()", "+1", "-1", "@SUM(A1)", "\t=1", "＝1+1", " =1", "\ufeff", 'Kim, "Lee"']
+    results = {name: results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []) for name in names}
+    write_table(tmp_path / "grades.csv", results)
+    assert (tmp_path / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbfhand-in,total,")
+    shown = [row[0] for row in read_table(tmp_path / "grades.csv")[1:]]
+    assert shown == [name if name in ("홍길동", "\ufeff", 'Kim, "Lee"') else f"'{name}" for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradescope's zip
+
+
+@pytest.fixture(scope="module")
+def autograder_zip(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("build") / "autograder.zip"
+    write_autograder(path)
+    return path
+
+
+def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
+    with zipfile.ZipFile(autograder_zip) as archive:
+        modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
+        assert b"set -euo pipefail" in archive.read(SETUP)
+    assert modes["run_autograder"] == modes["setup.sh"] == 0o100755
+    for name in (
+        "grading/autograder/run.py",
+        "grading/handed_out/handed_out.json.gz",
+        "finetune/base.py",
+        "requirements.txt",
+    ):
+        assert modes[name] == 0o100644
+    for name in ("task_1_controlnet/train.py", "task_1_controlnet/data/test_prompts.json", "task_2_lora/drawing.py"):
+        assert name in modes
+    assert "tiny_sd/unet/diffusion_pytorch_model.safetensors" in modes and "tiny_sd/tokenizer/vocab.json" in modes
+    assert not [name for name in modes if name.startswith(("tests/", ".git", "build/", "runs/", "tiny_sd/icons"))]
+    assert not [name for name in modes if "__pycache__" in name or "sample_data" in name]
+
+
+def test_the_zip_is_the_same_every_time(autograder_zip, tmp_path):
+    write_autograder(tmp_path / "again.zip")
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (autograder_zip, tmp_path / "again.zip")}
+    assert len(digests) == 1
+
+
+def test_the_index_of_pytorch_can_be_set(tmp_path):
+    write_autograder(tmp_path / "a.zip", "https://example.org/cpu")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert b"TORCH_INDEX='https://example.org/cpu'\n" in archive.read(SETUP)
+    for bad in ("cpu", "https://example.org/'; rm -rf /"):
+        with pytest.raises(ValueError, match="no address"):
+            write_autograder(tmp_path / "b.zip", bad)
+
+
+def test_the_scripts_are_valid_and_the_unpacked_grader_starts(autograder_zip, tmp_path):
+    with zipfile.ZipFile(autograder_zip) as archive:
+        archive.extractall(tmp_path)
+    for name in ("setup.sh", "run_autograder"):
+        assert subprocess.run(["bash", "-n", tmp_path / name]).returncode == 0
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "grading.autograder", "--help"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and "--gradescope" in run.stdout, run.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real thing
+
+
+def test_a_real_hand_in_is_graded(tmp_path):
+    """With the real programs, for two steps on a few samples: no alignment can come of that, and it says so."""
+    write_zip(hand_in(**{LORA_2: save(lora_tensors(2, b=1e-6))}), tmp_path / "20241234_Kim.zip")
+    command = [sys.executable, "-m", "grading.autograder", tmp_path / "20241234_Kim.zip", "--output", tmp_path / "out"]
+    command += ["--prepared", tmp_path / "prepared"]
+    for setting in (
+        "train_steps=2",
+        "train_samples=8",
+        "train_batch_size=4",
+        "held_out=1",
+        f"lora_prompts=('{PROMPT}',)",
+    ):
+        command += ["--set", setting]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = json.loads((tmp_path / "out" / "20241234_Kim" / "results.json").read_text())
+    tests = {test["name"]: test for test in results["tests"]}
+    assert tests["Task 1: ControlNet"]["score"] == 5, tests
+    assert "Trained for 2 steps" in tests["Task 1: ControlNet"]["output"]
+    assert all(tests[f"Task 1: TODO ({todo})"]["status"] == "passed" for todo in TODOS)
+    assert tests["Task 2: LoRA and DreamBooth"]["score"] == 5
+    assert "does not visibly change the pictures" in tests["Task 2: lora_2"]["output"]
+    assert results["score"] == 10 and "20241234_Kim: 10 points" in run.stdout
+    reader = Reader()
+    reader.feed((tmp_path / "out" / "index.html").read_text())
+    assert reader.tags.count("img") == 5 * 2 + 3
+    # What was prepared serves the next grading, also one with other numbers.
+    again = [*command[:3], "--prepare", "--prepared", tmp_path / "prepared", "--set", "train_samples=8"]
+    run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert run.returncode == 0, run.stdout + run.stderr

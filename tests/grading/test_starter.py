@@ -1,0 +1,276 @@
+"""The starter is the solution without its five texts; its checks say what is missing; filled in, it is the solution."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
+from grading.starter import make as program
+from grading.starter.make import STUDENT_PARTS, StarterError, strip_outputs, student_makefile, write_starter
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK_1 = "task_1_controlnet"
+SOLUTION = read_parts(ROOT / TASK_1)
+TEACHER_ROOMS = ("autograder", "grades", "gradescope", "sandbox", "starter")
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("build") / "starter"
+    write_starter(folder)
+    return folder
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def fill_in(folder: Path, parts: dict[str, str]) -> None:
+    for name, todos in TODO_FILES.items():
+        path = folder / TASK_1 / name
+        path.write_bytes(fill(read_source(path), {t: parts[t] for t in todos if t in parts}).encode())
+
+
+def test_filling_in_the_solution_gives_the_solution_to_the_byte(starter, tmp_path):
+    shutil.copytree(starter, tmp_path / "filled")
+    fill_in(tmp_path / "filled", SOLUTION)
+    for name in TODO_FILES:
+        solution = (ROOT / TASK_1 / name).read_bytes()
+        assert (tmp_path / "filled" / TASK_1 / name).read_bytes() == solution
+        assert (starter / TASK_1 / name).read_bytes() != solution
+
+
+def test_each_place_is_a_comment_and_an_immediate_error(starter):
+    parts = read_parts(starter / TASK_1)
+    assert list(parts) == list(TODOS)
+    for todo, text in parts.items():
+        *comment, last = text.splitlines()
+        assert comment and all(line.lstrip().startswith("# ") and len(line) <= 120 for line in comment)
+        assert last.lstrip().startswith(f'raise NotImplementedError("TODO ({todo}): ')
+        assert len(last) - len(last.lstrip()) == len(comment[0]) - len(comment[0].lstrip())
+    for name in TODO_FILES:
+        compile(read_source(starter / TASK_1 / name), name, "exec")
+
+
+def test_nothing_else_is_changed(starter):
+    changed = {name for name in files_of(starter) if (starter / name).read_bytes() != (ROOT / name).read_bytes()}
+    places = {f"{TASK_1}/{name}" for name in TODO_FILES}
+    assert places < changed
+    assert {name for name in changed - places if not name.endswith(".ipynb")} == {"Makefile"}
+    for name in files_of(starter):
+        assert (starter / name).stat().st_mode == (ROOT / name).stat().st_mode, name
+
+
+def test_no_solution_and_no_secret_is_in_it(starter):
+    names = files_of(starter)
+    for name in names:
+        folder, _, inside = name.partition("/")
+        if folder in ("grading", "tests"):
+            assert inside.partition("/")[0] in STUDENT_PARTS[folder]
+        assert not name.startswith(tuple(f"grading/{room}/" for room in TEACHER_ROOMS))
+        assert not name.startswith((".ci/", "build/", "runs/"))
+        assert not name.endswith((".safetensors", ".pt")) or name.startswith("tiny_sd/")
+    lines = {line.strip() for text in SOLUTION.values() for line in text.splitlines()}
+    secret = {line for line in lines if len(line) > 20 and not line.endswith("(")}
+    assert len(secret) >= 8
+    for name in names:
+        try:
+            text = (starter / name).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        assert not [line for line in secret if line in text], name
+    for name in names:
+        if name.startswith("tests/"):
+            text = (starter / name).read_text(encoding="utf-8")
+            assert "ControlNetModel" not in text and "train.py" not in text, name
+
+
+@pytest.mark.parametrize("name", ["checks", "hand_in", "report"])
+def test_the_students_programs_need_nothing_that_students_do_not_have(starter, name):
+    environment = {variable: value for variable, value in os.environ.items() if variable != "PYTHONPATH"}
+    command = [sys.executable, "-m", f"grading.{name}", "--help"]
+    run = subprocess.run(command, cwd=starter, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0 and run.stdout.startswith(f"usage: python -m grading.{name} "), run.stderr
+
+
+def test_notebooks_have_no_outputs(starter):
+    notebooks = list(starter.rglob("*.ipynb"))
+    assert notebooks
+    for path in notebooks:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    content = (ROOT / TASK_1 / "inference.ipynb").read_text()
+    before, after = (json.loads(text)["cells"] for text in (content, strip_outputs(content)))
+    assert [cell["source"] for cell in before] == [cell["source"] for cell in after]
+
+
+def make_test(folder: Path) -> subprocess.CompletedProcess:
+    """`make test` in a starter, with this interpreter for its environment."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (folder / ".venv" / "ready").touch()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    return subprocess.run(["make", "test"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_make_test_says_what_is_missing_and_passes_with_the_solution(starter, tmp_path):
+    folder = tmp_path / "work"
+    shutil.copytree(starter, folder)
+    run = make_test(folder)
+    assert run.returncode != 0 and "5 failed" in run.stdout, run.stdout + run.stderr
+    for todo in TODOS:
+        assert f"TODO ({todo}): this is still to be done: NotImplementedError: TODO ({todo}): " in run.stdout
+    right = {todo: text for todo, text in SOLUTION.items() if todo != "4-2"}
+    fill_in(folder, {**right, "4-2": "            sample = mid_block_additional_residual\n"})
+    run = make_test(folder)
+    assert run.returncode != 0 and "1 failed, 4 passed" in run.stdout, run.stdout + run.stderr
+    assert "TODO (4-2): `sample` is the residual, in place of its sum" in run.stdout
+    fill_in(folder, SOLUTION)
+    run = make_test(folder)
+    assert run.returncode == 0 and "5 passed" in run.stdout, run.stdout + run.stderr
+
+
+def test_the_students_makefile():
+    makefile = student_makefile(
+        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test starter\n\ndemo: ready\n\tpython train.py\n\n"
+        "# For teachers.\nstarter:\n\tpython -m grading.starter\n\n"
+        "test: ready\n\tbin/ruff check .\n\tbin/python -m pytest -q\n"
+    )
+    assert makefile == (
+        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test\n\ndemo: ready\n\tpython train.py\n\n"
+        "test: ready\n\tbin/python -m pytest -q grading/student_tests\n"
+    )
+    with pytest.raises(StarterError, match="pytest"):
+        student_makefile("demo:\n\tpython train.py\n")
+
+
+def test_an_old_starter_is_replaced_and_work_is_not(starter, tmp_path):
+    folder = tmp_path / "starter"
+    shutil.copytree(starter, folder)
+    (folder / "old.txt").write_text("from last year")
+    write_starter(folder)
+    assert files_of(folder) == files_of(starter)
+    fill_in(folder, {"1": SOLUTION["1"]})
+    with pytest.raises(StarterError, match="has worked in"):
+        write_starter(folder)
+    assert read_parts(folder / TASK_1)["1"] == SOLUTION["1"]
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for folder in (tmp_path, ROOT, tmp_path / "thesis.tex"):
+        with pytest.raises(StarterError, match="is not a starter"):
+            write_starter(folder)
+    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(StarterError, match="git checkout"):
+        write_starter(tmp_path / "out", root=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_says_what_it_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["starter", "--output", str(tmp_path / "s")])
+    program.main()
+    assert f"{len(files_of(tmp_path / 's'))} files" in capsys.readouterr().out
+    (tmp_path / "s" / TASK_1 / "diffusion" / "controlnet.py").unlink()
+    monkeypatch.setattr("sys.argv", ["starter", "--output", str(tmp_path / "s")])
+    with pytest.raises(SystemExit, match="has worked in"):
+        program.main()
+
+
+BANNER = "    ######## TODO ({}) ########\n"
+
+
+def banners(*todos: str) -> str:
+    return "def f():\n" + "".join(BANNER.format(todo) + f"    after_{i} = {i}\n" for i, todo in enumerate(todos))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (banners("1"), r"Line 2: TODO \(1\) has no second banner"),
+        (banners("1", "1", "1"), r"Line 6: TODO \(1\) has more than its two banner lines"),
+        (banners("1", "1", "1", "1"), r"Line 6: TODO \(1\) has more than its two"),
+        (banners("1", "2", "2", "1"), r"Line 4: a banner of TODO \(2\) stands after only one banner of TODO \(1\)"),
+        (banners("1", "2", "1", "2"), r"Line 4: a banner of TODO \(2\)"),
+        (banners("2", "2"), r"banner lines of TODO \(1\) are missing"),
+        ("", r"banner lines of TODO \(1\) are missing"),
+        (banners("1") + "    ######## TODO 1 ########\n", r"line 4 looks like a damaged banner: '######## TODO 1"),
+        (banners("1") + "    ######## TODO (2) ########\n", r"TODO \(1\) has no second banner"),
+        (banners("1") + "    # TODO (1) a\n" * 2, r"Line 5: TODO \(1\) has more than its two banner lines"),
+        (banners("1", "1", "1").replace(") #", ") solved #"), r"Line 6: TODO \(1\) has more than its two"),
+        (banners("1").replace("########", "#"), r"Line 2: TODO \(1\) has no second banner"),
+    ],
+)
+def test_damaged_banners_are_named(source, message):
+    with pytest.raises(BannerError, match=message):
+        extract(source, todos=["1"])
+
+
+FORMS = [
+    "######## TODO (1) solved ########",
+    "######## TODO (1) ######## done, see below",
+    "######## END TODO (1) ########",
+    "######### TODO (1) #########",
+    "#### TODO (1) ####",
+    "# TODO (1)",
+    "#TODO(1)",
+    "######## Todo ( 1 ) ########",
+    "########\tTODO\t(1)\t########   ",
+    "######## TODO （1） ########",
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+def test_a_banner_is_what_names_its_todo(form, which):
+    lines = banners("1", "1", "4-1", "4-1").split("\n")
+    for i in which:
+        lines[1 + 2 * i] = f"    {form}"
+    source = "\n".join(lines)
+    assert extract(source, ["1", "4-1"]) == {"1": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
+    assert "x = 1" in fill(source, {"1": "    x = 1"}) and "after_0" not in fill(source, {"1": "    x = 1"})
+    assert emptied(source, ["1", "4-1"]) == emptied(banners("1", "1", "4-1", "4-1"), ["1", "4-1"])
+
+
+@pytest.mark.parametrize("form", ["#### todo (4 - 1)", "# TODO (4\u20131): skips", "######## TODO (4-1) mine ########"])
+def test_both_parts_of_a_number_count(form):
+    source = banners("4-2", "4-2", "4-1", "4-1").replace("######## TODO (4-1) ########", form)
+    assert extract(source, ["4-1", "4-2"]) == {"4-2": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
+
+
+def test_places_that_overlap_are_refused_in_any_form():
+    with pytest.raises(BannerError, match=r"Line 4: a banner of TODO \(2\) stands after only one banner of TODO \(1\)"):
+        extract(banners("1", "2", "1", "2").replace("########", "##"), ["1", "2"])
+
+
+def test_comments_about_a_place_are_no_banners():
+    """Where the banners are as they were handed out, or more like it than the comments are."""
+    source = banners("1", "1").replace("after_0 = 0", "# TODO (1): done\n    #### TODO (2) comes next\n    x = 1")
+    text = "    # TODO (1): done\n    #### TODO (2) comes next\n    x = 1\n"
+    assert extract(source, ["1"]) == {"1": text}
+    assert extract(source.replace(") ########", ") mine ########"), ["1"]) == {"1": text}
+
+
+def test_extract_and_fill():
+    source = banners("1", "1", "4-2", "4-2")
+    assert extract(source) == {"1": "    after_0 = 0\n", "4-2": "    after_2 = 2\n"}
+    assert fill(source, extract(source)) == source
+    assert fill(source, {}) == source
+    assert extract(fill(source, {"1": "    x = 1"}))["1"] == "    x = 1\n"
+    assert extract(fill(source, {"1": ""})) == {"1": "", "4-2": "    after_2 = 2\n"}
+    windows = source.replace("\n", "\r\n")
+    assert extract(windows)["1"] == "    after_0 = 0\r\n" and fill(windows, extract(windows)) == windows
+    with pytest.raises(BannerError, match=r"TODO \(3\) are missing"):
+        fill(source, {"3": ""})
+    with pytest.raises(BannerError, match="banner line in it"):
+        fill(source, {"1": BANNER.format("4-2")})
