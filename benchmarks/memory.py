@@ -28,6 +28,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import train_step
 from finetune.dtypes import cast
 from finetune.numbers import positive_int
 from models import build_models
@@ -82,8 +83,8 @@ class LiveStorages(TorchDispatchMode):
 
 
 @contextmanager
-def autocast_of_cuda() -> Iterator[None]:
-    """Norms in float32, as autocast computes them on a GPU. On a CPU it leaves them in half precision."""
+def as_on_cuda() -> Iterator[None]:
+    """Fused attention; and norms in float32, as autocast computes them there. On a CPU it leaves them in half."""
 
     def in_float32(norm: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
         if torch.is_autocast_enabled("cpu"):
@@ -93,7 +94,8 @@ def autocast_of_cuda() -> Iterator[None]:
     # Not by a TorchFunctionMode: what checkpointing computes again in the backward pass would not see it.
     with patch.object(F, "group_norm", partial(in_float32, F.group_norm)):
         with patch.object(F, "layer_norm", partial(in_float32, F.layer_norm)):
-            yield
+            with patch.object(train_step, "use_fast_attention", lambda model, device: None):
+                yield
 
 
 class SimulatedStep(Step):
@@ -131,7 +133,7 @@ def simulation() -> Iterator[None]:
         yield
 
 
-def step_peaks(make_step: Callable[[], Step], batch_size: int, like_cuda: bool) -> dict[str, int]:
+def step_peaks(make_step: Callable[[], Step], batch_size: int) -> dict[str, int]:
     """Bytes by kind at the peak of the second step, when the optimiser has its averages."""
     with LiveStorages() as live:
         step = make_step()
@@ -141,13 +143,12 @@ def step_peaks(make_step: Callable[[], Step], batch_size: int, like_cuda: bool) 
                 live.label(parameter, "weights")
         for parameter in step.parameters:
             parameter.register_post_accumulate_grad_hook(lambda p: live.label(p.grad, "gradients"))
-        with autocast_of_cuda() if like_cuda else nullcontext():
-            step()
-            for tensor in tree_leaves(list(step.optimizer.state.values())):
-                if isinstance(tensor, torch.Tensor):
-                    live.label(tensor, "optimizer")
-            live.restart()
-            step()
+        step()
+        for tensor in tree_leaves(list(step.optimizer.state.values())):
+            if isinstance(tensor, torch.Tensor):
+                live.label(tensor, "optimizer")
+        live.restart()
+        step()
         return live.peak
 
 
@@ -169,12 +170,12 @@ def simulate(
     sizes: list[int] = []
 
     def make_step() -> Step:
-        step = (SimulatedStep if like_cuda else Step)(recipe, task, build_models(size), 1)
+        step = (SimulatedStep if like_cuda else Step)(recipe, task, build_models(size, random_weights=True), 1)
         sizes.extend(parameter.numel() for parameter in step.parameters)
         return step
 
-    with simulation():
-        peak = step_peaks(make_step, batch_size, like_cuda)
+    with simulation(), as_on_cuda() if like_cuda else nullcontext():
+        peak = step_peaks(make_step, batch_size)
     total = sum(peak.values())
     described = {"task": task, "batch_size": batch_size, "precision": precision, "checkpointing": checkpointing}
     return {**described, **peak, "peak": total, "peak_8bit": total - peak["optimizer"] + eight_bit_bytes(sizes)}
