@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -29,8 +30,9 @@ class Child:
             )  # fmt: skip
 
     def signal(self, number: int) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+        with suppress(ProcessLookupError):  # it may have ended meanwhile
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, number)
 
     def pause(self) -> None:
         self.signal(signal.SIGSTOP)
@@ -108,10 +110,13 @@ class CompiledRecipe(Child):
     """One recipe of `train_step.py`, which gets everything ready and then waits to be told that it may be timed."""
 
     def __init__(self, log: Path, recipe: str, size: str, batch_size: int, steps: int) -> None:
-        self.recipe = recipe
+        self.recipe, self.timed = recipe, False
         flags = ["--size", size, "--batch_size", str(batch_size), "--steps", str(steps), "--compiled", recipe]
         command = [sys.executable, str(Path(__file__).with_name("gpu_rows.py")), *flags]
         super().__init__(command, log)
+
+    def is_ready(self) -> bool:
+        return READY in self.said().splitlines()
 
     def result(self, seconds: float) -> dict[str, Any]:
         """What `measure` found, if all is ready within so many seconds; `paused` of the first step it was paused for.
@@ -120,8 +125,8 @@ class CompiledRecipe(Child):
             RuntimeError: if it failed, with what it said.
             TimeoutError: if it was not ready in time.
         """
-        deadline = time.monotonic() + seconds
-        if not self.wait(seconds, lambda: READY in self.said().splitlines()):
+        self.timed, deadline = True, time.monotonic() + seconds
+        if not self.wait(seconds, self.is_ready):
             raise TimeoutError(f"{self.recipe} was not compiled in time:\n{self.said()[-1000:]}")
         if self.process.poll() is None:
             self.process.stdin.write("go\n")

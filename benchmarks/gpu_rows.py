@@ -40,6 +40,13 @@ TIMED = [
     ("controlnet", "ours, low memory", 8),
 ]  # fmt: skip
 TIMED_LATER = [("controlnet", "course", 10), ("controlnet", "ours, channels_last", 8)]
+# Which tests run beside one another; those of --compile take too long, and compiling is timed anyhow.
+TESTS = {
+    "resume": ["tests/test_gpu.py", "-k", "residuals or resumed"],
+    "lora": ["tests/test_gpu.py", "-k", "lora_is or dreambooth"],
+    "others": ["tests/test_gpu.py", "-k", "not (residuals or resumed or lora_is or dreambooth or compiled)"],
+    "programs": ["tests/test_training.py"],
+}
 COMPILED = ["ours, compiled, channels_last", "ours, compiled"]
 
 
@@ -201,12 +208,16 @@ def take_compiled(rows: Rows, args: argparse.Namespace, child: CompiledRecipe, s
     return keep_training(rows, "controlnet", child.recipe, {**found, "first": first, "batch_size": args.batch_size})
 
 
+def time_compiled(rows: Rows, args: argparse.Namespace, children: list[CompiledRecipe]) -> None:
+    for child in children:
+        take = partial(take_compiled, rows, args, child, rows.left() - 3)
+        rows.part(f"training, controlnet, {child.recipe}", 5, take)
+
+
 def take_all(rows: Rows, args: argparse.Namespace, folder: Path) -> None:
     tests = {}
-    if not args.without_tests:
-        arguments = {"gpu": ["tests/test_gpu.py", "-k", "not compiled"], "training": ["tests/test_training.py"]}
-        for name, chosen in arguments.items():
-            tests[name] = Pytest(rows.output / f"tests_{name}.log", folder, "-m", "gpu", *chosen)
+    for name, chosen in {} if args.without_tests else TESTS.items():
+        tests[name] = Pytest(rows.output / f"tests_{name}.log", folder, "-m", "gpu", *chosen)
     compiled = [] if args.without_compiled else [
         CompiledRecipe(folder / f"compiled_{i}.log", recipe, args.size, args.batch_size, args.steps)
         for i, recipe in enumerate(COMPILED)
@@ -225,12 +236,11 @@ def take_all(rows: Rows, args: argparse.Namespace, folder: Path) -> None:
     rows.part("sampling", 15, partial(take_sampling, rows, args))
     for child in compiled:
         child.go_on()
+    time_compiled(rows, args, [child for child in compiled if child.is_ready()])
     for precision in args.precisions[1:]:
         for task in ("controlnet", "lora"):
             rows.part(f"memory, {task}, {precision}", 10, partial(take_memory, rows, args, task, precision))
-    for child in compiled:
-        take = partial(take_compiled, rows, args, child, rows.left() - 3)
-        rows.part(f"training, controlnet, {child.recipe}", 5, take)
+    time_compiled(rows, args, [child for child in compiled if not child.timed])
     for task, recipe, needs in TIMED_LATER:
         rows.part(f"training, {task}, {recipe}", needs, partial(take_training, rows, args, task, recipe))
     for number in range(2, 2 + args.more_rounds):

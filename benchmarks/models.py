@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,23 +44,28 @@ def sd14_configs() -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
     return unet, vae, text
 
 
-def build_models(size: str) -> Models:
-    """Models of the size `tiny_sd` (the embedded base's weights) or `sd14` (random weights)."""
+def tiny_sd_configs() -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
+    """The same of the embedded base."""
+    unet, vae = (json.loads((TINY_SD / part / "config.json").read_text()) for part in ("unet", "vae"))
+    return unet, vae, CLIPTextConfig.from_pretrained(str(TINY_SD), subfolder="text_encoder")
+
+
+def build_models(size: str, random_weights: bool = False) -> Models:
+    """Models of the size `tiny_sd` (the embedded base's weights, if not asked for random ones) or `sd14` (random)."""
     torch.manual_seed(0)
     scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     tokenizer = CLIPTokenizer.from_pretrained(TINY_SD, subfolder="tokenizer")
-    if size == "tiny_sd":
+    condition_channels = (8, 16, 32, 64) if size == "tiny_sd" else (16, 32, 96, 256)
+    if size == "tiny_sd" and not random_weights:
         unet = load_part(diffusers.UNet2DConditionModel, str(TINY_SD), "unet")
         vae = load_part(diffusers.AutoencoderKL, str(TINY_SD), "vae")
         text_encoder = load_part(CLIPTextModel, str(TINY_SD), "text_encoder")
-        condition_channels = (8, 16, 32, 64)
     else:
-        unet_config, vae_config, text_config = sd14_configs()
+        unet_config, vae_config, text_config = tiny_sd_configs() if size == "tiny_sd" else sd14_configs()
         with pick_device():  # a CPU would draw a billion random numbers for a minute
-            unet = diffusers.UNet2DConditionModel(**unet_config)
-            vae = diffusers.AutoencoderKL(**vae_config)
+            unet = diffusers.UNet2DConditionModel.from_config(unet_config)
+            vae = diffusers.AutoencoderKL.from_config(vae_config)
             text_encoder = CLIPTextModel(text_config)
-        condition_channels = (16, 32, 96, 256)
     with unet.device:
         controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=condition_channels)
     for convolution in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:

@@ -196,7 +196,7 @@ CONTROLNET = [
 ]  # fmt: skip
 LORA = [
     "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2", "--rank", "2",
-    "--learning_rate", "1e-3", "--max_train_steps", "4", "--validation_prompt", "gold circle",
+    "--learning_rate", "1e-3", "--max_train_steps", "6", "--validation_prompt", "gold circle",
     "--num_validation_images", "1",
 ]  # fmt: skip
 
@@ -246,7 +246,7 @@ def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(tmp_path, precision
     record_property("equal_to_the_bit", all(torch.equal(straight[name], resumed[name]) for name in straight))
     record_property("difference_by_movement", different / moved)
     # Sums in another order differ in their last bits, and Adam makes a whole step of a gradient that is near zero.
-    assert moved > 0 and different <= 0.05 * moved
+    assert moved > 0 and different <= 0.1 * moved
 
 
 @pytest.mark.parametrize("flags", [["no", "--gradient_checkpointing"], ["fp16"], ["bf16", "--train_text_encoder"]])
