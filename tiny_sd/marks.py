@@ -141,7 +141,7 @@ def named(lab: np.ndarray) -> np.ndarray:
 
 
 def hues(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a picture is reddish, and where it is of a turquoise hue: narrow stripes keep no more than that in a blur."""
+    """Where a picture is reddish, and where of a turquoise hue: in a blur, narrow stripes keep no more than that."""
     chroma, hue = np.hypot(lab[..., 1], lab[..., 2]), np.rad2deg(np.arctan2(lab[..., 2], lab[..., 1])) % 360
     return (chroma > 18) & ((hue < 48) | (hue > 340)), (chroma > 10) & (hue > 150) & (hue < 250)
 
@@ -184,7 +184,7 @@ def covered(hits: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def evidence(image: Image.Image) -> dict[str, float]:
-    """How clearly each mark is there, by its name: shares, of which ENOUGH (ENOUGH_SCARF) is enough; 0 without a face."""
+    """How clearly each mark is there, by its name: shares, to be held against ENOUGH; 0 without a face."""
     lab = rgb2lab(np.asarray(square(image, SIDE)))
     face = find_face(lab)
     if face.difference > ANOTHER:
