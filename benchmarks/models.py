@@ -19,7 +19,7 @@ TINY_SD = ROOT / "tiny_sd"
 
 @dataclass
 class Models:
-    """The library's models with random weights or the embedded base's, in float32 on the CPU."""
+    """The library's models in float32: the embedded base's on the CPU; random weights are made where they are used."""
 
     resolution: int
     unet: diffusers.UNet2DConditionModel
@@ -55,11 +55,13 @@ def build_models(size: str) -> Models:
         condition_channels = (8, 16, 32, 64)
     else:
         unet_config, vae_config, text_config = sd14_configs()
-        unet = diffusers.UNet2DConditionModel(**unet_config)
-        vae = diffusers.AutoencoderKL(**vae_config)
-        text_encoder = CLIPTextModel(text_config)
+        with pick_device():  # a CPU would draw a billion random numbers for a minute
+            unet = diffusers.UNet2DConditionModel(**unet_config)
+            vae = diffusers.AutoencoderKL(**vae_config)
+            text_encoder = CLIPTextModel(text_config)
         condition_channels = (16, 32, 96, 256)
-    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=condition_channels)
+    with unet.device:
+        controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=condition_channels)
     for convolution in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
         torch.nn.init.normal_(convolution.weight, std=0.01)  # a trained one's are not zero
     return Models(
@@ -95,10 +97,15 @@ def build_base(size: str) -> BaseModel:
 
 
 def copy_as(model_class: type, model: torch.nn.Module) -> torch.nn.Module:
-    """The same model in another class, with weights of its own."""
-    copy = model_class.from_config(model.config)
+    """The same model in another class, on the same device, with weights of its own."""
+    with model.device:
+        copy = model_class.from_config(model.config)
     copy.load_state_dict(model.state_dict())
     return copy
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

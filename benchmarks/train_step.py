@@ -10,6 +10,7 @@ library: the usual example script's step with diffusers' models at its best flag
          weights too, TF32, no checkpointing, images decoded for it beforehand; VAE and text encoder in every step
 ours:    this repository's step: latents and text embeddings from the cache, frozen weights in half precision on a GPU
 ours, compiled: the same with --compile
+ours, channels_last; ours, compiled, channels_last: the same two with the weights in that memory layout; if asked for
 ours, low memory: the same as ours with gradient checkpointing and 8-bit Adam if installed
 
 Each recipe runs in a process of its own, all of them once in every round.
@@ -26,7 +27,6 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -34,12 +34,14 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import ROOT, Models, build_models, copy_as, device_name
+from models import ROOT, Models, build_models, copy_as, device_name, pick_device
+from recipes import ALL_RECIPES, RECIPES, Recipe
 
 sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
@@ -50,34 +52,10 @@ from finetune.images import square, to_tensor
 from finetune.numbers import positive_int
 from finetune.objective import diffusion_loss
 from finetune.optimizer import build_optimizer
-from finetune.setup import bf16_is_fast, place_frozen, use_fast_attention
+from finetune.setup import place_frozen, precision_here, use_fast_attention
 
 # bf16 tensor-core peaks without sparsity, from NVIDIA's data sheets, in FLOP/s.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "4090": 165e12}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What distinguishes the ways to train; `fast_precision` is bfloat16 where the device is fast in it."""
-
-    own: bool
-    fast_precision: bool
-    checkpointing: bool
-    eight_bit: bool
-    compiled: bool = False
-    decode: bool = False
-    accumulate_single_images: bool = False
-
-
-RECIPES = {
-    "course": Recipe(
-        own=False, fast_precision=False, checkpointing=True, eight_bit=True, decode=True, accumulate_single_images=True
-    ),
-    "library": Recipe(own=False, fast_precision=True, checkpointing=False, eight_bit=False),
-    "ours": Recipe(own=True, fast_precision=True, checkpointing=False, eight_bit=False),
-    "ours, compiled": Recipe(own=True, fast_precision=True, checkpointing=False, eight_bit=False, compiled=True),
-    "ours, low memory": Recipe(own=True, fast_precision=True, checkpointing=True, eight_bit=True),
-}
 
 
 class Step:
@@ -85,24 +63,28 @@ class Step:
 
     def __init__(self, recipe: Recipe, task: str, models: Models, batch_size: int) -> None:
         self.recipe, self.task, self.models = recipe, task, models
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = "bf16" if recipe.fast_precision and bf16_is_fast(self.device) else "no"
+        self.device = pick_device()
+        precision = precision_here(recipe.precision)
+        AcceleratorState._reset_state(reset_partial_state=True)  # another recipe's precision in the same process
         self.accelerator = Accelerator(mixed_precision=precision)
-        self.frozen_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.fast_precision
-        self.micro_batches, self.micro_size = (batch_size, 1) if recipe.accumulate_single_images else (1, batch_size)
+        self.frozen_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.precision != "no"
 
         self.unet, trained = self.build()
-        if recipe.checkpointing:
-            trained.enable_gradient_checkpointing()
-            self.unet.enable_gradient_checkpointing()
+        models.unet = models.controlnet = None  # the copies are what is trained: the originals would count as memory
+        if recipe.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+            trained.to(memory_format=torch.channels_last)
+        self.set_checkpointing(recipe.checkpointing, trained)
         parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         eight_bit = recipe.eight_bit and importlib.util.find_spec("bitsandbytes") is not None
         optimizer = build_optimizer(parameters, 1e-5, eight_bit, self.device)
         self.parameters = parameters
         self.trained, self.optimizer = self.accelerator.prepare(trained.train().to(self.device), optimizer)
         self.compiled = torch.compile(self.denoise) if recipe.compiled else self.denoise
-        self.prepare_data()
+        self.text_width = models.text_encoder.config.hidden_size
+        self.text_length = models.text_encoder.config.max_position_embeddings
+        self.prepare_data(batch_size)
 
     def build(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         """The UNet, and what is trained: a ControlNet, or the same UNet with a LoRA of rank 4."""
@@ -125,24 +107,30 @@ class Step:
             use_fast_attention(controlnet, self.device)
         return unet, controlnet.requires_grad_(True)
 
-    def prepare_data(self) -> None:
+    def set_checkpointing(self, on: bool, trained: torch.nn.Module) -> None:
+        for model in (self.unet, trained):
+            model.enable_gradient_checkpointing() if on else model.disable_gradient_checkpointing()
+
+    def prepare_data(self, batch_size: int) -> None:
         """Noise for pictures: what is in them takes no time. The encoders are dropped where nothing needs them."""
+        single = self.recipe.accumulate_single_images
+        self.micro_batches, self.micro_size = (batch_size, 1) if single else (1, batch_size)
         side, models = self.models.resolution, self.models
-        rng = np.random.default_rng(0)
-        self.files = []
-        for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
-            file = io.BytesIO()
-            Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
-            self.files.append(file.getvalue())
+        if self.recipe.decode:
+            rng = np.random.default_rng(0)
+            self.files = []
+            for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
+                file = io.BytesIO()
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
+                self.files.append(file.getvalue())
         self.pixels = torch.rand(self.micro_size, 3, side, side, device=self.device)
         self.tokens = models.tokenizer(
             ["gold circle with navy background"] * self.micro_size,
-            padding="max_length", max_length=models.text_encoder.config.max_position_embeddings, return_tensors="pt",
+            padding="max_length", max_length=self.text_length, return_tensors="pt",
         ).input_ids.to(self.device)  # fmt: skip
         if self.recipe.own:
-            hidden = models.text_encoder.config.hidden_size
             self.latents = torch.randn(self.micro_size, 4, side // 8, side // 8, device=self.device)
-            self.text = torch.randn(*self.tokens.shape, hidden, device=self.device)
+            self.text = torch.randn(*self.tokens.shape, self.text_width, device=self.device)
             self.pixels = self.pixels.to(memory_format=torch.channels_last)
             models.vae = models.text_encoder = None
             return
@@ -200,28 +188,41 @@ class Step:
         self.optimizer.zero_grad()
 
 
-def measure(recipe: str, task: str, size: str, batch_size: int, steps: int) -> dict[str, float]:
-    """Seconds of the first step and an image, FLOPs an image, bytes: the peak, weights, gradients and optimiser."""
-    step = Step(RECIPES[recipe], task, build_models(size), batch_size)
+def measure(
+    recipe: str, task: str, size: str, batch_size: int, steps: int, ready: Callable[[], Any] = lambda: None
+) -> dict[str, float]:
+    """Seconds of the first step and an image, FLOPs an image, bytes: the peak, weights, gradients and optimiser.
+
+    `ready` is called when all is compiled and warm; the steps after it are those that are timed.
+    """
+    step = Step(ALL_RECIPES[recipe], task, build_models(size), batch_size)
     flops = step.count_flops()  # of one image, so that it takes less memory than a step and moves no peak
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak()
     start = time.perf_counter()
     step()
     synchronize()
     first = time.perf_counter() - start
     step()
     synchronize()
+    ready()
     start = time.perf_counter()
     for _ in range(steps):
         step()
     synchronize()
     seconds = (time.perf_counter() - start) / steps / batch_size
+    return {"first": first, "seconds": seconds, "flops": flops, "peak": peak_bytes(), **held_bytes(step)}
+
+
+def reset_peak() -> None:
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"first": first, "seconds": seconds, "flops": flops, "peak": peak, **held_bytes(step)}
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    """The most that tensors held on the GPU since `reset_peak`; without one the most this process ever held."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def held_bytes(step: Step) -> dict[str, float]:
@@ -277,9 +278,9 @@ def main() -> None:
     parser.add_argument("--batch_size", type=positive_int, default=16, help="images a step, the same for all recipes")
     parser.add_argument("--steps", type=positive_int, default=10, help="steps that are timed in each round")
     parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=list(ALL_RECIPES), default=list(RECIPES))
     parser.add_argument("--output", type=Path, default=None, help="write all figures to this JSON file too")
-    parser.add_argument("--only", choices=list(RECIPES), default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=list(ALL_RECIPES), default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
         print(json.dumps(measure(args.only, args.task, args.size, args.batch_size, args.steps)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,14 +11,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 pytest.importorskip("resvg_py")
-if not hasattr(torch.optim, "Muon"):
-    pytest.skip("the embedded base's training needs PyTorch 2.9 for Muon", allow_module_level=True)
 
+import long_run as long_run_module
 import train_denoiser
 import train_vae
 from doodles import doodle
 from finetune.colors import COLORS
-from long_run import LongRun
+from long_run import LongRun, kept
 from muon import MuonWithAdamW
 
 
@@ -29,6 +29,8 @@ def run(program, monkeypatch, *flags: str) -> None:
 def test_the_programs_make_a_pipeline_that_draws_and_can_be_gone_on_with(tmp_path, monkeypatch, capsys):
     few, small = ("--scenes", "8", "--doodles", "8"), ("--channels", "8", "8", "8", "8", "--latent_channels", "6")
     vae = (*few, *small, "--batch_size", "4", "--output_dir", str(tmp_path))
+    run(train_vae, monkeypatch, *vae, "--draw_only")
+    assert [file.name for file in tmp_path.iterdir()] == ["pictures.pt"]
     run(train_vae, monkeypatch, *vae, "--steps", "2")
     run(train_vae, monkeypatch, *vae, "--steps", "3")
     assert "Going on from step 2 of 3" in capsys.readouterr().out
@@ -74,6 +76,59 @@ def test_a_run_that_goes_on_ends_where_an_uninterrupted_one_ends(tmp_path):
     parts = long_run(tmp_path, 8)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts))
     assert not any(torch.equal(one, other) for one, other in zip(half, parts))
+
+
+def test_a_run_with_so_many_seconds_uses_them_up_and_no_more(tmp_path, monkeypatch):
+    """Its rate falls to nothing by then, a kill between does not give it time anew, and compiling is not counted."""
+    clock = iter(range(1000))  # it is looked at after each step, after the first for the first time
+    monkeypatch.setattr(long_run_module.time, "monotonic", lambda: next(clock))
+    rates, steps = [], 0
+    for part in (150, 1000):
+        model = Line()
+        run = LongRun(model, 1e-2, 10**6, tmp_path / "state.pt", seconds=300)
+        monkeypatch.setattr(run.optimizer, "step", rates.append)
+        while not run.done and part > 0:
+            run.update(model(torch.ones(16)).sum())
+            part, steps = part - 1, steps + 1
+        run.save()
+    assert steps == 302, "300 seconds, and a first step of each start"
+    assert max(rates) == rates[100] == rates[180] == 1e-2 and rates[-1] < 1e-3
+
+
+def test_what_is_kept_is_made_anew_when_it_was_made_of_something_else(tmp_path):
+    made = []
+
+    def make(value: int) -> int:
+        made.append(value)
+        return value
+
+    asked = [kept(tmp_path / "file.pt", partial(make, value), [value, 0.5]) for value in (1, 1, 2, 2, 1)]
+    assert asked == [1, 1, 2, 2, 1] and made == [1, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has Muon from 2.9 on")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_all_matrices_of_a_shape_take_the_steps_that_the_library_takes_one_by_one(memory_format):
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(32, 16, 3, 3).to(memory_format=memory_format)) for _ in range(3)]
+    ours.append(torch.nn.Parameter(torch.randn(64, 32)))
+    theirs = [torch.nn.Parameter(weight.detach().flatten(1).clone()) for weight in ours]
+    start = [weight.detach().clone() for weight in theirs]
+    library = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    optimizer = MuonWithAdamW(ours, 1e-2)
+    for _ in range(3):
+        for weight, other in zip(ours, theirs):
+            other.grad = torch.randn_like(other)
+            weight.grad = (
+                other.grad.reshape(weight.shape).to(memory_format=memory_format)
+                if weight.dim() == 4
+                else other.grad.clone()
+            )
+        optimizer.step(1e-2)
+        library.step()
+    for weight, other, before in zip(ours, theirs, start):
+        way, expected = weight.detach().flatten(1) - before, other.detach() - before
+        assert (way - expected).norm() < 0.05 * expected.norm(), "bfloat16 rounds both"
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

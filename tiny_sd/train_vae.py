@@ -10,6 +10,7 @@ with latents that may be made small (Skorokhodov et al., 2025, https://arxiv.org
 from __future__ import annotations
 
 import argparse
+import copy
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -25,11 +26,12 @@ from doodles import doodle
 from finetune.numbers import natural_float, number, positive_float, positive_int
 from finetune.progress import progress_bar
 from finetune.setup import bf16_is_fast
-from long_run import SAVE_EVERY, LongRun
+from long_run import LongRun, kept
 from scenes import scene
 
 HERE = Path(__file__).resolve().parent
 VALIDATION_START = 10_000_000
+REPORT_EVERY = 1000  # steps
 # Of things, of prints, of places among the things, and of pairs among the rest: what the denoiser is shown.
 SHARES = (0.5, 0.28, 0.35, 0.35)
 
@@ -52,6 +54,18 @@ def render(draw: Callable[..., np.ndarray], indices: range, resolution: int, des
     """Pictures as one uint8 tensor of shape (len(indices), 3, resolution, resolution)."""
     images = on_all_cores(partial(draw, resolution=resolution), indices, description)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def draw_pictures(scenes: int, doodles: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What to train on, and what to measure on, by kind; 128 px."""
+    draw_scene = partial(pixels, shares=SHARES)
+    validation = range(VALIDATION_START, VALIDATION_START + min(128, scenes))
+    held_out = {
+        "scenes": render(draw_scene, validation, 128, "Held-out scenes"),
+        "doodles": render(doodle_pixels, validation, 128, "Held-out doodles"),
+    }
+    bank = render(draw_scene, range(scenes), 128, "Scenes")
+    return torch.cat([bank, render(doodle_pixels, range(doodles), 128, "Doodles")]), held_out
 
 
 def open_pictures(folder: Path, resolution: int) -> torch.Tensor:
@@ -100,7 +114,7 @@ def random_pieces(bank: torch.Tensor, batch_size: int, whole: bool, device: torc
 
     Of the batches of pieces, a quarter holds whole pictures made small.
     """
-    images = to_range(bank[torch.randint(len(bank), (batch_size,))].to(device))
+    images = to_range(bank[torch.randint(len(bank), (batch_size,), device=bank.device)].to(device))
     signs = torch.randint(0, 2, (batch_size // 2, 3, 1, 1), device=device) * 2 - 1
     images[: batch_size // 2] = images[: batch_size // 2, torch.randperm(3)] * signs
     if whole:
@@ -127,12 +141,11 @@ def autoencoder_loss(vae: AutoencoderKL, images: torch.Tensor, kl_weight: float)
     Half of the latents are also made small and must then give the picture made small: what they hold in fine patterns
     and the picture does not, a denoiser would have to learn and nobody would see (Skorokhodov et al., 2025, eq. 2).
     """
-    with autocast(images.device):
-        posterior = vae.encode(images).latent_dist
-        latents = posterior.sample()
-        reconstruction = vae.decode(latents).sample
-        half = len(images) // 2
-        small = vae.decode(F.avg_pool2d(latents[:half], 2)).sample
+    posterior = vae.encode(images).latent_dist
+    latents = posterior.sample()
+    reconstruction = vae.decode(latents).sample
+    half = len(images) // 2
+    small = vae.decode(F.avg_pool2d(latents[:half], 2)).sample
     kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
     error = error_beside_edges(reconstruction, images)
     small_error = error_beside_edges(small, F.avg_pool2d(images[:half], 2))
@@ -161,6 +174,7 @@ def report(vae: AutoencoderKL, held_out: dict[str, torch.Tensor]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=positive_int, default=9000)
+    parser.add_argument("--seconds", type=positive_float, help="stop after so much time, if it comes before the steps")
     parser.add_argument("--batch_size", type=number(int, at_least=2), default=16)
     parser.add_argument("--learning_rate", type=positive_float, default=3e-3)
     parser.add_argument(
@@ -175,49 +189,57 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="start from this folder's weights, such as tiny_sd/vae")
     parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
     parser.add_argument("--whole_pictures", action="store_true", help="learn at 128 px: slower, and as it is used")
+    parser.add_argument("--compile", action="store_true", help="compile the training step: slow to start, then faster")
+    parser.add_argument(
+        "--draw_only", action="store_true", help="draw and keep the pictures, so that a GPU need not wait"
+    )
     parser.add_argument("--held_out", type=Path, nargs="*", default=[], help="folders of PNG pictures to measure on")
     parser.add_argument("--output_dir", type=Path, default=HERE)
     args = parser.parse_args()
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    draw_scene = partial(pixels, shares=SHARES)
-    validation = range(VALIDATION_START, VALIDATION_START + min(128, args.scenes))
-    held_out = {
-        "scenes": render(draw_scene, validation, 128, "Held-out scenes"),
-        "doodles": render(doodle_pixels, validation, 128, "Held-out doodles"),
-        **{folder.name: open_pictures(folder, 128) for folder in args.held_out},
-    }
-    scenes = render(draw_scene, range(args.scenes), 128, "Scenes")
-    bank = torch.cat([scenes, render(doodle_pixels, range(args.doodles), 128, "Doodles")])
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    numbers = (args.scenes, args.doodles)
+    bank, held_out = kept(args.output_dir / "pictures.pt", lambda: draw_pictures(*numbers), [*numbers, *SHARES])
+    held_out.update({folder.name: open_pictures(folder, 128) for folder in args.held_out})
+    if args.draw_only:
+        return
+    bank = bank.to(device)
 
     if args.start:
         vae = AutoencoderKL.from_pretrained(args.start)
     else:
         vae = build_vae(tuple(args.channels), args.latent_channels)
-    vae.to(device)
+    vae.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
     if args.decoder_only:
         vae.requires_grad_(False)
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
-    run = LongRun(vae.train(), args.learning_rate, args.steps, args.output_dir / "vae_state.pt")
+    state_file = args.output_dir / "vae_state.pt"
+    run = LongRun(vae.train(), args.learning_rate, args.steps, state_file, seconds=args.seconds)
+    loss_of = torch.compile(autoencoder_loss, dynamic=False) if args.compile else autoencoder_loss
     print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters on {device}")
 
     progress = progress_bar(total=args.steps, initial=run.step, desc="Autoencoder")
     while not run.done:
         run.start_step()
         images = random_pieces(bank, args.batch_size, args.whole_pictures, device)
-        loss, error = autoencoder_loss(vae, images, args.kl_weight)
+        with autocast(device):
+            loss, error = loss_of(vae, images, args.kl_weight)
         run.update(loss)
         progress.update()
         if run.step % 20 == 0:
             progress.set_postfix(error=f"{error.item():.4f}")
-        if run.step % (4 * SAVE_EVERY) == 0 or run.done:
+        if run.step % REPORT_EVERY == 0 or run.done:
             run.exchange_average()
             progress.write(f"step {run.step}: {report(vae.eval(), held_out)}")
             if not args.decoder_only:
                 vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
-            vae.save_pretrained(args.output_dir / "vae")
+            contiguous = copy.deepcopy(vae).to(
+                memory_format=torch.contiguous_format
+            )  # older releases save nothing else
+            contiguous.save_pretrained(args.output_dir / "vae")
             run.exchange_average()
             vae.train()
 
