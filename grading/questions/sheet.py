@@ -1,0 +1,86 @@
+"""The sheet of a student: six questions, and what is right."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+from ..banners import TODOS
+from . import place_1, place_2, place_3, place_4
+from .drawing import Configuration, Draw, Question, draw_configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK_1 = ROOT / "task_1_controlnet"
+QUESTIONS: dict[str, Question] = {
+    question.name: question
+    for place in (place_1, place_2, place_3, place_4)
+    for question in place.QUESTIONS
+}
+
+
+class QuestionsError(Exception):
+    """The questions or their answers cannot be made; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with what was drawn for it."""
+
+    question: Question
+    drawn: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        return self.question.text.format(**self.drawn)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    student_id: str
+    configuration: Configuration
+    asked: tuple[Asked, ...]
+
+
+def ask(question: Question, key: Sequence[str], configuration: Configuration) -> Asked:
+    return Asked(question, question.draw(Draw(*key, question.name), configuration))
+
+
+def draw_sheet(student_id: str, salt: str = "") -> Sheet:
+    """One question on each TODO place and a second one on some place; the same for the same id and salt, always."""
+    key = (salt, student_id)
+    configuration = draw_configuration(Draw(*key, "configuration"))
+    draw = Draw(*key, "questions")
+    twice = draw.choice(TODOS)
+    chosen = []
+    for todo in TODOS:
+        of_place = [question for question in QUESTIONS.values() if question.place == todo]
+        chosen += draw.sample(of_place, 1 + (todo == twice))
+    return Sheet(student_id, configuration, tuple(ask(question, key, configuration) for question in chosen))
+
+
+def compute_answers(sheets: Sequence[Sheet]) -> list[list[Any]]:
+    """What is right for each question of each sheet, computed in one other process.
+
+    Raises:
+        QuestionsError: if that process fails, as it does where the TODO places are not filled in.
+    """
+    asked = [
+        {"configuration": asdict(sheet.configuration), "name": one.question.name, "drawn": one.drawn}
+        for sheet in sheets
+        for one in sheet.asked
+    ]
+    path = os.pathsep.join(filter(None, [str(TASK_1), str(ROOT), os.environ.get("PYTHONPATH")]))
+    run = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.key"],
+        input=json.dumps(asked), env={**os.environ, "PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+        raise QuestionsError(f"The answers cannot be computed with the models in {TASK_1.name}/: {reason}")
+    answers = iter(json.loads(run.stdout))
+    return [[next(answers) for _ in sheet.asked] for sheet in sheets]
