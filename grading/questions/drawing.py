@@ -109,7 +109,8 @@ def draw_configuration(draw: Draw) -> Configuration:
 class Question:
     """A template. `text` has {fields} for what `draw` returns, plain data; `answer` computes what is right from them.
 
-    Code stands between backticks. `why` tells the teacher how a student finds it, without results.
+    Code stands between backticks. `why` tells the teacher how a student finds it, without results. The last word of
+    `name` is the question's kind: a page has each kind once.
     """
 
     name: str
@@ -118,6 +119,10 @@ class Question:
     draw: Callable[[Draw, Configuration], dict[str, Any]]
     answer: Callable[[Models, dict[str, Any]], Any]
     why: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.rpartition("_")[2]
 
 
 def nothing(draw: Draw, configuration: Configuration) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python -m grading.questions.key < asked.json > answers.json
 
-`asked.json` is a list of {"configuration": ..., "name": ..., "drawn": ...}; the answers come in the same order, each a
-number, a name, or a list of such (a shape is a list in a list). The folder of Task 1 must be on the path.
+`asked.json` is a list of {"configuration": ..., "name": ..., "drawn": ...}; the answers, texts, come in the same order.
+The folder of Task 1 must be on the path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .drawing import Configuration
 from .models import Models
-from .sheet import QUESTIONS
+from .sheet import QUESTIONS, write_answer
 
 
 @lru_cache(maxsize=2)
@@ -23,14 +23,11 @@ def models_of(configuration: Configuration) -> Models:
     return Models(configuration)
 
 
-def plain(answer: Any) -> Any:
-    """An answer as JSON has it."""
-    return [plain(item) for item in answer] if isinstance(answer, (list, tuple)) else answer
-
-
-def answer(asked: dict[str, Any]) -> Any:
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in asked["configuration"].items()}
-    return plain(QUESTIONS[asked["name"]].answer(models_of(Configuration(**fields)), asked["drawn"]))
+def answer(asked: dict[str, Any]) -> str:
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in asked["configuration"].items()
+    }
+    return write_answer(QUESTIONS[asked["name"]].answer(models_of(Configuration(**fields)), asked["drawn"]))
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Callable, Iterator, Sequence
 
-import diffusion.controlnet
 import torch
+from torch import nn
+
+import diffusion.controlnet
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from torch import nn
 
 from .drawing import HEADS, NORM_GROUPS, TEXT_TOKENS, Configuration
 
@@ -166,7 +167,7 @@ class Models:
 
     @property
     def skips_taken(self) -> dict[tuple[int, int], int]:
-        """The skip connection that each layer of each up block takes: found by its width and its content's place."""
+        """The index of the skip that each layer (up block, layer) takes: each the last that is left."""
         taken, skips = {}, self.skips
         for j, block in enumerate(self.unet.up_blocks):
             given = self.unet_calls[f"up_blocks.{j}"].inputs[1]
@@ -183,7 +184,7 @@ class Models:
     def small(self) -> Models:
         """Models of the same structure on the CPU, as narrow as they can be, with inputs that are always the same."""
         asked = self.configuration
-        side = 2 ** (asked.num_blocks - 1)
+        side = 2**asked.num_blocks
         small = {"block_out_channels": (NORM_GROUPS,) * asked.num_blocks, "cross_attention_dim": HEADS}
         small.update(condition_widths=(4,) * len(asked.condition_widths), batch=1, height=side, width=side)
         torch.manual_seed(0)
@@ -216,6 +217,10 @@ class Models:
             nn.init.ones_(module.bias)
         with torch.no_grad():
             residuals, _ = small.controlnet(
-                *small.inputs, small.condition, conditioning_scale=conditioning_scale, guess_mode=True, return_dict=False
+                *small.inputs,
+                small.condition,
+                conditioning_scale=conditioning_scale,
+                guess_mode=True,
+                return_dict=False,
             )
         return residuals[i].mean().item()

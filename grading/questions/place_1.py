@@ -32,7 +32,9 @@ def padding_that_keeps(models: Models, it: dict[str, Any]) -> int:
     image = models.tensor(1, it["a"], 32, 32)
     paddings = range(it["kernel"])
     return next(
-        p for p in paddings if models.zero_convolution(it["a"], it["b"], it["kernel"], 1, p)(image).shape[2:] == (32, 32)
+        p
+        for p in paddings
+        if models.zero_convolution(it["a"], it["b"], it["kernel"], 1, p)(image).shape[2:] == (32, 32)
     )
 
 
@@ -60,16 +62,16 @@ QUESTIONS = [
         "How many trainable numbers has the module that `zero_convolution({a}, {b})` returns?",
         draw_widths,
         lambda models, it: models.count(models.zero_convolution(it["a"], it["b"])),
-        "By default the kernel is 1x1: one weight for each pair of input and output channel, one bias for each output "
-        "channel. All start at zero, and all are trained.",
+        "By default the kernel is 1x1: one weight for each pair of input and output channel, one bias for each "
+        "output channel. All start at zero, and all are trained.",
     ),
     Question(
-        "zero_parameters_of_a_kernel",
+        "zero_kernel_parameters",
         "1",
         "How many parameters has `zero_convolution({a}, {b}, kernel_size={kernel}, padding={padding})`?",
         draw_kernel,
         lambda models, it: models.count(models.zero_convolution(it["a"], it["b"], it["kernel"], 1, it["padding"])),
-        "kernel x kernel weights for each pair of channels, one bias for each output channel; padding has none.",
+        "Kernel x kernel weights for each pair of channels, one bias for each output channel; padding has none.",
     ),
     Question(
         "zero_output_shape",
@@ -77,10 +79,13 @@ QUESTIONS = [
         "A tensor of shape `({batch}, {a}, {height}, {width})` goes through `zero_convolution({a}, {b}, "
         "kernel_size={kernel}, stride={stride}, padding={padding})`. Which shape comes out?",
         draw_strided,
-        lambda models, it: models.zero_convolution(it["a"], it["b"], it["kernel"], it["stride"], it["padding"])(
-            models.tensor(it["batch"], it["a"], it["height"], it["width"])
-        ).shape,
-        "Each side becomes (side + 2 padding - kernel) / stride + 1, rounded down; the channels are the second argument.",
+        lambda models, it: (
+            models.zero_convolution(it["a"], it["b"], it["kernel"], it["stride"], it["padding"])(
+                models.tensor(it["batch"], it["a"], it["height"], it["width"])
+            ).shape
+        ),
+        "Each side becomes (side + 2 padding - kernel) / stride + 1, rounded down; the channels are the second "
+        "argument.",
     ),
     Question(
         "zero_weight_shape",
@@ -96,22 +101,23 @@ QUESTIONS = [
         "`controlnet_cond_embedding` ends in a zero convolution, `conv_out`. How many parameters has it here?",
         nothing,
         lambda models, it: models.count(models.controlnet.controlnet_cond_embedding.conv_out),
-        "From the last of conditioning_embedding_out_channels to the first of block_out_channels with a 3x3 kernel, and "
-        "a bias for each output channel.",
+        "From the last of conditioning_embedding_out_channels to the first of block_out_channels with a 3x3 kernel, "
+        "and a bias for each output channel.",
     ),
     Question(
-        "zero_calls",
+        "zero_number",
         "1",
         "How often is `zero_convolution` called while the ControlNet of this page is built?",
         nothing,
         lambda models, it: models.zero_convolution_calls(),
-        "Once for each skip connection, once for the mid block, and once for the last layer of the condition's embedding.",
+        "Once for each skip connection, once for the mid block, and once for the last layer of the condition's "
+        "embedding.",
     ),
     Question(
         "zero_padding",
         "1",
-        "Height and width must stay as they are in `zero_convolution({a}, {b}, kernel_size={kernel}, padding=?)`. Which "
-        "`padding` does that?",
+        "Height and width must stay as they are in `zero_convolution({a}, {b}, kernel_size={kernel}, padding=?)`. "
+        "Which `padding` does that?",
         draw_kernel,
         padding_that_keeps,
         "(kernel - 1) / 2, as the stride is 1 by default.",
@@ -119,11 +125,12 @@ QUESTIONS = [
     Question(
         "zero_forgotten_padding",
         "1",
-        "Somebody's `zero_convolution` ignores its argument `padding` and takes 0. Which height and width has then what "
-        "`controlnet_cond_embedding` returns for the condition of this page?",
+        "Somebody's `zero_convolution` ignores its argument `padding` and takes 0. Which height and width has then "
+        "what `controlnet_cond_embedding` returns for the condition of this page?",
         nothing,
         without_padding,
-        "Its last layer has a 3x3 kernel: without padding, each side loses two. The sum with conv_in's output then fails.",
+        "Its last layer has a 3x3 kernel: without padding, each side loses two. The sum with conv_in's output then "
+        "fails.",
     ),
     Question(
         "zero_first_gradients",
@@ -132,7 +139,7 @@ QUESTIONS = [
         "first have a gradient that is not zero: {listed}?",
         draw_trained,
         lambda models, it: models.first_gradients(it["names"]),
-        "A zero convolution that is still zero lets no gradient through, but has one itself. So the output ones learn in "
-        "step 1, the copy and the embedding's conv_out in step 2, the rest of the embedding in step 3.",
+        "A zero convolution that is still zero lets no gradient through, but has one itself. So the output ones "
+        "learn in step 1, the copy and the embedding's conv_out in step 2, the rest of the embedding in step 3.",
     ),
 ]

@@ -49,7 +49,7 @@ def draw_layer_of_embedding(draw: Draw, configuration: Configuration) -> dict[st
 
 QUESTIONS = [
     Question(
-        "copy_conv_in",
+        "copy_conv_in_parameters",
         "2",
         "How many parameters does TODO (2) copy into `controlnet.conv_in`, which has a 3x3 kernel?",
         nothing,
@@ -57,7 +57,7 @@ QUESTIONS = [
         "From the latents' channels to the first of block_out_channels: 9 weights for each pair, and the biases.",
     ),
     Question(
-        "copy_time_embedding",
+        "copy_time_embedding_parameters",
         "2",
         "How many parameters does TODO (2) copy into `controlnet.time_embedding`, two linear layers with biases?",
         nothing,
@@ -67,11 +67,12 @@ QUESTIONS = [
     Question(
         "copy_entries",
         "2",
-        "TODO (2) copies, among others, these parts of the UNet: {listed}. How many tensors has the state dict of each?",
+        "TODO (2) copies, among others, these parts of the UNet: {listed}. How many tensors has the state dict of "
+        "each?",
         draw_modules,
         lambda models, it: [len(models.unet.get_submodule(name).state_dict()) for name in it["names"]],
-        "time_proj computes sines and cosines and has no weights; every layer with weights has a weight and a bias, and a "
-        "residual layer has five of them where its width stays.",
+        "time_proj computes sines and cosines and has no weights; every layer with weights has a weight and a bias, "
+        "and a residual layer has five of them where its width stays.",
     ),
     Question(
         "copy_resnet_entries",
@@ -79,7 +80,8 @@ QUESTIONS = [
         "How many tensors in the UNet's state dict have a name that starts with `{name}.`?",
         draw_resnet,
         lambda models, it: sum(name.startswith(it["name"] + ".") for name in models.unet.state_dict()),
-        "Weight and bias of norm1, conv1, time_emb_proj, norm2 and conv2, and of conv_shortcut where the width changes.",
+        "Weight and bias of norm1, conv1, time_emb_proj, norm2 and conv2, and of conv_shortcut where the width "
+        "changes.",
     ),
     Question(
         "copy_missing_keys",
@@ -109,17 +111,17 @@ QUESTIONS = [
     Question(
         "copy_shared",
         "2",
-        "Somebody writes `controlnet.{name} = unet.{name}` instead of a copy, and then `unet.requires_grad_(False)`. How "
-        "many of ControlNet's parameters are no longer trained?",
+        "Somebody writes `controlnet.{name} = unet.{name}` instead of a copy, and then `unet.requires_grad_(False)`. "
+        "How many of ControlNet's parameters are no longer trained?",
         draw_shared,
         frozen_with_it,
         "All of that module's: both models then have the same tensors. Unfrozen, training would change the UNet.",
     ),
     Question(
-        "copy_none_for_embedding",
+        "copy_nothing_parameters",
         "2",
-        "TODO (2) has nothing to copy into `controlnet_cond_embedding.{name}`, as the UNet has no such layer. How many "
-        "parameters has it?",
+        "TODO (2) has nothing to copy into `controlnet_cond_embedding.{name}`, as the UNet has no such layer. How "
+        "many parameters has it?",
         draw_layer_of_embedding,
         lambda models, it: models.count(models.controlnet.controlnet_cond_embedding.get_submodule(it["name"])),
         "3x3 kernels. conv_in reads 3 channels; of blocks, even ones keep the width, odd ones go to the next one.",

@@ -57,8 +57,8 @@ QUESTIONS = [
         "Which shape has `down_block_res_samples[{i}]` after TODO (3)?",
         draw_index,
         lambda models, it: models.down_residuals[it["i"]].shape,
-        "Counted through the blocks: conv_in, then the layers of a block, then its downsampling, which halves the sides "
-        "and keeps the width.",
+        "Counted through the blocks: conv_in, then the layers of a block, then its downsampling, which halves the "
+        "sides and keeps the width.",
     ),
     Question(
         "features_weight_shape",
@@ -69,7 +69,7 @@ QUESTIONS = [
         "A 1x1 convolution that keeps the width of the feature with this index.",
     ),
     Question(
-        "features_first_of_height",
+        "features_height_index",
         "3",
         "What is the smallest i for which `down_block_res_samples[i]` is {height} high?",
         draw_height,
@@ -102,7 +102,7 @@ QUESTIONS = [
         "In a block with attention a feature is taken after the attention, in one without after the residual layer.",
     ),
     Question(
-        "features_downsampled",
+        "features_downsampling_index",
         "3",
         "`down_blocks[{block}]` ends in a downsampling. Which index in `down_block_res_samples` has its result?",
         draw_block,
@@ -112,13 +112,13 @@ QUESTIONS = [
     Question(
         "features_shifted",
         "3",
-        "Somebody's TODO (3) begins with `zip(self.controlnet_down_blocks[1:], down_block_res_samples)`, so that every "
-        "feature is given to the zero convolution of the next one. For which index of `down_block_res_samples` does this "
-        "fail first?",
+        "Somebody's TODO (3) begins with `zip(self.controlnet_down_blocks[1:], down_block_res_samples)`, so that "
+        "every feature is given to the zero convolution of the next one. For which index of `down_block_res_samples` "
+        "does this fail first?",
         nothing,
         first_misfit,
-        "Where the next zero convolution has another width for the first time: a downsampling keeps the width, so it is "
-        "the last feature of its block, before the first layer of a wider block.",
+        "Where the next zero convolution has another width for the first time: a downsampling keeps the width, so it "
+        "is the last feature of its block, before the first layer of a wider block.",
     ),
     Question(
         "features_bytes",
@@ -131,11 +131,11 @@ QUESTIONS = [
     Question(
         "features_guess_mode",
         "3",
-        "`forward` is called with `guess_mode=True` and `conditioning_scale={scale}`. By which factor does it multiply "
-        "the result of TODO (3) with index {i} in `down_block_res_samples`? Three digits will do.",
+        "`forward` is called with `guess_mode=True` and `conditioning_scale={scale}`. By which factor does it "
+        "multiply the result of TODO (3) with index {i} in `down_block_res_samples`? Three digits will do.",
         draw_guess,
         lambda models, it: models.residual_factor(it["i"], it["scale"]),
-        "Factors rise evenly in the exponent from 0.1 at index 0 to 1 at the mid block, which comes after the last skip; "
-        "all are multiplied by conditioning_scale.",
+        "Factors rise evenly in the exponent from 0.1 at index 0 to 1 at the mid block, which comes after the last "
+        "skip; all are multiplied by conditioning_scale.",
     ),
 ]

@@ -71,10 +71,10 @@ def attended(models: Models, it: dict[str, Any]) -> list[int]:
 
 SKIPS = [
     Question(
-        "skips_of_another",
+        "skips_number",
         "4-1",
-        "The ControlNet was made from a UNet with `layers_per_block={layers}`, else as on this page, and is used with the "
-        "UNet of this page. How many residuals does it give, and how many skip connections are there?",
+        "The ControlNet was made from a UNet with `layers_per_block={layers}`, else as on this page, and is used "
+        "with the UNet of this page. How many residuals does it give, and how many skip connections are there?",
         draw_other_layers,
         lambda models, it: [
             len(models.changed(layers_per_block=it["layers"]).down_residuals),
@@ -83,10 +83,10 @@ SKIPS = [
         "conv_in, layers and downsamplings, counted twice. The UNet refuses it, as one for each is needed.",
     ),
     Question(
-        "skips_of_a_block",
+        "skips_indices",
         "4-1",
-        "Which indices of `down_block_res_samples` are used in `up_blocks[{j}]`, in the order in which its layers take "
-        "them?",
+        "Which indices of `down_block_res_samples` are used in `up_blocks[{j}]`, in the order in which its layers "
+        "take them?",
         draw_up_block,
         lambda models, it: [i for (j, k), i in models.skips_taken.items() if j == it["j"]],
         "Each up block has layers_per_block + 1 layers, and the skips are taken from the end.",
@@ -94,8 +94,8 @@ SKIPS = [
     Question(
         "skips_concatenated",
         "4-1",
-        "How many channels has the input of `up_blocks[{j}].resnets[{k}]`, in which a skip connection with its residual "
-        "arrives?",
+        "How many channels has the input of `up_blocks[{j}].resnets[{k}]`, in which a skip connection with its "
+        "residual arrives?",
         draw_up_layer,
         lambda models, it: models.unet_calls[f"up_blocks.{it['j']}.resnets.{it['k']}"].inputs[0].shape[1],
         "What came from below or from the layer before, and the skip's channels, side by side.",
@@ -103,17 +103,18 @@ SKIPS = [
     Question(
         "skips_taken_by",
         "4-1",
-        "TODO (4-1) adds a residual to `down_block_res_samples[{i}]`. Which layer of the decoder gets the sum? Write its "
-        "name like `up_blocks.0.resnets.0`.",
+        "TODO (4-1) adds a residual to `down_block_res_samples[{i}]`. Which layer of the decoder gets the sum? Write "
+        "its name like `up_blocks.0.resnets.0`.",
         draw_skip,
         taken_by,
-        "The last skip goes to the first layer of up_blocks[0], and so on back to skip 0, which the very last layer gets.",
+        "The last skip goes to the first layer of up_blocks[0], and so on back to skip 0, which the very last layer "
+        "gets.",
     ),
     Question(
         "skips_in_place",
         "4-1",
-        "Somebody adds the residuals in place (`skip += residual`), which changes the mid block's input, too. What is the "
-        "index of that skip connection, and which shape has it?",
+        "Somebody adds the residuals in place (`skip += residual`), which changes the mid block's input, too. What "
+        "is the index of that skip connection, and which shape has it?",
         nothing,
         lambda models, it: [models.skip_at_mid_block, models.unet_calls["mid_block"].inputs[0].shape],
         "The last skip is the same tensor as the last down block's output, which the mid block takes.",
@@ -121,8 +122,8 @@ SKIPS = [
     Question(
         "skips_shifted",
         "4-1",
-        "Somebody's TODO (4-1) begins with `zip(down_block_res_samples, down_block_additional_residuals[1:])`. For which "
-        "index of `down_block_res_samples` does the sum fail first, because the shapes do not fit?",
+        "Somebody's TODO (4-1) begins with `zip(down_block_res_samples, down_block_additional_residuals[1:])`. For "
+        "which index of `down_block_res_samples` does the sum fail first, because the shapes do not fit?",
         nothing,
         first_shapes_that_differ,
         "The next residual has other sides for the first time after the first block's last layer, where it is "
@@ -148,7 +149,7 @@ MID_BLOCK = [
         "The last width, and the latents' sides halved by all blocks but the last.",
     ),
     Question(
-        "mid_shape_for_image",
+        "mid_image_shape",
         "4-2",
         "{batch} images of {height} x {width} px (height x width) are drawn with these models. Which shape has "
         "`mid_block_additional_residual` in a call with a batch of {batch}?",
@@ -184,20 +185,21 @@ MID_BLOCK = [
     Question(
         "mid_attention",
         "4-2",
-        f"The `sample` that TODO (4-2) changes comes from the mid block, whose attention lets every place of the feature "
-        f"map look at the {TEXT_TOKENS} tokens of the text. How many places are there (in one image), and how many tokens?",
+        f"The `sample` that TODO (4-2) changes comes from the mid block, whose attention lets every place of the "
+        f"feature map look at the {TEXT_TOKENS} tokens of the text. How many places are there (in one image), and "
+        f"how many tokens?",
         nothing,
         attended,
         "Height times width at the mid block.",
     ),
     Question(
-        "mid_one_more_block",
+        "mid_added_shape",
         "4-2",
         "Both models get one more down block (`DownBlock2D`) of {channels} channels at the end. Which shape has "
         "`mid_block_additional_residual` then?",
         draw_wider,
         with_one_more_block,
-        "The new width; the block that was the last before now halves the sides.",
+        "The new width; the block that was the last before now halves the sides, odd ones rounded up.",
     ),
     Question(
         "mid_bytes",
@@ -208,7 +210,7 @@ MID_BLOCK = [
         "Four for each number of the shape.",
     ),
     Question(
-        "mid_first_up_block",
+        "mid_decoder_shape",
         "4-2",
         "`up_blocks[0]` is what takes the result of TODO (4-2) first. Which shape has its output?",
         nothing,

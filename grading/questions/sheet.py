@@ -17,9 +17,7 @@ from .drawing import Configuration, Draw, Question, draw_configuration
 ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = ROOT / "task_1_controlnet"
 QUESTIONS: dict[str, Question] = {
-    question.name: question
-    for place in (place_1, place_2, place_3, place_4)
-    for question in place.QUESTIONS
+    question.name: question for place in (place_1, place_2, place_3, place_4) for question in place.QUESTIONS
 }
 
 
@@ -55,15 +53,27 @@ def draw_sheet(student_id: str, salt: str = "") -> Sheet:
     key = (salt, student_id)
     configuration = draw_configuration(Draw(*key, "configuration"))
     draw = Draw(*key, "questions")
-    twice = draw.choice(TODOS)
-    chosen = []
-    for todo in TODOS:
-        of_place = [question for question in QUESTIONS.values() if question.place == todo]
-        chosen += draw.sample(of_place, 1 + (todo == twice))
+    chosen: list[Question] = []
+    for todo in sorted((*TODOS, draw.choice(TODOS))):
+        kinds = {question.kind for question in chosen}
+        chosen.append(draw.choice([q for q in QUESTIONS.values() if q.place == todo and q.kind not in kinds]))
     return Sheet(student_id, configuration, tuple(ask(question, key, configuration) for question in chosen))
 
 
-def compute_answers(sheets: Sequence[Sheet]) -> list[list[Any]]:
+def write_answer(answer: Any) -> str:
+    """An answer as one writes it: 12,345, 0.379, `down_blocks.0`; a tuple as a shape, and a list as several answers."""
+    if isinstance(answer, list):
+        return ("; " if any(isinstance(item, tuple) for item in answer) else ", ").join(map(write_answer, answer))
+    if isinstance(answer, tuple):
+        return f"({', '.join(map(str, answer))})"
+    if isinstance(answer, float):
+        return f"{answer:.3f}"
+    if isinstance(answer, (int, str)):
+        return f"{answer:,}" if isinstance(answer, int) else answer
+    raise TypeError(f"{answer!r} answers no question")
+
+
+def compute_answers(sheets: Sequence[Sheet]) -> list[list[str]]:
     """What is right for each question of each sheet, computed in one other process.
 
     Raises:
