@@ -59,7 +59,7 @@ QUESTIONS = [
     Question(
         "zero_parameters",
         "1",
-        "How many trainable numbers has the module that `zero_convolution({a}, {b})` returns?",
+        "How many trainable parameters does the module have that `zero_convolution({a}, {b})` returns?",
         draw_widths,
         lambda models, it: models.count(models.zero_convolution(it["a"], it["b"])),
         "By default the kernel is 1x1: one weight for each pair of input and output channel, one bias for each "
@@ -68,7 +68,7 @@ QUESTIONS = [
     Question(
         "zero_kernel_parameters",
         "1",
-        "How many parameters has `zero_convolution({a}, {b}, kernel_size={kernel}, padding={padding})`?",
+        "How many parameters does `zero_convolution({a}, {b}, kernel_size={kernel}, padding={padding})` have?",
         draw_kernel,
         lambda models, it: models.count(models.zero_convolution(it["a"], it["b"], it["kernel"], 1, it["padding"])),
         "Kernel x kernel weights for each pair of channels, one bias for each output channel; padding has none.",
@@ -77,7 +77,7 @@ QUESTIONS = [
         "zero_output_shape",
         "1",
         "A tensor of shape `({batch}, {a}, {height}, {width})` goes through `zero_convolution({a}, {b}, "
-        "kernel_size={kernel}, stride={stride}, padding={padding})`. Which shape comes out?",
+        "kernel_size={kernel}, stride={stride}, padding={padding})`. What is the shape of the result?",
         draw_strided,
         lambda models, it: (
             models.zero_convolution(it["a"], it["b"], it["kernel"], it["stride"], it["padding"])(
@@ -90,7 +90,7 @@ QUESTIONS = [
     Question(
         "zero_weight_shape",
         "1",
-        "Which shape has the `weight` of `zero_convolution({a}, {b}, kernel_size={kernel})`?",
+        "What is the shape of the `weight` of `zero_convolution({a}, {b}, kernel_size={kernel})`?",
         draw_kernel,
         lambda models, it: models.zero_convolution(it["a"], it["b"], it["kernel"]).weight.shape,
         "PyTorch keeps output channels first, then input channels, then the kernel's height and width.",
@@ -98,7 +98,7 @@ QUESTIONS = [
     Question(
         "zero_embedding_parameters",
         "1",
-        "`controlnet_cond_embedding` ends in a zero convolution, `conv_out`. How many parameters has it here?",
+        "`controlnet_cond_embedding` ends in a zero convolution, `conv_out`. How many parameters does it have here?",
         nothing,
         lambda models, it: models.count(models.controlnet.controlnet_cond_embedding.conv_out),
         "From the last of conditioning_embedding_out_channels to the first of block_out_channels with a 3x3 kernel, "
@@ -125,8 +125,8 @@ QUESTIONS = [
     Question(
         "zero_forgotten_padding",
         "1",
-        "Somebody's `zero_convolution` ignores its argument `padding` and takes 0. Which height and width has then "
-        "what `controlnet_cond_embedding` returns for the condition of this page?",
+        "Somebody's `zero_convolution` ignores its argument `padding` and takes 0. What height and width does the "
+        "result of `controlnet_cond_embedding` then have for the condition of this page?",
         nothing,
         without_padding,
         "Its last layer has a 3x3 kernel: without padding, each side loses two. The sum with conv_in's output then "

@@ -67,8 +67,8 @@ QUESTIONS = [
     Question(
         "copy_entries",
         "2",
-        "TODO (2) copies, among others, these parts of the UNet: {listed}. How many tensors has the state dict of "
-        "each?",
+        "TODO (2) copies, among others, these parts of the UNet: {listed}. How many tensors does the state dict of "
+        "each have?",
         draw_modules,
         lambda models, it: [len(models.unet.get_submodule(name).state_dict()) for name in it["names"]],
         "time_proj computes sines and cosines and has no weights; every layer with weights has a weight and a bias, "
@@ -87,7 +87,7 @@ QUESTIONS = [
         "copy_missing_keys",
         "2",
         "Somebody writes `controlnet.load_state_dict(unet.state_dict(), strict=False)` for TODO (2). How many "
-        "`missing_keys` does that call return, tensors that ControlNet has and the UNet has not?",
+        "`missing_keys` does that call return, that is, tensors that ControlNet has and the UNet does not have?",
         nothing,
         lambda models, it: len(models.fresh()[1].load_state_dict(models.unet.state_dict(), strict=False).missing_keys),
         "Weight and bias of each zero convolution for a skip, of the mid block's, and of the embedding's eight layers.",
@@ -95,7 +95,7 @@ QUESTIONS = [
     Question(
         "copy_weight_shape",
         "2",
-        "TODO (2) copies `{name}.conv1.weight`. Which shape has it?",
+        "TODO (2) copies `{name}.conv1.weight`. What is its shape?",
         draw_resnet,
         lambda models, it: models.controlnet.get_submodule(it["name"]).conv1.weight.shape,
         "(out, in, 3, 3). Only the first layer of a block changes the width, from the block before.",
@@ -103,7 +103,7 @@ QUESTIONS = [
     Question(
         "copy_attention_shape",
         "2",
-        "TODO (2) copies `{name}`, which reads the text. Which shape has it?",
+        "TODO (2) copies `{name}`, which reads the text. What is its shape?",
         draw_attention,
         lambda models, it: models.controlnet.state_dict()[it["name"]].shape,
         "A linear layer's weight is (out, in): in is cross_attention_dim, out the width of the block.",
@@ -121,7 +121,7 @@ QUESTIONS = [
         "copy_nothing_parameters",
         "2",
         "TODO (2) has nothing to copy into `controlnet_cond_embedding.{name}`, as the UNet has no such layer. How "
-        "many parameters has it?",
+        "many parameters does that layer have?",
         draw_layer_of_embedding,
         lambda models, it: models.count(models.controlnet.controlnet_cond_embedding.get_submodule(it["name"])),
         "3x3 kernels. conv_in reads 3 channels; of blocks, even ones keep the width, odd ones go to the next one.",
@@ -129,7 +129,7 @@ QUESTIONS = [
     Question(
         "copy_downsampler_shape",
         "2",
-        "TODO (2) copies `{name}.conv.weight`. Which shape has it, and which stride has its convolution?",
+        "TODO (2) copies `{name}.conv.weight`. What is its shape, and what is the stride of its convolution?",
         draw_downsampler,
         lambda models, it: [
             models.controlnet.get_submodule(it["name"]).conv.weight.shape,

@@ -54,7 +54,7 @@ QUESTIONS = [
     Question(
         "features_shape",
         "3",
-        "Which shape has `down_block_res_samples[{i}]` after TODO (3)?",
+        "What is the shape of `down_block_res_samples[{i}]` after TODO (3)?",
         draw_index,
         lambda models, it: models.down_residuals[it["i"]].shape,
         "Counted through the blocks: conv_in, then the layers of a block, then its downsampling, which halves the "
@@ -63,7 +63,7 @@ QUESTIONS = [
     Question(
         "features_weight_shape",
         "3",
-        "Which shape has `controlnet_down_blocks[{i}].weight`?",
+        "What is the shape of `controlnet_down_blocks[{i}].weight`?",
         draw_index,
         lambda models, it: models.controlnet.controlnet_down_blocks[it["i"]].weight.shape,
         "A 1x1 convolution that keeps the width of the feature with this index.",
@@ -87,7 +87,8 @@ QUESTIONS = [
     Question(
         "features_parameters",
         "3",
-        "How many parameters has `controlnet_down_blocks[{i}]`, through which TODO (3) sends one of the features?",
+        "How many parameters does `controlnet_down_blocks[{i}]` have, through which TODO (3) sends one of the "
+        "features?",
         draw_index,
         lambda models, it: models.count(models.controlnet.controlnet_down_blocks[it["i"]]),
         "With C the width of the feature with this index: C x C weights and C biases.",
@@ -95,8 +96,8 @@ QUESTIONS = [
     Question(
         "features_source",
         "3",
-        "Which module of ControlNet computes the feature that `controlnet_down_blocks[{i}]` is given? Write its name "
-        "like `down_blocks.0.resnets.0`.",
+        "Which module of ControlNet computes the feature that TODO (3) gives to `controlnet_down_blocks[{i}]`? Write "
+        "its name in full, like `down_blocks.0.resnets.0`.",
         draw_index,
         lambda models, it: models.sources[it["i"]],
         "In a block with attention a feature is taken after the attention, in one without after the residual layer.",
@@ -104,7 +105,7 @@ QUESTIONS = [
     Question(
         "features_downsampling_index",
         "3",
-        "`down_blocks[{block}]` ends in a downsampling. Which index in `down_block_res_samples` has its result?",
+        "`down_blocks[{block}]` ends in a downsampling. At which index of `down_block_res_samples` is its result?",
         draw_block,
         after_downsampling,
         "The index of the block's last feature; index 0 is conv_in.",
@@ -123,7 +124,7 @@ QUESTIONS = [
     Question(
         "features_bytes",
         "3",
-        "How many bytes has `down_block_res_samples[{i}]` in float16, for the inputs of this page?",
+        "How many bytes does `down_block_res_samples[{i}]` take in float16, for the inputs of this page?",
         draw_index,
         lambda models, it: 2 * models.down_residuals[it["i"]].numel(),
         "Two for each number of the shape (batch, channels, height, width).",

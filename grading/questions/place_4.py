@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .drawing import TEXT_TOKENS, Configuration, Draw, Question, nothing
+from .drawing import Configuration, Draw, Question, nothing
 
 if TYPE_CHECKING:
     from .models import Models
@@ -41,7 +41,7 @@ def first_shapes_that_differ(models: Models, it: dict[str, Any]) -> int:
 def draw_image(draw: Draw, configuration: Configuration) -> dict[str, Any]:
     """Pixels, so that every downsampling halves a whole number."""
     height, width = draw.sample((128, 192, 256, 320, 384, 448, 512, 576, 640, 768), 2)
-    return {"height": height, "width": width, "batch": draw.choice((1, 4, 7, 8))}
+    return {"height": height, "width": width, "batch": draw.choice((4, 7, 8))}
 
 
 def mid_residual_for(models: Models, it: dict[str, Any]) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ def with_one_more_block(models: Models, it: dict[str, Any]) -> tuple[int, ...]:
 
 def attended(models: Models, it: dict[str, Any]) -> list[int]:
     call = models.unet_calls["mid_block.attentions.0.transformer_blocks.0.attn2"]
-    return [call.inputs[0].shape[1], call.named["encoder_hidden_states"].shape[1]]
+    return [call.inputs[0].shape[1], call.named["encoder_hidden_states"].shape[2]]
 
 
 SKIPS = [
@@ -94,8 +94,8 @@ SKIPS = [
     Question(
         "skips_concatenated",
         "4-1",
-        "How many channels has the input of `up_blocks[{j}].resnets[{k}]`, in which a skip connection with its "
-        "residual arrives?",
+        "A skip connection with its residual arrives in the input of `up_blocks[{j}].resnets[{k}]`. How many "
+        "channels does that input have?",
         draw_up_layer,
         lambda models, it: models.unet_calls[f"up_blocks.{it['j']}.resnets.{it['k']}"].inputs[0].shape[1],
         "What came from below or from the layer before, and the skip's channels, side by side.",
@@ -104,7 +104,7 @@ SKIPS = [
         "skips_taken_by",
         "4-1",
         "TODO (4-1) adds a residual to `down_block_res_samples[{i}]`. Which layer of the decoder gets the sum? Write "
-        "its name like `up_blocks.0.resnets.0`.",
+        "its name in full, like `up_blocks.0.resnets.0`.",
         draw_skip,
         taken_by,
         "The last skip goes to the first layer of up_blocks[0], and so on back to skip 0, which the very last layer "
@@ -114,7 +114,7 @@ SKIPS = [
         "skips_in_place",
         "4-1",
         "Somebody adds the residuals in place (`skip += residual`), which changes the mid block's input, too. What "
-        "is the index of that skip connection, and which shape has it?",
+        "are the index and the shape of that skip connection?",
         nothing,
         lambda models, it: [models.skip_at_mid_block, models.unet_calls["mid_block"].inputs[0].shape],
         "The last skip is the same tensor as the last down block's output, which the mid block takes.",
@@ -132,7 +132,7 @@ SKIPS = [
     Question(
         "skips_shape",
         "4-1",
-        "Which shape must `down_block_additional_residuals[{i}]` have?",
+        "What shape must `down_block_additional_residuals[{i}]` have?",
         draw_skip,
         lambda models, it: models.skips[it["i"]].shape,
         "That of the skip with this index: conv_in, then the layers of each block, then its downsampling.",
@@ -143,7 +143,7 @@ MID_BLOCK = [
     Question(
         "mid_shape",
         "4-2",
-        "Which shape must `mid_block_additional_residual` have?",
+        "What shape must `mid_block_additional_residual` have?",
         nothing,
         lambda models, it: models.unet_calls["mid_block"].output.shape,
         "The last width, and the latents' sides halved by all blocks but the last.",
@@ -151,7 +151,7 @@ MID_BLOCK = [
     Question(
         "mid_image_shape",
         "4-2",
-        "{batch} images of {height} x {width} px (height x width) are drawn with these models. Which shape has "
+        "{batch} images of {height} x {width} px (height x width) are drawn with these models. What is the shape of "
         "`mid_block_additional_residual` in a call with a batch of {batch}?",
         draw_image,
         mid_residual_for,
@@ -169,7 +169,7 @@ MID_BLOCK = [
     Question(
         "mid_parameters",
         "4-2",
-        "What TODO (4-2) adds was computed by `controlnet_mid_block`. How many parameters has that module?",
+        "What TODO (4-2) adds was computed by `controlnet_mid_block`. How many parameters does that module have?",
         nothing,
         lambda models, it: models.count(models.controlnet.controlnet_mid_block),
         "A 1x1 convolution that keeps the last width C: C x C weights and C biases.",
@@ -185,17 +185,17 @@ MID_BLOCK = [
     Question(
         "mid_attention",
         "4-2",
-        f"The `sample` that TODO (4-2) changes comes from the mid block, whose attention lets every place of the "
-        f"feature map look at the {TEXT_TOKENS} tokens of the text. How many places are there (in one image), and "
-        f"how many tokens?",
+        "The `sample` that TODO (4-2) changes comes from the mid block, whose attention lets every place of the "
+        "feature map look at every token of the text. How many places are there in one image, and how many numbers "
+        "is a token of the text made of?",
         nothing,
         attended,
-        "Height times width at the mid block.",
+        "Height times width at the mid block; cross_attention_dim.",
     ),
     Question(
         "mid_added_shape",
         "4-2",
-        "Both models get one more down block (`DownBlock2D`) of {channels} channels at the end. Which shape has "
+        "Both models get one more down block (`DownBlock2D`) of {channels} channels at the end. What is the shape of "
         "`mid_block_additional_residual` then?",
         draw_wider,
         with_one_more_block,
@@ -204,7 +204,7 @@ MID_BLOCK = [
     Question(
         "mid_bytes",
         "4-2",
-        "How many bytes has `mid_block_additional_residual` in float32, for the inputs of this page?",
+        "How many bytes does `mid_block_additional_residual` take in float32, for the inputs of this page?",
         nothing,
         lambda models, it: 4 * models.mid_residual.numel(),
         "Four for each number of the shape.",
@@ -212,7 +212,7 @@ MID_BLOCK = [
     Question(
         "mid_decoder_shape",
         "4-2",
-        "`up_blocks[0]` is what takes the result of TODO (4-2) first. Which shape has its output?",
+        "`up_blocks[0]` is what takes the result of TODO (4-2) first. What is the shape of its output?",
         nothing,
         lambda models, it: models.unet_calls["up_blocks.0"].output.shape,
         "The decoder's first block keeps the last width and doubles the sides.",
