@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -23,7 +24,7 @@ from .drawing import HEADS, NORM_GROUPS, TEXT_TOKENS, Configuration
 
 # What a skip connection may come from.
 STAGE = re.compile(r"conv_in|down_blocks\.\d+\.(resnets|attentions|downsamplers)\.\d+")
-MAX_STEPS = 5
+MAX_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,17 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Call]]:
             handle.remove()
 
 
+@contextmanager
+def counted_zero_convolutions() -> Iterator[list[Any]]:
+    """One entry for each call of `zero_convolution`."""
+    calls, original = [], diffusion.controlnet.zero_convolution
+    diffusion.controlnet.zero_convolution = lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs)
+    try:
+        yield calls
+    finally:
+        diffusion.controlnet.zero_convolution = original
+
+
 def position(tensor: torch.Tensor, among: Sequence[torch.Tensor]) -> int:
     """Where this very tensor is."""
     return next(i for i, other in enumerate(among) if other is tensor)
@@ -65,7 +77,9 @@ class Models:
 
     def __init__(self, configuration: Configuration, device: str = "meta") -> None:
         self.configuration, self.device = configuration, device
-        self.unet, self.controlnet = self.fresh()
+        with counted_zero_convolutions() as calls:
+            self.unet, self.controlnet = self.fresh()
+        self.zero_convolutions_made = len(calls)
 
     def fresh(self) -> tuple[UNet2DConditionModel, ControlNetModel]:
         """Models of their own, for what changes them."""
@@ -77,22 +91,20 @@ class Models:
         """Those of another configuration."""
         return Models(replace(self.configuration, **fields))
 
+    def with_inputs(self, batch: int, height: int, width: int) -> Models:
+        """The same models, for other latents."""
+        other = copy(self)
+        for name in ("inputs", "condition", "controlnet_call", "unet_calls"):
+            vars(other).pop(name, None)
+        other.configuration = replace(self.configuration, batch=batch, height=height, width=width)
+        return other
+
     def tensor(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=self.device)
 
     def zero_convolution(self, *arguments: int) -> nn.Module:
         with torch.device(self.device):
             return diffusion.controlnet.zero_convolution(*arguments)
-
-    def zero_convolution_calls(self) -> int:
-        """How many a fresh ControlNet makes, counted while it is built."""
-        calls, original = [], diffusion.controlnet.zero_convolution
-        diffusion.controlnet.zero_convolution = lambda *args, **kwargs: calls.append(args) or original(*args, **kwargs)
-        try:
-            self.fresh()
-        finally:
-            diffusion.controlnet.zero_convolution = original
-        return len(calls)
 
     @staticmethod
     def count(module: nn.Module) -> int:
@@ -181,46 +193,45 @@ class Models:
 
     # Values
 
-    def small(self) -> Models:
-        """Models of the same structure on the CPU, as narrow as they can be, with inputs that are always the same."""
+    def small(self) -> Configuration:
+        """As narrow as it can be, of the same structure."""
         asked = self.configuration
         side = 2**asked.num_blocks
-        small = {"block_out_channels": (NORM_GROUPS,) * asked.num_blocks, "cross_attention_dim": HEADS}
-        small.update(condition_widths=(4,) * len(asked.condition_widths), batch=1, height=side, width=side)
-        torch.manual_seed(0)
-        return Models(replace(asked, **small), device="cpu")
+        widths = {"block_out_channels": (NORM_GROUPS,) * asked.num_blocks, "cross_attention_dim": HEADS}
+        widths["condition_widths"] = (4,) * len(asked.condition_widths)
+        return replace(asked, **widths, batch=1, height=side, width=side)
 
     def first_gradients(self, names: Sequence[str]) -> list[int]:
         """The training step, from 1, in which each of ControlNet's parameters first has a gradient other than zero."""
-        small = self.small()
-        parameters = {name: small.controlnet.get_parameter(name) for name in names}
-        small.unet.requires_grad_(False)
-        optimizer = torch.optim.SGD(small.controlnet.parameters(), lr=0.1)
-        target, first = torch.randn_like(small.inputs[0]), {}
-        for step in range(1, MAX_STEPS + 1):
-            down, mid = small.controlnet(*small.inputs, small.condition, return_dict=False)
-            predicted = small.unet(
-                *small.inputs, down_block_additional_residuals=down, mid_block_additional_residual=mid
-            )
-            optimizer.zero_grad()
-            (predicted.sample - target).square().mean().backward()
-            for name, parameter in parameters.items():
-                if parameter.grad is not None and parameter.grad.any():
-                    first.setdefault(name, step)
-            optimizer.step()
+        first = train_small(self.small())
         return [first[name] for name in names]
 
     def residual_factor(self, i: int, conditioning_scale: float) -> float:
         """What guess mode multiplies the residual with, read from a ControlNet whose residuals would all be 1."""
-        small = self.small()
+        small = Models(self.small(), "cpu")
         for module in small.controlnet.controlnet_down_blocks:
             nn.init.ones_(module.bias)
+        settings = {"conditioning_scale": conditioning_scale, "guess_mode": True, "return_dict": False}
         with torch.no_grad():
-            residuals, _ = small.controlnet(
-                *small.inputs,
-                small.condition,
-                conditioning_scale=conditioning_scale,
-                guess_mode=True,
-                return_dict=False,
-            )
+            residuals, _ = small.controlnet(*small.inputs, small.condition, **settings)
         return residuals[i].mean().item()
+
+
+@lru_cache
+def train_small(configuration: Configuration) -> dict[str, int]:
+    """Trains a fresh ControlNet on the CPU: the step in which each parameter first has a gradient other than zero."""
+    torch.manual_seed(0)
+    models = Models(configuration, "cpu")
+    models.unet.requires_grad_(False)
+    optimizer = torch.optim.SGD(models.controlnet.parameters(), lr=0.1)
+    target, first = torch.randn_like(models.inputs[0]), {}
+    for step in range(1, MAX_STEPS + 1):
+        down, mid = models.controlnet(*models.inputs, models.condition, return_dict=False)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        optimizer.zero_grad()
+        (models.unet(*models.inputs, **residuals).sample - target).square().mean().backward()
+        for name, parameter in models.controlnet.named_parameters():
+            if name not in first and parameter.grad is not None and parameter.grad.any():
+                first[name] = step
+        optimizer.step()
+    return first

@@ -109,7 +109,7 @@ QUESTIONS = [
         "1",
         "How often is `zero_convolution` called while the ControlNet of this page is built?",
         nothing,
-        lambda models, it: models.zero_convolution_calls(),
+        lambda models, it: models.zero_convolutions_made,
         "Once for each skip connection, once for the mid block, and once for the last layer of the condition's "
         "embedding.",
     ),

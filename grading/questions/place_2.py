@@ -89,7 +89,7 @@ QUESTIONS = [
         "Somebody writes `controlnet.load_state_dict(unet.state_dict(), strict=False)` for TODO (2). How many "
         "`missing_keys` does that call return, that is, tensors that ControlNet has and the UNet does not have?",
         nothing,
-        lambda models, it: len(models.fresh()[1].load_state_dict(models.unet.state_dict(), strict=False).missing_keys),
+        lambda models, it: len(models.controlnet.load_state_dict(models.unet.state_dict(), strict=False).missing_keys),
         "Weight and bias of each zero convolution for a skip, of the mid block's, and of the embedding's eight layers.",
     ),
     Question(

@@ -45,10 +45,10 @@ def draw_image(draw: Draw, configuration: Configuration) -> dict[str, Any]:
 
 
 def mid_residual_for(models: Models, it: dict[str, Any]) -> tuple[int, ...]:
-    """The latents have an eighth of the image's sides; the condition's embedding shows that it is an eighth."""
+    """The latents have an eighth of the image's sides, as its condition's features show."""
     condition = models.tensor(it["batch"], 3, it["height"], it["width"])
-    latents = models.controlnet.controlnet_cond_embedding(condition).shape[2:]
-    return models.changed(batch=it["batch"], height=latents[0], width=latents[1]).mid_residual.shape
+    features = models.controlnet.controlnet_cond_embedding(condition)
+    return models.with_inputs(it["batch"], *features.shape[2:]).mid_residual.shape
 
 
 def draw_wider(draw: Draw, configuration: Configuration) -> dict[str, Any]:
@@ -77,7 +77,7 @@ SKIPS = [
         "with the UNet of this page. How many residuals does it give, and how many skip connections are there?",
         draw_other_layers,
         lambda models, it: [
-            len(models.changed(layers_per_block=it["layers"]).down_residuals),
+            len(models.changed(layers_per_block=it["layers"]).controlnet.controlnet_down_blocks),
             len(models.skips),
         ],
         "conv_in, layers and downsamplings, counted twice. The UNet refuses it, as one for each is needed.",
