@@ -73,7 +73,7 @@ SKIPS = [
     Question(
         "skips_number",
         "4-1",
-        "The ControlNet was made from a UNet with `layers_per_block={layers}`, else as on this page, and is used "
+        "The ControlNet was made from a UNet with `layers_per_block={layers}`, otherwise as on this page, and is used "
         "with the UNet of this page. How many residuals does it give, and how many skip connections are there?",
         draw_other_layers,
         lambda models, it: [

@@ -77,7 +77,7 @@ def typeset(sheet: Sheet, answers: Sequence[str] | None = None, kind: str = "pdf
     """The page as a PDF (or "png"), the same bytes for the same sheet.
 
     Raises:
-        QuestionsError: if typst is missing, or the page would be longer than one.
+        QuestionsError: if typst is missing.
     """
     typst = load_typst()
     with tempfile.TemporaryDirectory(prefix="questions-") as name:
