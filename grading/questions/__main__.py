@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
+
+from finetune.progress import progress_bar
 
 from ..report_words import STUDENT_ID
-from .sheet import QuestionsError, compute_answers, draw_sheet
+from .sheet import QuestionsError, Sheet, compute_answers, draw_sheet
 from .typeset import load_typst, typeset
 
 
@@ -26,26 +28,24 @@ def check_ids(ids: Sequence[str]) -> None:
             raise QuestionsError(f"The student id {student_id!r} must be eight digits, such as 20241234.")
 
 
-def write_pages(ids: Sequence[str], output: Path, salt: str, with_answers: bool) -> list[Path]:
-    """The paths of the PDFs, student by student.
+def write_pages(sheets: Sequence[Sheet], output: Path, with_answers: bool) -> Iterator[list[Path]]:
+    """The paths of the PDFs, sheet by sheet as they are written.
 
     Raises:
-        QuestionsError: for a wrong id, if typst is missing, or if the answers cannot be computed.
+        QuestionsError: if typst is missing, the output is no folder, or the answers cannot be computed.
     """
-    check_ids(ids)
     load_typst()
-    sheets = [draw_sheet(student_id, salt) for student_id in ids]
-    answers = compute_answers(sheets) if with_answers else [None] * len(sheets)
-    output.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for sheet, right in zip(sheets, answers):
-        pages = {f"{sheet.student_id}.pdf": None, f"{sheet.student_id}-answers.pdf": right}
-        for name, content in pages.items():
-            if name.endswith("-answers.pdf") and not with_answers:
-                continue
-            (output / name).write_bytes(typeset(sheet, content))
-            paths.append(output / name)
-    return paths
+    if output.exists() and not output.is_dir():
+        raise QuestionsError(f"{output} is a file: choose another folder with --output.")
+    keys = compute_answers(sheets) if with_answers else ([] for _ in sheets)
+    for sheet, answers in zip(sheets, keys):
+        pages = {f"{sheet.student_id}.pdf": typeset(sheet)}
+        if with_answers:
+            pages[f"{sheet.student_id}-answers.pdf"] = typeset(sheet, answers)
+        output.mkdir(parents=True, exist_ok=True)
+        for name, pdf in pages.items():
+            (output / name).write_bytes(pdf)
+        yield [output / name for name in pages]
 
 
 def main() -> None:
@@ -58,11 +58,18 @@ def main() -> None:
     add("--salt", default="", metavar="WORD", help="draws other questions; keep it, as the key needs it too")
     add("--output", type=Path, default=Path("build/questions"), help="the folder for the PDFs (%(default)s)")
     args = parser.parse_args()
+    done = 0
     try:
-        paths = write_pages(args.student_id, args.output, args.salt, args.answers)
+        check_ids(args.student_id)
+        sheets = [draw_sheet(student_id, args.salt) for student_id in args.student_id]
+        written = write_pages(sheets, args.output, args.answers)
+        for paths in progress_bar(written, total=len(sheets), unit="student", disable=len(sheets) == 1):
+            done += 1
+            print("\n".join(map(str, paths)))
     except (QuestionsError, OSError) as error:
         sys.exit(f"Error: {error}")
-    print("\n".join(map(str, paths)))
+    except KeyboardInterrupt:
+        sys.exit(f"Stopped: the pages of {done} of {len(args.student_id)} students are written. Start again for all.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Computes what is right, from our models. A program of its own: grading imports no task code in its own process.
 
-    python -m grading.questions.key < asked.json > answers.json
+    python -m grading.questions.key < asked.json > answers.jsonl
 
-`asked.json` is a list of {"configuration": ..., "name": ..., "drawn": ...}; the answers, texts, come in the same order.
-The folder of Task 1 must be on the path.
+`asked.json` is a list of {"configuration": ..., "name": ..., "drawn": ...}; the answers are texts, one in each line, in
+the same order and as soon as they are there. The folder of Task 1 must be on the path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def answer(asked: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    json.dump([answer(asked) for asked in json.load(sys.stdin)], sys.stdout)
+    for asked in json.load(sys.stdin):
+        print(json.dumps(answer(asked)), flush=True)
 
 
 if __name__ == "__main__":

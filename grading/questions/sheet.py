@@ -8,7 +8,8 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from tempfile import TemporaryFile
+from typing import Any, Iterator, Sequence, TextIO
 
 from ..banners import TODOS
 from . import place_1, place_2, place_3, place_4
@@ -73,8 +74,8 @@ def write_answer(answer: Any) -> str:
     raise TypeError(f"{answer!r} answers no question")
 
 
-def compute_answers(sheets: Sequence[Sheet]) -> list[list[str]]:
-    """What is right for each question of each sheet, computed in one other process.
+def compute_answers(sheets: Sequence[Sheet]) -> Iterator[list[str]]:
+    """What is right for each question, sheet by sheet as it is computed, in one other process.
 
     Raises:
         QuestionsError: if that process fails, as it does where the TODO places are not filled in.
@@ -85,12 +86,27 @@ def compute_answers(sheets: Sequence[Sheet]) -> list[list[str]]:
         for one in sheet.asked
     ]
     path = os.pathsep.join(filter(None, [str(TASK_1), str(ROOT), os.environ.get("PYTHONPATH")]))
-    run = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.key"],
-        input=json.dumps(asked), env={**os.environ, "PYTHONPATH": path}, cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    if run.returncode:
-        reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
-        raise QuestionsError(f"The answers cannot be computed with the models in {TASK_1.name}/: {reason}")
-    answers = iter(json.loads(run.stdout))
-    return [[next(answers) for _ in sheet.asked] for sheet in sheets]
+    with TemporaryFile("w+") as listing, TemporaryFile("w+") as said:
+        json.dump(asked, listing)
+        listing.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"{__package__}.key"],
+            stdin=listing, stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        with process:
+            try:
+                for sheet in sheets:
+                    lines = [process.stdout.readline() for _ in sheet.asked]
+                    if not all(lines):
+                        raise QuestionsError(why_it_ended(process, said))
+                    yield [json.loads(line) for line in lines]
+            finally:
+                process.kill()
+
+
+def why_it_ended(process: subprocess.Popen, said: TextIO) -> str:
+    status = process.wait()
+    said.seek(0)
+    reason = (said.read().strip().splitlines() or [f"exit status {status}"])[-1]
+    return f"The answers cannot be computed with the models in {TASK_1.name}/: {reason}"
