@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Sequence, TypeVar
-
-if TYPE_CHECKING:
-    from .models import Models
+from typing import Any, Callable, Sequence, TypeVar
 
 T = TypeVar("T")
 TEXT_TOKENS = 77
@@ -107,17 +104,18 @@ def draw_configuration(draw: Draw) -> Configuration:
 
 @dataclass(frozen=True)
 class Question:
-    """A template. `text` has {fields} for what `draw` returns, plain data; `answer` computes what is right from them.
+    """A template. `text` has {fields} for what `draw` returns, plain data.
 
-    Code stands between backticks. `why` tells the teacher how a student finds it, without results. The last word of
-    `name` is the question's kind: a page has each kind once.
+    `answer` computes what is right from the `Models` of models.py, whose name would close a circle of imports here, and
+    from the same data. Code stands between backticks. `why` tells the teacher how a student finds it, without results.
+    The last word of `name` is the question's kind: a page has each kind once.
     """
 
     name: str
     place: str
     text: str
     draw: Callable[[Draw, Configuration], dict[str, Any]]
-    answer: Callable[[Models, dict[str, Any]], Any]
+    answer: Callable[[Any, dict[str, Any]], Any]
     why: str
 
     @property
