@@ -138,5 +138,10 @@ def added_code(task_1: Path, handed_out: Mapping[str, str]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.handed_out", description=__doc__.splitlines()[0])
     parser.parse_args()
+    before = read_handed_out() if HANDED_OUT.exists() else {}
     write_handed_out()
-    print(f"{len(read_handed_out())} files are kept in {HANDED_OUT.relative_to(ROOT)} as what is handed out.")
+    after = read_handed_out()
+    print(f"{len(after)} files are kept in {HANDED_OUT.relative_to(ROOT)} as what is handed out.")
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if before and changed:
+        print(f"Changed: {', '.join(changed)}. If students have an earlier hand-out, tell them in CHANGES.md.")

@@ -3,7 +3,8 @@
     python -m grading.starter --output build/starter
 
 What stands between the TODO banners becomes a comment that says what to do and an immediate NotImplementedError; the
-rest of those files stays as it is, to the byte. `fill(starter, extract(solution))` gives the solution back.
+rest of those files stays as it is, to the byte. `fill(starter, extract(solution))` gives the solution back. AGENTS.md
+tells coding assistants to explain and to ask, and to fill no TODO; --no-assistant-rules leaves it out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ __all__ = ["StarterError", "blank", "extract", "fill", "strip_outputs", "student
 ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = "task_1_controlnet"
 STUDENT_TESTS = "grading/student_tests"
+# What only a starter has, in its root: what coding assistants may do there.
+ASSISTANT_RULES = ("AGENTS.md", "CLAUDE.md")
+STARTER_TEXTS = Path(__file__).resolve().with_name("texts")
 # What the student gets of folders that hold more than the student may see: whole rooms, which know no others; of the
 # tests those that need no solution.
 STUDENT_PARTS = {
@@ -161,8 +165,10 @@ def check_replaceable(output: Path) -> None:
         raise StarterError(f"Somebody has worked in {output}: choose another folder, or delete it.")
 
 
-def write_starter(output: Path, root: Path = ROOT) -> list[str]:
+def write_starter(output: Path, root: Path = ROOT, assistant_rules: bool = True) -> list[str]:
     """Writes the starter, in place of an older one, and returns the names of its files.
+
+    `assistant_rules`: with AGENTS.md and CLAUDE.md.
 
     Raises:
         StarterError: if `output` holds something else, or `root` is no git checkout.
@@ -180,6 +186,9 @@ def write_starter(output: Path, root: Path = ROOT) -> list[str]:
             text = student_text(name, root / name)
             if text is not None:
                 target.write_bytes(text.encode("utf-8"))
+        for name in ASSISTANT_RULES if assistant_rules else ():
+            shutil.copy2(STARTER_TEXTS / name, whole / name)
+            names.append(name)
         if output.exists():
             shutil.rmtree(output)
         whole.replace(output)
@@ -189,9 +198,10 @@ def write_starter(output: Path, root: Path = ROOT) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.starter", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder")
+    parser.add_argument("--no-assistant-rules", action="store_true", help="leave out AGENTS.md and CLAUDE.md")
     args = parser.parse_args()
     try:
-        names = write_starter(args.output)
+        names = write_starter(args.output, assistant_rules=not args.no_assistant_rules)
     except (StarterError, BannerError) as error:
         sys.exit(f"Error: {error}")
     print(f"{len(names)} files are in {args.output}; `make test` there checks the five TODO places.")

@@ -19,11 +19,11 @@ GRADING = ROOT / "grading"
 FLOORS = (
     ("files", "sandbox", "report", "gradescope"),
     ("handed_out",),
-    ("checks", "hand_in", "starter", "grades"),
+    ("checks", "hand_in", "starter", "questions", "grades"),
     ("autograder", "student_tests"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-COMMANDS = ("checks", "hand_in", "report", "autograder", "starter", "gradescope", "handed_out")
+COMMANDS = ("checks", "hand_in", "report", "autograder", "starter", "gradescope", "handed_out", "questions")
 # A folder with more files than this is no room that a stranger walks through.
 MAX_FILES = 12
 

@@ -13,12 +13,20 @@ import pytest
 
 from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
 from grading.starter import make as program
-from grading.starter.make import STUDENT_PARTS, StarterError, strip_outputs, student_makefile, write_starter
+from grading.starter.make import (
+    ASSISTANT_RULES,
+    STARTER_TEXTS,
+    STUDENT_PARTS,
+    StarterError,
+    strip_outputs,
+    student_makefile,
+    write_starter,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = "task_1_controlnet"
 SOLUTION = read_parts(ROOT / TASK_1)
-TEACHER_ROOMS = ("autograder", "grades", "gradescope", "sandbox", "starter")
+TEACHER_ROOMS = ("autograder", "grades", "gradescope", "questions", "sandbox", "starter")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +68,46 @@ def test_each_place_is_a_comment_and_an_immediate_error(starter):
 
 
 def test_nothing_else_is_changed(starter):
-    changed = {name for name in files_of(starter) if (starter / name).read_bytes() != (ROOT / name).read_bytes()}
+    copied = [name for name in files_of(starter) if name not in ASSISTANT_RULES]
+    changed = {name for name in copied if (starter / name).read_bytes() != (ROOT / name).read_bytes()}
     places = {f"{TASK_1}/{name}" for name in TODO_FILES}
     assert places < changed
     assert {name for name in changed - places if not name.endswith(".ipynb")} == {"Makefile"}
-    for name in files_of(starter):
+    for name in copied:
         assert (starter / name).stat().st_mode == (ROOT / name).stat().st_mode, name
+
+
+def test_rules_for_assistants_unless_the_teacher_wants_none(starter, tmp_path, monkeypatch):
+    rules = (starter / "AGENTS.md").read_text(encoding="utf-8")
+    for name in ASSISTANT_RULES:
+        assert (starter / name).read_bytes() == (STARTER_TEXTS / name).read_bytes()
+        assert not (ROOT / name).exists(), "they are about a student's copy"
+    assert "@AGENTS.md" in (starter / "CLAUDE.md").read_text(encoding="utf-8")
+    for name, todos in TODO_FILES.items():
+        assert f"{TASK_1}/{name}` ({', '.join(todos)})" in rules
+    monkeypatch.setattr("sys.argv", ["starter", "--no-assistant-rules", "--output", str(tmp_path / "s")])
+    program.main()
+    assert files_of(tmp_path / "s") == [name for name in files_of(starter) if name not in ASSISTANT_RULES]
+
+
+def test_students_see_what_changed_after_the_release(starter):
+    assert (starter / "CHANGES.md").read_bytes() == (ROOT / "CHANGES.md").read_bytes()
+
+
+def test_what_is_changed_in_the_hand_out_is_named(starter, tmp_path):
+    shutil.copytree(starter, tmp_path / "work")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def keep() -> str:
+        command = [sys.executable, "-m", "grading.handed_out"]
+        return subprocess.run(
+            command, cwd=tmp_path / "work", env=environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    assert "Changed" not in keep(), "what is between the banners is no part of it"
+    (tmp_path / "work" / TASK_1 / "utils.py").write_text("")
+    assert f"Changed: {TASK_1}/utils.py. If students have an earlier hand-out, tell them in CHANGES.md." in keep()
+    assert "Changed" not in keep()
 
 
 def test_no_solution_and_no_secret_is_in_it(starter):

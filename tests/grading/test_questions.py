@@ -1,0 +1,288 @@
+"""The questions drawn from a student id: the key is right by the library's models, and the page is whole and the same.
+
+What is right is found without our models, in `library_answers.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pypdf import PdfReader
+
+from grading.gradescope.pack import needed_files
+from grading.handed_out.banners import TODOS
+from grading.questions import __main__ as program
+from grading.questions import sheet as sheets
+from grading.questions.drawing import Draw, draw_configuration
+from grading.questions.sheet import (
+    QUESTIONS,
+    Asked,
+    Sheet,
+    ask,
+    compute_answers,
+    draw_sheet,
+    write_answer,
+)
+from grading.questions.typeset import typeset
+from grading.starter.make import write_starter
+from library_answers import RIGHT, library
+
+ROOT = Path(__file__).resolve().parents[2]
+FIFTY = [str(20240000 + 137 * i) for i in range(50)]
+
+
+def all_questions(student_id: str) -> Sheet:
+    """A sheet with every question there is."""
+    key = ("", student_id)
+    configuration = draw_configuration(Draw(*key, "configuration"))
+    return Sheet(student_id, configuration, tuple(ask(question, key, configuration) for question in QUESTIONS.values()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is right
+
+
+@pytest.fixture(scope="module")
+def fifty() -> list[tuple[Sheet, list[str]]]:
+    """Every question of fifty ids, with the key's answers."""
+    every = [all_questions(student_id) for student_id in FIFTY]
+    return list(zip(every, compute_answers(every)))
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_key_is_right_for_fifty_ids(name, fifty):
+    for sheet, answers in fifty:
+        (at,) = (i for i, one in enumerate(sheet.asked) if one.question.name == name)
+        right = RIGHT[name](library(sheet.configuration), sheet.asked[at].drawn)
+        assert answers[at] == write_answer(right), (sheet.student_id, sheet.asked[at].text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked
+
+SOME = [str(20250000 + 31 * i) for i in range(300)]
+
+
+def content(sheet: Sheet) -> tuple[Any, ...]:
+    return (sheet.configuration, *(one.text for one in sheet.asked))
+
+
+def test_there_are_enough_questions_on_each_place():
+    assert len(QUESTIONS) >= 30 and QUESTIONS.keys() == RIGHT.keys()
+    assert f"six of {len(QUESTIONS)} questions" in (ROOT / "docs" / "teacher.md").read_text(encoding="utf-8")
+    for todo in TODOS:
+        assert sum(question.place == todo for question in QUESTIONS.values()) >= 6
+
+
+def test_each_page_asks_six_questions_on_all_five_places():
+    asked, twice = set(), set()
+    for student_id in SOME:
+        sheet = draw_sheet(student_id)
+        places = [one.question.place for one in sheet.asked]
+        assert len(places) == 6 and set(places) == set(TODOS) and places == sorted(places)
+        twice.add(next(place for place in places if places.count(place) == 2))
+        assert len({one.question.kind for one in sheet.asked}) == 6, "no two questions ask for the same thing"
+        asked.update(one.question.name for one in sheet.asked)
+    assert twice == set(TODOS), "the sixth question is on any place"
+    assert asked == QUESTIONS.keys(), "no question is never asked"
+
+
+def test_the_same_id_has_the_same_page_and_no_two_ids_have():
+    pages = [content(draw_sheet(student_id)) for student_id in SOME]
+    assert pages == [content(draw_sheet(student_id)) for student_id in SOME]
+    assert len(set(pages)) == len(SOME)
+    assert len({page[0] for page in pages}) > 0.98 * len(SOME), "also the configurations differ"
+    salted = [content(draw_sheet(student_id, "2026-fall")) for student_id in SOME]
+    assert not set(pages) & set(salted) and len(set(salted)) == len(SOME)
+
+
+def test_the_numbers_differ_between_ids():
+    for question in QUESTIONS.values():
+        answers = set()
+        for sheet in map(all_questions, FIFTY[:12]):
+            (one,) = (one for one in sheet.asked if one.question is question)
+            answers.add((one.text, sheet.configuration))
+        assert len(answers) == 12, question.name
+
+
+def test_nothing_is_left_open_in_a_text():
+    for sheet in map(all_questions, SOME[:20]):
+        for one in sheet.asked:
+            assert one.text.count("`") % 2 == 0 and not re.search(r"[{}]|\s\s|None", one.text), one.text
+            assert one.text.endswith(("?", ".")) and one.question.why.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "answer, text",
+    [
+        (12345, "12,345"),
+        (0.37947, "0.379"),
+        ((2, 1280, 8, 8), "(2, 1280, 8, 8)"),
+        ([5, 4, 3], "5, 4, 3"),
+        ([7, (2, 64, 4, 4)], "7; (2, 64, 4, 4)"),
+        ("down_blocks.0.attentions.1", "down_blocks.0.attentions.1"),
+    ],
+)
+def test_answers_as_one_writes_them(answer, text):
+    assert write_answer(answer) == text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def squeezed(text: str) -> str:
+    """Without what lines and words are broken by."""
+    return re.sub(r"[\s\u200b`]", "", text)
+
+
+def read(pdf: bytes) -> str:
+    (page,) = PdfReader(BytesIO(pdf)).pages
+    return squeezed(page.extract_text())
+
+
+@pytest.fixture(scope="module")
+def answered() -> list[tuple[Sheet, list[str]]]:
+    three = [draw_sheet(student_id) for student_id in SOME[:3]]
+    return list(zip(three, compute_answers(three)))
+
+
+def test_the_page_shows_all_and_no_answer(answered):
+    for sheet, answers in answered:
+        page, key = read(typeset(sheet)), read(typeset(sheet, answers))
+        for one, answer in zip(sheet.asked, answers):
+            for text in (page, key):
+                assert squeezed(one.text) in text
+                assert sheet.student_id in text and squeezed(str(sheet.configuration.block_out_channels)) in text
+            assert squeezed(answer + one.question.why) in key and squeezed(one.question.why) not in page
+        assert page.count("TODO(") >= 6 and "Name" in page and "Notforstudents" in key
+
+
+def test_the_longest_questions_fit_on_one_page():
+    configuration = replace(
+        draw_configuration(Draw("", "20240000", "configuration")),
+        block_out_channels=(64, 112, 160, 208),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    )
+    asked = [ask(question, ("", "20240000"), configuration) for question in QUESTIONS.values()]
+    longest: list[Asked] = sorted(asked, key=lambda one: len(one.text) + len(one.question.why))[-6:]
+    sheet = Sheet("20240000", configuration, tuple(longest))
+    for answers in (None, [", ".join(["208"] * 16)] * 6):
+        text = read(typeset(sheet, answers))
+        assert all(squeezed(one.text) in text for one in longest)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The program
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "grading.questions", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_program_writes_the_same_bytes_again(tmp_path):
+    ids = ["--student-id", "20241234", "20245678"]
+    for seed in ("1", "2"):
+        ended = run(tmp_path, *ids, "--output", seed, "--answers", PYTHONHASHSEED=seed)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.split() == [f"{seed}/{i}{end}.pdf" for i in ids[1:] for end in ("", "-answers")]
+    names = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert names == ["20241234-answers.pdf", "20241234.pdf", "20245678-answers.pdf", "20245678.pdf"]
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    ended = run(tmp_path, "--student-id", "20241234")
+    assert ended.returncode == 0 and ended.stdout == "build/questions/20241234.pdf\n"
+    assert [path.name for path in (tmp_path / "build" / "questions").iterdir()] == ["20241234.pdf"]
+    without_key = (tmp_path / "build" / "questions" / "20241234.pdf").read_bytes()
+    assert without_key == (tmp_path / "1" / "20241234.pdf").read_bytes()
+    ended = run(tmp_path, "--student-id", "20241234", "--salt", "a word")
+    assert (tmp_path / "build" / "questions" / "20241234.pdf").read_bytes() != without_key
+
+
+def call(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["questions", *arguments])
+    program.main()
+
+
+@pytest.mark.parametrize("wrong", ["2024123", "202412345", "abcdefgh", "../20241234", "", "２０２４１２３４"])
+def test_a_wrong_id_is_refused_before_anything_is_written(wrong, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, "--student-id", "20241234", wrong, "--output", str(tmp_path / "out"))
+    assert str(caught.value) == f"Error: The student id {wrong!r} must be eight digits, such as 20241234."
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_typst_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "typst", None)
+    with pytest.raises(SystemExit, match="Error: The package typst, which makes the PDF, .*: pip install typst"):
+        call(monkeypatch, "--student-id", "20241234", "--output", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"^Error: .*file is a file: choose another folder with --output\.$"):
+        call(monkeypatch, "--student-id", "20241234", "--output", str(tmp_path / "file"))
+
+
+def test_interrupted_it_says_how_far_it_came_and_leaves_no_process(tmp_path, monkeypatch):
+    def stop(sheet: Sheet, *answers: Any) -> bytes:
+        if sheet.student_id == "20245678":
+            raise KeyboardInterrupt
+        return typeset(sheet, *answers)
+
+    started: list[subprocess.Popen] = []
+    original = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(original(*args, **kw)) or started[-1])
+    monkeypatch.setattr(program, "typeset", stop)
+    with pytest.raises(SystemExit, match="Stopped: the pages of 1 of 2 students are written"):
+        call(monkeypatch, "--student-id", "20241234", "20245678", "--answers", "--output", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20241234-answers.pdf", "20241234.pdf"]
+    assert [process.poll() is not None for process in started] == [True]
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("build") / "starter"
+    write_starter(folder)
+    return folder
+
+
+def test_without_the_solution_there_is_no_key(starter, tmp_path, monkeypatch):
+    monkeypatch.setattr(sheets, "TASK_1", starter / "task_1_controlnet")
+    with pytest.raises(SystemExit) as caught:
+        call(monkeypatch, "--student-id", "20241234", "--answers", "--output", str(tmp_path / "out"))
+    message = str(caught.value)
+    assert message.startswith("Error: The answers cannot be computed with the models in task_1_controlnet/: ")
+    assert "NotImplementedError: TODO (1)" in message and message.count("\n") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_students_do_not_get_the_questions(starter):
+    given = [path for path in starter.rglob("*") if path.is_file()]
+    assert not [path for path in given if "questions" in path.relative_to(starter).as_posix()]
+    texts = [one.question.text[:40] for one in all_questions("20240000").asked]
+    for path in given:
+        if path.suffix in (".py", ".md", ".ipynb", ".typ", ".toml"):
+            text = path.read_text(encoding="utf-8")
+            assert not [one for one in texts if one in text], path
+    assert not [name for name in needed_files() if "questions" in name.as_posix()]
+
+
+def test_this_process_imports_no_task_code():
+    code = "import sys, grading.questions.__main__\nprint([n for n in sys.modules if n.split('.')[0] in %r])"
+    forbidden = ("torch", "diffusion", "diffusers")
+    command = [sys.executable, "-c", code % (forbidden,)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert json.loads(ended.stdout.replace("'", '"')) == [], ended.stdout + ended.stderr
