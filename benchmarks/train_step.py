@@ -76,10 +76,9 @@ class Step:
             self.unet.to(memory_format=torch.channels_last)
             trained.to(memory_format=torch.channels_last)
         self.set_checkpointing(recipe.checkpointing, trained)
-        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         eight_bit = recipe.eight_bit and importlib.util.find_spec("bitsandbytes") is not None
-        optimizer = build_optimizer(parameters, 1e-5, eight_bit, self.device)
-        self.parameters = parameters
+        optimizer = build_optimizer(self.parameters, 1e-5, eight_bit, self.device)
         self.trained, self.optimizer = self.accelerator.prepare(trained.train().to(self.device), optimizer)
         self.compiled = torch.compile(self.denoise) if recipe.compiled else self.denoise
         self.text_width = models.text_encoder.config.hidden_size
