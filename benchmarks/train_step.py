@@ -128,7 +128,9 @@ class Step:
             padding="max_length", max_length=self.text_length, return_tensors="pt",
         ).input_ids.to(self.device)  # fmt: skip
         if self.recipe.own:
-            self.latents = torch.randn(self.micro_size, 4, side // 8, side // 8, device=self.device)
+            self.latents = torch.randn(
+                self.micro_size, self.unet.config.in_channels, side // 8, side // 8, device=self.device
+            )
             self.text = torch.randn(*self.tokens.shape, self.text_width, device=self.device)
             self.pixels = self.pixels.to(memory_format=torch.channels_last)
             models.vae = models.text_encoder = None

@@ -1,6 +1,7 @@
-"""How close did pictures come to the training images: in style, and in the subject that they show?
+"""How close did pictures come to the training images: in style, and in the subject that they show? And how far did the
+subject's class move, which should stay as it was?
 
-Both measures need only the base's VAE, so they work without a hub: its encoder's activations are the features. What
+All measures need only the base's VAE, so they work without a hub: its encoder's activations are the features. What
 they are worth is measured in tests/test_closeness.py on true images of the style and of the subject.
 """
 
@@ -95,6 +96,26 @@ def subject_scores(
         sum((weight * best(parts, picture)).sum().item() for weight, parts in zip(weights, wanted))
         for picture in pictures
     ]
+
+
+def drift(
+    vae: AutoencoderKL,
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    subject: Sequence[Image.Image],
+    resolution: int,
+) -> list[float]:
+    """How far each picture of the class is from what it was before the training, as a share of the way to the subject.
+
+    `before` and `after` are drawn from the same prompts and seeds: 0 is the same picture, 1 one that differs as much as
+    pictures before do from the training images, on average. It says that the class has changed, and not into what.
+    Distances are between features place by place, over all levels of the encoder.
+    """
+    shares = []
+    for own, moved, wanted in zip(*(encoder_features(vae, images, resolution) for images in (before, after, subject))):
+        way = torch.stack([(own - one).flatten(1).norm(dim=1) for one in wanted]).mean()
+        shares.append((moved - own).flatten(1).norm(dim=1) / way.clamp(min=1e-6))
+    return torch.stack(shares).mean(0).tolist()
 
 
 def best(parts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@
 
 writes base/ and lora/ (the same prompts and seeds without and with the LoRA), generated/ (the LoRA's first picture of
 each prompt, for the report), grid.png (base and LoRA side by side) and metrics.json. --clip and --dino add the usual
-scores by models of the hub.
+scores by models of the hub. For a subject, class-base/ and class-lora/ show its class, a prompt without the rare word,
+and the figures say how far the LoRA moved it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any, Sequence
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from closeness import means_of, style_distances, subject_scores
+from closeness import drift, means_of, style_distances, subject_scores
 from data import training_images
 from drawing import generate, in_a_row, load_pipeline
 from finetune.numbers import natural_float, positive_int
@@ -36,6 +38,9 @@ PROMPTS = {
         "a sks cat in a forest",
     ],
 }
+
+
+CLASS_PROMPTS = {"style": None, "subject": "a cat"}  # of the sample data: the subject's prompts, less the rare word
 
 
 def draw(
@@ -78,7 +83,7 @@ def side_by_side(base: Sequence[Image.Image], lora: Sequence[Image.Image], num_s
     return in_a_row(halves, gap=24)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lora", required=True, help="folder or file of a trained LoRA")
     parser.add_argument("--measure", choices=list(PROMPTS), required=True, help="what the LoRA has learnt")
@@ -86,6 +91,9 @@ def main() -> None:
     parser.add_argument("--image_column", default="image", help="the folder's column of images")
     parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
     parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
+    parser.add_argument(
+        "--class_prompt", default=None, help="the class, whose drift is measured (default: that of the five prompts)"
+    )
     parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
     parser.add_argument("--num_inference_steps", type=positive_int, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
@@ -95,21 +103,59 @@ def main() -> None:
     parser.add_argument("--dino", default=None, metavar="MODEL", help="DINO score by facebook/dino-vits16")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    require_hardware(args.base)
+    if args.prompts is None:
+        args.prompts = PROMPTS[args.measure]
+        args.class_prompt = args.class_prompt or CLASS_PROMPTS[args.measure]
+    return args
 
-    prompts = args.prompts or PROMPTS[args.measure]
-    training = training_images(args.train_data_dir, args.measure == "style", args.image_column)
+
+def draw_both(args: argparse.Namespace, pipeline: StableDiffusionPipeline) -> dict[str, list[Image.Image]]:
+    """The base's and the LoRA's pictures of the prompts, then, if there is one, of the class's prompt."""
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
-    pipeline = load_pipeline(args.base)
-    use_fast_attention(pipeline.unet, pipeline.device)
+    prompts = [*args.prompts, *([args.class_prompt] if args.class_prompt else [])]
     load_lora(pipeline, args.lora)  # before anything is drawn: it may not fit
     with_lora = draw(pipeline, prompts, args.num_seeds, settings)
     pipeline.unload_lora_weights()
-    images = {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
-    texts = [prompt for prompt in prompts for _ in range(args.num_seeds)]
+    return {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
+
+
+def drift_of_class(
+    args: argparse.Namespace,
+    pipeline: StableDiffusionPipeline,
+    images: dict[str, list[Image.Image]],
+    training: Sequence[Image.Image],
+) -> list[float]:
+    """Saves the class's pictures, by whose they are, and says how far each moved: nothing, if there are none."""
+    if not images["base"]:
+        return []
+    for name, some in images.items():
+        save(some, [args.class_prompt] * args.num_seeds, args.output_dir / f"class-{name}")
+    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    return drift(pipeline.vae, images["base"], images["lora"], training, resolution)
+
+
+def print_table(means: dict[str, dict[str, float]], moved: Sequence[float], class_prompt: str | None) -> None:
+    columns = {"style": "style distance", "subject": "subject score"}
+    print(f"{'':8}" + "".join(f"{columns.get(key, key):>18}" for key in means["base"]))
+    for name, row in means.items():
+        print(f"{name:8}" + "".join(f"{value:18.3f}" for value in row.values()))
+    if moved:
+        print(f'drift of "{class_prompt}": {mean(moved):.0%} of the way to the subject')
+
+
+def main() -> None:
+    args = parse_arguments()
+    require_hardware(args.base)
+    training = training_images(args.train_data_dir, args.measure == "style", args.image_column)
+    pipeline = load_pipeline(args.base)
+    use_fast_attention(pipeline.unet, pipeline.device)
+    images = draw_both(args, pipeline)
+    texts = [prompt for prompt in args.prompts for _ in range(args.num_seeds)]
+    of_class = {name: some[len(texts) :] for name, some in images.items()}
+    images = {name: some[: len(texts)] for name, some in images.items()}
     for name, some in images.items():
         save(some, texts, args.output_dir / name)
-    save(images["lora"][:: args.num_seeds], prompts, args.output_dir / "generated")
+    save(images["lora"][:: args.num_seeds], args.prompts, args.output_dir / "generated")
 
     scores = {name: {args.measure: compare(pipeline, args.measure, some, training)} for name, some in images.items()}
     if len(training) > 1:
@@ -120,16 +166,15 @@ def main() -> None:
         if args.dino:
             scores[name].update(dino_scores(args.dino, some, training))
     means = means_of(scores)
-
-    columns = {"style": "style distance", "subject": "subject score"}
-    print(f"{'':8}" + "".join(f"{columns.get(key, key):>18}" for key in means["base"]))
-    for name, row in means.items():
-        print(f"{name:8}" + "".join(f"{value:18.3f}" for value in row.values()))
+    moved = drift_of_class(args, pipeline, of_class, training)
+    print_table(means, moved, args.class_prompt)
     side_by_side(images["base"], images["lora"], args.num_seeds).save(args.output_dir / "grid.png")
     metrics = args.output_dir / "metrics.json"
-    metrics.write_text(
-        json.dumps({"settings": settings, "prompts": prompts, "means": means, "scores": scores}, indent=2) + "\n"
-    )
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    figures = {"settings": settings, "prompts": args.prompts, "means": means, "scores": scores}
+    if moved:
+        figures["drift"] = {"prompt": args.class_prompt, "mean": mean(moved), "pictures": moved}
+    metrics.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     print(f"The picture: {args.output_dir / 'grid.png'}   All figures: {metrics}")
 
 

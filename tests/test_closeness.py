@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from closeness import style_distances, subject_scores
+from closeness import drift, style_distances, subject_scores
 from icons import load_subjects
 from processes import ROOT
 from recognition import asked_for, recognise_redrawn
@@ -93,6 +93,25 @@ def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
     for subject in (cat[:1], [cat[0], cat[0]], cat[:2]):
         itself, other = subject_scores(vae, [cat[0], other_cats[0]], subject, 128)
         assert other < itself <= 1 + 1e-5
+
+
+def test_drift_is_the_share_of_the_way_from_the_class_to_the_subject(vae, cat, other_cats):
+    """Nothing where nothing changed, about all where pictures of the subject are drawn, and in between in between."""
+    before = other_cats[:4]
+    subject = [samples.cat(pose, place, 128) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3))]
+    blends = {
+        share: [Image.blend(one, other, share) for one, other in zip(before, subject)] for share in (0, 0.2, 0.5, 1)
+    }
+    means = {share: sum(drift(vae, before, after, cat, 128)) / 4 for share, after in blends.items()}
+    assert means[0] == 0 and means[1] == pytest.approx(1, abs=0.2)
+    assert 0.1 < means[0.2] < means[0.5] < means[1] - 0.1
+    kept_but_one = drift(vae, before, [*before[:3], subject[3]], cat, 128)
+    assert kept_but_one[:3] == [0, 0, 0] and kept_but_one[3] > 0.7
+
+
+def test_a_class_that_changes_into_something_else_drifts_too(vae, cat, other_cats, things):
+    assert min(drift(vae, other_cats[:4], [Image.new("RGB", (128, 128), "black")] * 4, cat, 128)) > 0.5
+    assert sum(drift(vae, other_cats[:4], things[:4], cat, 128)) / 4 > 0.5
 
 
 def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:

@@ -105,7 +105,7 @@ def draw(pipeline: Any) -> np.ndarray:
 @torch.no_grad()
 def test_models_compute_what_the_librarys_compute(controlnet_folder, dtype):
     torch.manual_seed(1)
-    inputs = torch.randn(2, 4, 16, 16), torch.tensor([3, 801]), torch.randn(2, 32, 192)
+    inputs = torch.randn(2, 16, 16, 16), torch.tensor([3, 801]), torch.randn(2, 32, 192)
     sample, timestep, text = (tensor.to(DEVICE) for tensor in inputs)
     sample, text, condition = sample.to(dtype), text.to(dtype), torch.rand(2, 3, 128, 128, device=DEVICE, dtype=dtype)
     results = []

@@ -64,6 +64,31 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 128
 
 
+@pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0)])
+def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_path):
+    """A LoRA that does nothing moves nothing."""
+    if which == "empty":
+        denoiser = random_lora()
+        for parameter in denoiser.trainable_parameters():
+            parameter.data.zero_()
+        lora = save_lora(denoiser, tmp_path, kohya=False)
+    run = subprocess.run(
+        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "subject",
+         "--train_data_dir", "sample_data/dreambooth-cat", "--prompts", "a sks cat", "--class_prompt", "a cat",
+         "--num_seeds", "2", "--num_inference_steps", "2", "--output_dir", str(tmp_path / "out")],
+        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [len(results["scores"][name]["subject"]) for name in ("base", "lora")] == [2, 2], "no class among the scores"
+    moved = results["drift"]["pictures"]
+    assert len(moved) == 2 and min(moved) >= least and (which == "random" or max(moved) == 0)
+    assert f'drift of "a cat": {np.mean(moved):.0%} of the way to the subject' in run.stdout
+    for name in ("class-base", "class-lora"):
+        prompts = json.loads((tmp_path / "out" / name / "prompts.json").read_text())
+        assert prompts == {"0.png": "a cat", "1.png": "a cat"} and (tmp_path / "out" / name / "1.png").exists()
+
+
 def evaluate_in_vain(lora, folder) -> str:
     """The sentence with which the program ends, without a file."""
     run = subprocess.run(

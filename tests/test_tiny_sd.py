@@ -43,7 +43,7 @@ def pipeline() -> StableDiffusionPipeline:
 def test_it_is_small():
     parts = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
     files = [path for part in parts for path in (BASE / part).iterdir()]
-    assert sum(path.stat().st_size for path in files) < 24 * 2**20
+    assert sum(path.stat().st_size for path in files) < 40 * 2**20
 
 
 def test_its_files_are_read_by_old_and_new_releases():
@@ -65,6 +65,17 @@ def test_its_text_encoder_gives_the_same_numbers_everywhere():
     embeddings = BaseModel.load(str(BASE)).encode_prompts(["sea green circle with a light cyan background"])
     assert embeddings.shape == (1, 32, 192)
     assert embeddings.double().square().mean().sqrt().item() == pytest.approx(EMBEDDING_RMS, rel=1e-4)
+
+
+@pytest.mark.parametrize("pictures, most", [("dreambooth-cat/*.png", 0.045), ("artistic-custom/train/*.png", 0.08)])
+def test_its_autoencoder_gives_back_pictures_that_it_never_saw(pipeline, pictures, most):
+    """Mean absolute error of images in -1..1; eyes, whiskers and hatching were lost at 0.1 and 0.19."""
+    files = sorted((BASE.parent / "task_2_lora" / "sample_data").glob(pictures))
+    pixels = [np.asarray(Image.open(file).convert("RGB").resize((128, 128), Image.BOX)) for file in files]
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        back = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mean).sample
+    assert (back - images).abs().mean() < most
 
 
 def test_any_text_can_be_tokenized(pipeline):

@@ -1,9 +1,10 @@
 """What an autoencoder loses: pictures that it never saw, through its latents and back.
 
-    python tiny_sd/round_trip.py tiny_sd/vae tiny_sd/next/vae
+    python tiny_sd/round_trip.py
+    python tiny_sd/round_trip.py older/vae tiny_sd/vae
 
-Prints the mean absolute error of each (images in -1..1, 128 px) and writes round_trip.png: pictures in the first row,
-and below it what each autoencoder gives back.
+Prints the mean absolute error of each autoencoder (images in -1..1, 128 px) and writes round_trip.png: pictures in the
+first row, and below it what each gives back.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def in_a_row(images: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("vae", nargs="+", help="folders of autoencoders")
+    parser.add_argument("vae", nargs="*", default=[HERE / "vae"], help="folders of autoencoders")
     parser.add_argument("--output", type=Path, default=HERE / "round_trip.png")
     args = parser.parse_args()
 

@@ -21,7 +21,6 @@ SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml
 # What the embedded base was made with, its successor, training pictures, and this folder itself.
 LEFT_OUT = (
     "tiny_sd/icons",
-    "tiny_sd/next",
     "tiny_sd/*.py",
     "tiny_sd/*.png",
     "task_2_lora/sample_data",

@@ -34,7 +34,7 @@ STUDENT_PARTS = {
 }
 # Left out: continuous integration, and weights, which only the base model brings with it.
 TEACHER_FILES = (".ci/*", ".github/*", "*.safetensors", "*.ckpt", "*.pt", "*.pth")
-BASE_WEIGHTS, NEXT_WEIGHTS = "tiny_sd/*", "tiny_sd/next/*"
+BASE_WEIGHTS = "tiny_sd/*"
 TEACHER_TARGETS = ("starter", "autograder", "grade", "lint", "bench", "benchmark")
 
 # What the student reads at each place: a comment, and the error's message.
@@ -121,8 +121,6 @@ def is_for_students(name: str) -> bool:
     folder, _, inside = name.partition("/")
     if folder in STUDENT_PARTS:
         return inside.partition("/")[0] in STUDENT_PARTS[folder]
-    if fnmatch(name, NEXT_WEIGHTS):
-        return False
     return fnmatch(name, BASE_WEIGHTS) or not any(fnmatch(name, pattern) for pattern in TEACHER_FILES)
 
 

@@ -19,6 +19,7 @@ case "$MODEL_NAME" in
             "$@" ;;
 esac
 
+# No --random_flip: a subject is not its mirror image (this cat has one green and one blue eye).
 exec "$PYTHON" train_dreambooth_lora.py \
     --pretrained_model_name_or_path "$MODEL_NAME" \
     --instance_data_dir "$INSTANCE_DIR" \
@@ -27,7 +28,6 @@ exec "$PYTHON" train_dreambooth_lora.py \
     --class_data_dir "$CLASS_DIR" \
     --class_prompt "a cat" \
     --output_dir "$OUTPUT_DIR" \
-    --random_flip \
     --validation_prompt "a sks cat in a garden" \
     --checkpointing_steps 100 \
     --resume_from_checkpoint latest \

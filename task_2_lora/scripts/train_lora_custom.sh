@@ -18,11 +18,11 @@ case "$MODEL_NAME" in
             --validation_epochs 50 "$@" ;;
 esac
 
+# No --random_flip: hatching that runs one way would run both ways in what is learnt. Add it for a style without one.
 exec "$PYTHON" train_lora.py \
     --pretrained_model_name_or_path "$MODEL_NAME" \
     --train_data_dir "$TRAIN_DATA_DIR" \
     --output_dir "$OUTPUT_DIR" \
-    --random_flip \
     --lr_scheduler cosine \
     --validation_prompt "a house" \
     --checkpointing_steps 100 \
