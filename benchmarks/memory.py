@@ -129,8 +129,10 @@ def convert(module: torch.nn.Module, function: Callable, recurse: bool = True) -
 @contextmanager
 def simulation() -> Iterator[None]:
     """Within it tensors have no contents, and modules of such tensors may be cast."""
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(torch.nn.Module, "_apply", convert):
-        yield
+    # On a CPU's fake tensors also where there is a GPU: the backward pass of a GPU's would start CUDA.
+    with patch.object(torch.cuda, "is_available", lambda: False), patch.object(torch.nn.Module, "_apply", convert):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
 
 
 def step_peaks(make_step: Callable[[], Step], batch_size: int) -> tuple[dict[str, int], dict[str, int]]:
