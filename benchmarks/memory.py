@@ -129,12 +129,14 @@ def convert(module: torch.nn.Module, function: Callable, recurse: bool = True) -
 @contextmanager
 def simulation() -> Iterator[None]:
     """Within it tensors have no contents, and modules of such tensors may be cast."""
-    with FakeTensorMode(allow_non_fake_inputs=True), patch.object(torch.nn.Module, "_apply", convert):
-        yield
+    # On a CPU's fake tensors also where there is a GPU: the backward pass of a GPU's would start CUDA.
+    with patch.object(torch.cuda, "is_available", lambda: False), patch.object(torch.nn.Module, "_apply", convert):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
 
 
-def step_peaks(make_step: Callable[[], Step], batch_size: int) -> dict[str, int]:
-    """Bytes by kind at the peak of the second step, when the optimiser has its averages."""
+def step_peaks(make_step: Callable[[], Step], batch_size: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes by kind before the second step, when the optimiser has its averages, and at its peak."""
     with LiveStorages() as live:
         step = make_step()
         step.prepare_data(batch_size)
@@ -147,9 +149,10 @@ def step_peaks(make_step: Callable[[], Step], batch_size: int) -> dict[str, int]
         for tensor in tree_leaves(list(step.optimizer.state.values())):
             if isinstance(tensor, torch.Tensor):
                 live.label(tensor, "optimizer")
+        before = dict(live.live)
         live.restart()
         step()
-        return live.peak
+        return before, live.peak
 
 
 def eight_bit_bytes(sizes: list[int]) -> int:
@@ -162,7 +165,7 @@ def eight_bit_bytes(sizes: list[int]) -> int:
 def simulate(
     task: str, size: str, batch_size: int, precision: str, checkpointing: bool, like_cuda: bool = True
 ) -> dict[str, Any]:
-    """Bytes by kind, their sum `peak`, and `peak_8bit` with 8-bit Adam, of our step with nothing in memory.
+    """Bytes by kind at the peak of our step, their sum `peak`, the sum `before` it, and `peak_8bit` with 8-bit Adam.
 
     Without `like_cuda` it is what the step takes on a CPU, where frozen weights stay float32.
     """
@@ -175,10 +178,18 @@ def simulate(
         return step
 
     with simulation(), as_on_cuda() if like_cuda else nullcontext():
-        peak = step_peaks(make_step, batch_size)
+        before, peak = step_peaks(make_step, batch_size)
     total = sum(peak.values())
-    described = {"task": task, "batch_size": batch_size, "precision": precision, "checkpointing": checkpointing}
-    return {**described, **peak, "peak": total, "peak_8bit": total - peak["optimizer"] + eight_bit_bytes(sizes)}
+    return {
+        "task": task,
+        "batch_size": batch_size,
+        "precision": precision,
+        "checkpointing": checkpointing,
+        **peak,
+        "peak": total,
+        "before": sum(before.values()),
+        "peak_8bit": total - peak["optimizer"] + eight_bit_bytes(sizes),
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

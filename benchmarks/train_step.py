@@ -76,10 +76,9 @@ class Step:
             self.unet.to(memory_format=torch.channels_last)
             trained.to(memory_format=torch.channels_last)
         self.set_checkpointing(recipe.checkpointing, trained)
-        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        self.parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
         eight_bit = recipe.eight_bit and importlib.util.find_spec("bitsandbytes") is not None
-        optimizer = build_optimizer(parameters, 1e-5, eight_bit, self.device)
-        self.parameters = parameters
+        optimizer = build_optimizer(self.parameters, 1e-5, eight_bit, self.device)
         self.trained, self.optimizer = self.accelerator.prepare(trained.train().to(self.device), optimizer)
         self.compiled = torch.compile(self.denoise) if recipe.compiled else self.denoise
         self.text_width = models.text_encoder.config.hidden_size
@@ -115,13 +114,12 @@ class Step:
         """Noise for pictures: what is in them takes no time. The encoders are dropped where nothing needs them."""
         single = self.recipe.accumulate_single_images
         self.micro_batches, self.micro_size = (batch_size, 1) if single else (1, batch_size)
-        side, models = self.models.resolution, self.models
+        side, models, self.files = self.models.resolution, self.models, []
         if self.recipe.decode:
-            rng = np.random.default_rng(0)
-            self.files = []
-            for _ in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
+            for seed in range(2):  # an image and its condition, stored at 512 px as Fill50K's are
                 file = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).resize((512, 512)).save(file, "PNG")
+                noise = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), np.uint8)
+                Image.fromarray(noise).resize((512, 512)).save(file, "PNG")
                 self.files.append(file.getvalue())
         self.pixels = torch.rand(self.micro_size, 3, side, side, device=self.device)
         self.tokens = models.tokenizer(
@@ -129,9 +127,8 @@ class Step:
             padding="max_length", max_length=self.text_length, return_tensors="pt",
         ).input_ids.to(self.device)  # fmt: skip
         if self.recipe.own:
-            self.latents = torch.randn(
-                self.micro_size, self.unet.config.in_channels, side // 8, side // 8, device=self.device
-            )
+            shape = (self.micro_size, self.unet.config.in_channels, side // 8, side // 8)
+            self.latents = torch.randn(shape, device=self.device)
             self.text = torch.randn(*self.tokens.shape, self.text_width, device=self.device)
             self.pixels = self.pixels.to(memory_format=torch.channels_last)
             models.vae = models.text_encoder = None
