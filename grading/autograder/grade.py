@@ -92,18 +92,20 @@ def look_at_code(task_1: Path | None, evidence: Evidence, judges: Judges, number
     return replace(evidence, todos=todos, alignment=judges.alignment(parts))
 
 
-def look_at(folder: Path, judges: Judges, numbers: Numbers) -> Evidence:
+def look_at(folder: Path, judges: Judges, numbers: Numbers, days_late: int = 0) -> Evidence:
     """Everything about an unpacked hand-in."""
     items = find_items(folder)
     extra = [f"{name} is no part of a hand-in, and is not looked at." for name in items.extra[:10]]
-    evidence = look_at_report(items.report, Evidence(missing_items(items), notes=tuple(extra)))
+    evidence = look_at_report(items.report, Evidence(missing_items(items), notes=tuple(extra), days_late=days_late))
     evidence = look_at_code(items.task_1, evidence, judges, numbers)
     files = {name: path for name, path in (("lora_1", items.lora_1), ("lora_2", items.lora_2)) if path}
     loras, plain = judges.loras(files)
     return replace(evidence, loras=loras, plain_pictures=plain)
 
 
-def grade_hand_in(path: Path, judges: Judges, numbers: Numbers, work: Path) -> tuple[Evidence, list[Score]]:
+def grade_hand_in(
+    path: Path, judges: Judges, numbers: Numbers, work: Path, days_late: int = 0
+) -> tuple[Evidence, list[Score]]:
     """Grades a zip, or the folder that one was unpacked into.
 
     Args:
@@ -117,5 +119,5 @@ def grade_hand_in(path: Path, judges: Judges, numbers: Numbers, work: Path) -> t
     except ArchiveError as error:
         evidence = Evidence({}, unreadable=str(error))
     else:
-        evidence = look_at(folder, judges, numbers)
+        evidence = look_at(folder, judges, numbers, days_late)
     return evidence, grade(evidence, numbers)

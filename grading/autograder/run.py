@@ -33,6 +33,7 @@ from ..files.archive import is_dropping
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import gallery, in_short, not_graded, results_of, write_atomically, write_table
 from ..grades.rubric import Evidence
+from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
 from ..grades.teacher_page import page
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
@@ -62,6 +63,7 @@ class Job:
     gaps: list[str]
     seconds: float
     output: str
+    days_late: int = 0
 
 
 def run_job(job: Job) -> None:
@@ -73,8 +75,8 @@ def run_job(job: Job) -> None:
         hidden = [work, *map(Path, job.hidden)]
         judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
         try:
-            evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work)
-            results = results_of(scores, numbers, time.monotonic() - start, job.gaps)
+            evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work, job.days_late)
+            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, evidence.mean_iou)
         except TimeoutError as error:
             results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
@@ -120,6 +122,8 @@ def grade_into(
     gaps: Sequence[str],
     seconds: float,
     command: Sequence[str] = CHILD,
+    *,
+    days_late: int = 0,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Grades one hand-in and writes the file `target`, which is there from the beginning and whole at every moment."""
     numbers = with_settings(Numbers(), settings)
@@ -133,6 +137,7 @@ def grade_into(
             gaps=list(gaps),
             seconds=seconds,
             output=str(output),
+            days_late=days_late,
         )
         results, rows = supervise(job, numbers, command)
     write_results(target, results)
@@ -211,6 +216,15 @@ def submitted(folder: Path) -> Path:
     return there[0] if len(there) == 1 and is_readable_archive(there[0]) else folder
 
 
+def submission_in(root: Path) -> Submission | None:
+    """When a hand-in came and what came before; None, and a sentence for the teacher, if Gradescope does not say."""
+    try:
+        return read_submission(root / METADATA)
+    except MetadataError as error:
+        print(f"Note: {error}, so nothing counts as late, and attempts are not counted.")
+        return None
+
+
 def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> dict[str, Any]:
     """Grades what is in `root`/submission and writes `root`/results/results.json, in whatever way this ends."""
     start = time.monotonic()
@@ -218,10 +232,17 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
     target = root / "results" / RESULTS
     target.parent.mkdir(exist_ok=True)
     write_results(target, not_graded("the grading was not finished.", numbers))
+    submission = submission_in(root)
+    stays = results_that_stay(submission, numbers.rules) if submission else None
+    if stays:
+        write_results(target, stays)
+        return stays
+    late = days_late(submission, numbers.rules) if submission else 0
     try:
         with ready(prepared, numbers, numbers.gradescope_seconds / 2) as (shared, gaps):
             left = numbers.gradescope_seconds - LAST_SECONDS - (time.monotonic() - start)
-            return grade_into(submitted(root / "submission"), target, shared, [root], settings, gaps, left)[0]
+            submitted_files = submitted(root / "submission")
+            return grade_into(submitted_files, target, shared, [root], settings, gaps, left, days_late=late)[0]
     except (GraderError, SandboxError, OSError) as error:
         print(error, file=sys.stderr)
         results = not_graded("the grader does not work.", numbers)

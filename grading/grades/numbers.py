@@ -1,14 +1,15 @@
-"""All numbers of the grader that a teacher may want to change, in one place, each with its reason."""
+"""All numbers of the grader that a teacher may want to change, each with its reason; the rules are in rules.toml."""
 
 from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Sequence
 
 from ..sandbox.cores import usable_cores
 from ..sandbox.watch import Limits
+from .rules import KINDS, Rules, read_rules
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,8 @@ class Numbers:
     # usual learning rate makes 0.03, a whole training makes 1 and more; 1000 would bury the weights it is added to.
     lora_norm: tuple[float, float] = (0.1, 1000.0)
 
-    # The rules, where the assignment leaves a choice or the teacher may want to be milder; see docs/teacher.md.
-    missing_item_is_zero: bool = True
-    changes_are_zero: bool = False  # False: it is said, but points are given, as the changes are not used
-    long_report_is_zero: bool = False
-    both_loras_wrong: float = 0.0  # points of Task 2
-    visibility: str = "visible"  # of the results on Gradescope
+    # Where the assignment leaves a choice or the teacher may want to be milder.
+    rules: Rules = field(default_factory=read_rules)
 
     # Time, s, by the clock, for all of a hand-in: a machine that needs more is too slow or too busy, and the hand-in is
     # not graded. Gradescope's own limit must be above the second.
@@ -98,16 +95,20 @@ class Numbers:
 
 
 def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
-    """The numbers with some replaced by "name=value", where a value is written as in Python.
+    """The numbers with some replaced by "name=value", where a value is written as in Python, of rules as in rules.toml.
 
     Raises:
         ValueError: for a name that is not there, or a value of another kind than it has.
     """
-    known = {field.name: getattr(numbers, field.name) for field in fields(numbers)}
+    known = {one.name: getattr(numbers, one.name) for one in fields(numbers) if one.name != "rules"}
     for setting in settings:
         name, _, text = setting.partition("=")
+        if name in KINDS:
+            numbers = replace(numbers, rules=numbers.rules.changed(name, text))
+            continue
         if name not in known:
-            raise ValueError(f"There is no number {name!r}; those of grades/numbers.py are: {', '.join(known)}.")
+            names = ", ".join([*known, *KINDS])
+            raise ValueError(f"There is no number {name!r}; those of grades/numbers.py and rules.toml are: {names}.")
         old = known[name]
         try:
             value = text if isinstance(old, str) else ast.literal_eval(text)

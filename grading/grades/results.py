@@ -27,18 +27,24 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def results_of(scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: Sequence[str]) -> dict[str, Any]:
+def results_of(
+    scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: Sequence[str], iou: float | None = None
+) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         gaps: what is missing of the sandbox's isolation; only the teacher sees it.
+        iou: what the leaderboard shows, if there is one.
     """
+    rules = numbers.rules
+    on_board = rules.leaderboard and iou is not None
     return {
         "score": sum(score.score for score in scores),
         "execution_time": round(seconds),
-        "visibility": numbers.visibility,
+        "visibility": rules.visibility,
         "stdout_visibility": "hidden",
         "extra_data": {"gaps": list(gaps)},
+        **({"leaderboard": [{"name": "mean IoU of Task 1", "value": round(iou, 3)}]} if on_board else {}),
         "tests": [
             {
                 "name": score.name,
@@ -47,7 +53,7 @@ def results_of(scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: 
                 "status": "passed" if score.passed else "failed",
                 "output": score.output,
                 "output_format": "md",
-                "visibility": numbers.visibility,
+                "visibility": rules.visibility_at(score.name),
             }
             for score in scores
         ],

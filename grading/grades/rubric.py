@@ -13,9 +13,9 @@ from typing import Mapping
 from ..handed_out.banners import TODOS
 from ..handed_out.record import Change
 from .numbers import Numbers
+from .rules import TASKS, Rules
 
 FULL, HALF, ZERO = 10.0, 5.0, 0.0
-TASKS = ("Task 1: ControlNet", "Task 2: LoRA and DreamBooth")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Evidence:
     unusable: why the text between the banners cannot be taken.
     changes: what was changed outside the banners.
     notes: what the teacher may want to know and is no fault.
+    days_late: how many days after it was due it was handed in.
     """
 
     missing: Mapping[str, str]
@@ -84,6 +85,12 @@ class Evidence:
     alignment: Alignment | None = None
     loras: Mapping[str, Lora] | None = None
     plain_pictures: tuple[bytes, ...] = ()
+    days_late: int = 0
+
+    @property
+    def mean_iou(self) -> float | None:
+        """The overlap that was measured, if the student's code ran."""
+        return self.alignment.mean_iou if self.alignment and not self.alignment.problem else None
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,29 @@ def block(text: str) -> str:
     return f"\n\n{fence}\n{text}\n{fence}\n" if text else ""
 
 
-def zero_by_rule(evidence: Evidence, numbers: Numbers) -> str | None:
-    """The sentence of the rule that makes the whole hand-in zero, if one does."""
-    if evidence.missing and numbers.missing_item_is_zero:
-        return "If any item is missing, the score is zero."
-    if evidence.changes and numbers.changes_are_zero:
-        return "If code outside the TODO places is changed, the score is zero."
-    if evidence.report and numbers.long_report_is_zero:
-        return "The report breaks the rules, so the score is zero."
-    return None
+def late_share(days: int, rules: Rules) -> float:
+    """What so many late days take off the score."""
+    if rules.late_last_day and days > rules.late_last_day:
+        return 1.0
+    return min(1.0, max(0, days - rules.late_free_days) * rules.late_day)
+
+
+def deductions(evidence: Evidence, rules: Rules) -> dict[str, float]:
+    """What the rules take off the score, as shares of it, by the sentences that say so."""
+    days = f"{evidence.days_late} day{'s' if evidence.days_late > 1 else ''}"
+    late, each = late_share(evidence.days_late, rules), rules.missing_item
+    missing = "If any item is missing" if each == 1 else "For each item that is missing"
+    found = {
+        taken_off(missing, each): each * len(evidence.missing),
+        taken_off("If code outside the TODO places is changed", rules.changes): rules.changes * bool(evidence.changes),
+        taken_off("If the report breaks the rules", rules.long_report): rules.long_report * bool(evidence.report),
+        taken_off(f"As it came {days} late", late): late,
+    }
+    return {sentence: share for sentence, share in found.items() if share}
+
+
+def taken_off(condition: str, share: float) -> str:
+    return f"{condition}, {'the score is zero' if share == 1 else f'{100 * share:.4g} % of the score are taken off'}."
 
 
 def judge_task_1(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
@@ -149,7 +170,7 @@ def judge_task_2(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
     if not bad:
         return FULL, "Both LoRAs are good."
     reasons = "".join(f"\n- {name}: {problem}" for name, problem in bad.items())
-    points = HALF if len(bad) == 1 else numbers.both_loras_wrong
+    points = HALF if len(bad) == 1 else numbers.rules.both_loras_wrong
     return points, f"Not both LoRAs are good: see {' and '.join(bad)}.{reasons}"
 
 
@@ -166,16 +187,19 @@ def describe_hand_in(evidence: Evidence, numbers: Numbers) -> Score:
     text = "".join(f"- {line}\n" for line in lines)
     for change in evidence.changes:
         text += f"- {change.problem}{block(change.diff)}\n"
-    if evidence.changes and not numbers.changes_are_zero:
+    if evidence.changes and not numbers.rules.changes:
         text += (
             "\nBy the rules, changed code outside the TODO places means a score of zero. Only the text between the "
             "banners was used here, so the points below are those of that text; the teacher decides.\n"
         )
-    rule = zero_by_rule(evidence, numbers)
-    if rule:
-        text += f"\n**{rule}** The reasons below say what else was found.\n"
+    rules = deductions(evidence, numbers.rules)
+    if rules:
+        text += f"\n**{' '.join(rules)}** The reasons below say what else was found.\n"
+    late = late_share(evidence.days_late, numbers.rules)
+    if evidence.days_late and not late:
+        text += f"- Note: Late days: {evidence.days_late}. They cost nothing.\n"
     text += "".join(f"- Note: {note}\n" for note in evidence.notes)
-    passed = not (lines or evidence.changes)
+    passed = not (lines or evidence.changes or late)
     return Score(
         "Hand-in", 0.0, 0.0, passed, text or "All items are there, and nothing outside the TODO places is changed."
     )
@@ -210,13 +234,15 @@ def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
             Score("Hand-in", ZERO, ZERO, False, evidence.unreadable),
             *(Score(name, ZERO, FULL, False, "The hand-in cannot be read.") for name in TASKS),
         ]
-    rule = zero_by_rule(evidence, numbers)
+    rules = deductions(evidence, numbers.rules)
+    left = 1 - min(1.0, sum(rules.values()))
+    without = "this rule" if len(rules) == 1 else "these rules"
     tasks = []
     for name, judge in zip(TASKS, (judge_task_1, judge_task_2)):
         score, text = judge(evidence, numbers)
-        if rule and score:
-            text = f"{rule} Without this rule it would be {score:g} points: {text}"
-            score = ZERO
+        if rules and score:
+            text = f"{' '.join(rules)} Without {without} it would be {score:g} points: {text}"
+            score = round(score * left, 2)
         tasks.append(Score(name, score, FULL, score == FULL, text))
     task_1, task_2 = tasks
     return [

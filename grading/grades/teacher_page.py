@@ -140,7 +140,9 @@ def page(
     heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
     summary = "".join(summary_row(name, anchors[name], result) for name, result in results.items())
     sections = "".join(hand_in_section(name, anchors[name], results[name], rows[name]) for name in results)
-    settings = "\n".join(f"{name} = {value!r}" for name, value in asdict(numbers).items())
+    used = asdict(numbers)
+    used.update(used.pop("rules"))
+    settings = "\n".join(f"{name} = {value!r}" for name, value in used.items())
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Grades</title><style>{STYLE}</style></head><body>
 <h1>Grades</h1>

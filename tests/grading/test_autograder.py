@@ -51,6 +51,10 @@ GOOD = {"lora_1": Lora(None, "A LoRA."), "lora_2": Lora(None, "A LoRA.")}
 EVIDENCE = Evidence({}, todos=RIGHT, alignment=ALIGNED, loras=GOOD)
 
 
+def with_rules(**rules) -> Numbers:
+    return replace(NUMBERS, rules=replace(NUMBERS.rules, **rules))
+
+
 def graded(evidence: Evidence, numbers: Numbers = NUMBERS) -> tuple[float, float, str]:
     """The points of both tasks, and all that is said."""
     scores = grade(evidence, numbers)
@@ -91,18 +95,18 @@ def test_task_2_needs_two_good_loras():
     assert points[1] == 5 and "lora_2: It is noise." in points[2]
     both = replace(EVIDENCE, loras={"lora_1": bad, "lora_2": bad})
     assert graded(both)[1] == 0
-    assert graded(both, replace(NUMBERS, both_loras_wrong=5.0))[1] == 5
+    assert graded(both, with_rules(both_loras_wrong=5.0))[1] == 5
 
 
 def test_a_missing_item_makes_everything_zero_unless_the_teacher_is_milder():
     missing = replace(EVIDENCE, missing={"lora_1": "lora_1 is missing."})
     task_1, task_2, said = graded(missing)
     assert (task_1, task_2) == (0, 0) and "Without this rule it would be 10 points" in said
-    assert graded(missing, replace(NUMBERS, missing_item_is_zero=False))[:2] == (10, 5)
+    assert graded(missing, with_rules(missing_item=0.0))[:2] == (10, 5)
     for item in ("report", "code"):
         without = Evidence({item: "It is missing."}, todos=RIGHT, alignment=ALIGNED, loras=GOOD)
         expected = (0, 0) if item == "report" else (0, 10)
-        assert graded(without, replace(NUMBERS, missing_item_is_zero=False))[:2] == expected
+        assert graded(without, with_rules(missing_item=0.0))[:2] == expected
         assert graded(without)[:2] == (0, 0)
 
 
@@ -110,18 +114,18 @@ def test_changes_outside_the_banners_are_the_teachers_choice():
     changed = replace(EVIDENCE, changes=(Change("train.py", "train.py is changed.", "-a\n+b"),))
     task_1, task_2, said = graded(changed)
     assert (task_1, task_2) == (10, 10) and "the teacher decides" in said and "```\n-a\n+b\n```" in said
-    task_1, task_2, said = graded(changed, replace(NUMBERS, changes_are_zero=True))
+    task_1, task_2, said = graded(changed, with_rules(changes=1.0))
     assert (task_1, task_2) == (0, 0) and "is changed, the score is zero" in said and "the teacher decides" not in said
     long = replace(EVIDENCE, report="The report has 3 pages.")
     assert graded(long)[:2] == (10, 10)
-    assert graded(long, replace(NUMBERS, long_report_is_zero=True))[:2] == (0, 0)
+    assert graded(long, with_rules(long_report=1.0))[:2] == (0, 0)
 
 
 def test_numbers_can_be_set_and_wrong_ones_are_refused():
     changed = with_settings(NUMBERS, ["train_steps=7", "least_iou=1", "lora_prompts=('a',)", "visibility=hidden"])
     assert (changed.train_steps, changed.least_iou, changed.lora_prompts) == (7, 1.0, ("a",))
-    assert changed.visibility == "hidden" and changed.seed == NUMBERS.seed
-    wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item_is_zero=1")
+    assert changed.rules.visibility == "hidden" and changed.seed == NUMBERS.seed
+    wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item=1")
     for setting in (*wrong, "train_steps=-1", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
         with pytest.raises(ValueError, match=setting.partition("=")[0]):
             with_settings(NUMBERS, [setting])
@@ -450,6 +454,7 @@ def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
     assert modes["run_autograder"] == modes["setup.sh"] == 0o100755
     for name in (
         "grading/autograder/run.py",
+        "grading/grades/rules.toml",
         "grading/handed_out/handed_out.json.gz",
         "finetune/base.py",
         "requirements.txt",
