@@ -22,7 +22,7 @@ BASE := ../tiny_sd
 # 64 px first, where a step costs a quarter: where the disc belongs does not depend on the size.
 TRAIN := cd task_1_controlnet && ../.venv/bin/python train.py --pretrained_model_name_or_path $(BASE) \
 	--dataset_name rendered --conditioning_channels 8 16 32 64 --train_batch_size 16 --gradient_accumulation_steps 1 \
-	--learning_rate 1e-3 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 \
+	--learning_rate 6e-4 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 \
 	--resume_from_checkpoint latest
 demo: .venv/ready
 	$(TRAIN) --resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup \
