@@ -68,8 +68,11 @@ class Pytest(Child):
     def __init__(self, log: Path, folder: Path, *arguments: str) -> None:
         self.report = folder / f"{log.stem}.xml"
         flags = ["-v", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(folder / log.stem)]
+        flags += ["-p", Path(__file__).stem]  # as a plugin, for the function below
         command = [sys.executable, "-m", "pytest", *arguments, *flags, f"--junitxml={self.report}"]
-        super().__init__(command, log, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", OMP_NUM_THREADS="2", HF_HUB_OFFLINE="1")
+        path = os.pathsep.join([str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])])
+        settings = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        super().__init__(command, log, PYTHONPATH=path, **settings)
 
     def results(self) -> list[dict[str, Any]]:
         """Name, outcome and seconds of each test and what it recorded; without an end the lines that were printed.
@@ -78,7 +81,7 @@ class Pytest(Child):
             RuntimeError: if no test was run.
         """
         if not self.report.exists():
-            lines = [line for line in self.said().splitlines() if "::" in line]
+            lines = [line for line in self.said().splitlines() if "::" in line and not line.startswith("Why ")]
             if not lines:
                 raise RuntimeError(f"No test was run:\n{self.said()[-4000:]}")
             return [{"name": line, "outcome": "not finished" if line.endswith(" ") else ""} for line in lines]
@@ -95,6 +98,12 @@ class Pytest(Child):
             "recorded": properties,
             "why": texts,
         }
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Prints why a test failed at once: pytest does it at its end, which the time limit may cut off."""
+    if report.failed:
+        print(f"\nWhy {report.nodeid} failed:\n{report.longreprtext}", flush=True)
 
 
 def tests_table(results: Sequence[dict[str, Any]]) -> str:

@@ -72,6 +72,7 @@ def test_outcomes_of_tests_are_read_from_their_report(tmp_path):
     good, bad = tests.results()
     assert good["outcome"] == "passed" and good["recorded"] == {"difference": "0.5"}
     assert bad["outcome"] == "failure" and "one is not two" in bad["why"][0]
+    assert "one is not two" in tests.said().split("= FAILURES =")[0], "is told only at the end"
 
 
 def test_memory_is_counted_for_each_batch_with_and_without_checkpointing():

@@ -139,10 +139,14 @@ def test_the_gpu_draws_what_the_cpu_draws(controlnet_folder, record_property):
     on_cpu = draw(pipeline)
     on_gpu = draw(pipeline.to(DEVICE))
     half = draw(ours(controlnet_folder, torch.float16).to(DEVICE))
-    record_property("difference", largest(on_gpu, on_cpu))
-    record_property("difference_float16", largest(half, on_cpu))
-    assert largest(on_gpu, on_cpu) <= 1e-2
-    assert np.abs(half - on_cpu).mean() <= 0.01
+    differences = {"float32": np.abs(on_gpu - on_cpu), "float16": np.abs(half - on_cpu)}
+    for name, difference in differences.items():
+        record_property(f"largest_{name}", float(difference.max()))
+        record_property(f"mean_{name}", float(difference.mean()))
+    # The mean, as sampling makes a thousand times as much of a rounding error where a pixel is undecided: on a CPU,
+    # weights that differ by 1e-7 gave pixels that differ by 6e-5, and those in float16 by 0.16 (mean 7e-4).
+    means = {name: float(difference.mean()) for name, difference in differences.items()}
+    assert means["float32"] <= 1e-4 and means["float16"] <= 0.01, means
 
 
 def offload(pipeline: Any, how: str) -> None:
