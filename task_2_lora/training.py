@@ -21,7 +21,7 @@ from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
 from finetune.training import Plan, Training
-from lora import KOHYA_FILE, load_denoiser, load_state, save_kohya, save_lora, save_state
+from lora import KOHYA_FILE, UNET_TARGETS, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class LoraPlan:
     resolution: int
     rank: int
     alpha: float
+    lora_layers: str
     train_text_encoder: bool
     gradient_checkpointing: bool
     encode_once: bool
@@ -54,6 +55,12 @@ def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> ar
     add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
     add("--rank", type=positive_int, default=4, help="the LoRA's rank: its size and capacity")
     add("--alpha", type=positive_float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add(
+        "--lora_layers",
+        choices=list(UNET_TARGETS),
+        default="attention",
+        help="of the UNet; all: feed-forward and convolutions too, which small bases want (default: attention)",
+    )
     add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
     add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
     add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
@@ -75,6 +82,7 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
         resolution=args.resolution,
         rank=args.rank,
         alpha=args.alpha,
+        lora_layers=args.lora_layers,
         train_text_encoder=args.train_text_encoder,
         gradient_checkpointing=args.gradient_checkpointing,
         encode_once=not args.no_cache,
@@ -143,6 +151,7 @@ class LoraTraining:
             self.base,
             plan.rank,
             plan.alpha,
+            plan.lora_layers,
             plan.train_text_encoder,
             plan.gradient_checkpointing,
             optimisation.seed,

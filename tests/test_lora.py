@@ -50,11 +50,13 @@ def subject_folder(tmp_path_factory) -> Path:
     return folder
 
 
-def random_lora(rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True) -> LoraDenoiser:
+def random_lora(
+    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention"
+) -> LoraDenoiser:
     """A LoRA on the embedded base that does change something: B is not zero."""
     unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)
     text_encoder = CLIPTextModel.from_pretrained(BASE, subfolder="text_encoder", torch_dtype=torch.float32)
-    denoiser = LoraDenoiser(unet, text_encoder if with_text_encoder else None, rank, alpha)
+    denoiser = LoraDenoiser(unet, text_encoder if with_text_encoder else None, rank, alpha, layers)
     torch.manual_seed(0)
     for parameter in denoiser.trainable_parameters():
         parameter.data = 0.1 * torch.randn(parameter.shape)
@@ -75,7 +77,7 @@ def draw(pipeline: StableDiffusionPipeline, **kwargs) -> np.ndarray:
 def test_an_untrained_lora_changes_nothing():
     plain = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)
     denoiser = LoraDenoiser(UNet2DConditionModel.from_pretrained(BASE, subfolder="unet"), None, 4, 4)
-    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 32, 192)
+    latents, text = torch.randn(1, 16, 8, 8), torch.randn(1, 32, 192)
     timesteps = torch.tensor([500])
     with torch.no_grad():
         assert torch.equal(denoiser(latents, timesteps, text), plain(latents, timesteps, text).sample)
@@ -95,9 +97,9 @@ def test_saving_warns_of_nothing(tmp_path, recwarn):
     assert not [str(warning.message) for warning in recwarn]
 
 
-@pytest.mark.parametrize("with_text_encoder", [False, True])
-def test_the_file_loads_in_diffusers_and_draws_the_same(tmp_path, with_text_encoder):
-    denoiser = random_lora(with_text_encoder=with_text_encoder)
+@pytest.mark.parametrize("with_text_encoder, layers", [(False, "attention"), (True, "attention"), (True, "all")])
+def test_the_file_loads_in_diffusers_and_draws_the_same(tmp_path, with_text_encoder, layers):
+    denoiser = random_lora(with_text_encoder=with_text_encoder, layers=layers)
     save_lora(denoiser, tmp_path, kohya=True)
     pipeline = load_pipeline(BASE)
     parts = {"unet": denoiser.unet, **({"text_encoder": denoiser.text_encoder} if with_text_encoder else {})}

@@ -12,7 +12,7 @@ PYTHON="${PYTHON:-python}"
 case "$MODEL_NAME" in
     *tiny_sd*)
         set -- --resolution 128 --train_batch_size 4 --max_train_steps 1200 --learning_rate 5e-4 --mixed_precision auto \
-            --lr_scheduler cosine --snr_gamma 1 --rank 32 --train_text_encoder --num_class_images 64 \
+            --lr_scheduler cosine --snr_gamma 1 --rank 32 --lora_layers all --train_text_encoder --num_class_images 64 \
             --validation_guidance_scale 2.5 "$@" ;;
     *)
         set -- --resolution 512 --train_batch_size 2 --max_train_steps 500 --learning_rate 1e-4 --mixed_precision fp16 \
