@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))  # `finetune` need not be installed
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from finetune.numbers import natural_int, positive_float, positive_int
 from gpu_children import CompiledRecipe, Pytest, tell_and_wait, tests_table
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
@@ -253,15 +254,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, default=Path("gpu"), help="folder for what is found")
-    add("--seconds", type=float, default=150, help="after which the program ends, whatever it is at")
+    add("--seconds", type=positive_float, default=150, help="after which the program ends, whatever it is at")
     add("--size", choices=["tiny_sd", "sd14"], default="sd14")
-    add("--batch_size", type=int, default=8, help="images of a timed training step")
-    add("--steps", type=int, default=5, help="training steps that are timed")
-    add("--more_rounds", type=int, default=2, help="in which training is timed again, if there is time")
+    add("--batch_size", type=positive_int, default=8, help="images of a timed training step")
+    add("--steps", type=positive_int, default=5, help="training steps that are timed")
+    add("--more_rounds", type=natural_int, default=2, help="in which training is timed again, if there is time")
     add("--precisions", choices=["no", "fp16", "bf16"], nargs="+", default=["bf16", "fp16"], help="of memory")
-    add("--memory_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    add("--sampling_batch_size", type=int, default=4)
-    add("--num_inference_steps", type=int, default=20)
+    add("--memory_batch_sizes", type=positive_int, nargs="+", default=[1, 2, 4, 8])
+    add("--sampling_batch_size", type=positive_int, default=4)
+    add("--num_inference_steps", type=positive_int, default=20)
     add("--without_tests", action="store_true")
     add("--without_compiled", action="store_true")
     add("--compiled", default=None, help=argparse.SUPPRESS)

@@ -212,7 +212,7 @@ def main() -> None:
     add("--tasks", nargs="+", choices=["controlnet", "lora"], default=["controlnet", "lora"])
     add("--size", choices=["tiny_sd", "sd14"], default="sd14")
     add("--batch_sizes", type=positive_int, nargs="+", default=[1, 2, 4, 8])
-    add("--precisions", nargs="+", choices=["no", "fp16", "bf16"], default=["bf16"], help="fp16 takes what bf16 takes")
+    add("--precisions", nargs="+", choices=["no", "bf16"], default=["bf16"], help="fp16 takes what bf16 takes")
     add("--output", type=Path, default=None, help="write the figures to this JSON file too")
     args = parser.parse_args()
     rows = []

@@ -70,10 +70,10 @@ def test_the_simulation_is_what_a_gpu_took(task, batch_size, checkpointing, meas
 
 
 def test_half_precision_is_half_precision_and_a_table_has_a_line_for_each():
-    rows = [simulate("lora", "tiny_sd", 1, precision, False) for precision in ("no", "bf16", "fp16")]
-    whole, bf16, fp16 = (row["peak"] for row in rows)
-    assert bf16 < 0.8 * whole and fp16 == pytest.approx(bf16, rel=0.01)
-    assert [f"| lora | {name} | 1 | off |" in table(rows) for name in ("no", "bf16", "fp16")] == [True] * 3
+    rows = [simulate("lora", "tiny_sd", 1, precision, False) for precision in ("no", "bf16")]
+    whole, half = (row["peak"] for row in rows)
+    assert half < 0.8 * whole
+    assert [f"| lora | {name} | 1 | off |" in table(rows) for name in ("no", "bf16")] == [True] * 2
 
 
 def test_eight_bit_averages_are_a_quarter_and_their_scales():

@@ -24,6 +24,7 @@ from processes import BASE
 from test_lora import draw, random_lora
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn1"
+WIDTH = 256  # of the embedded base there
 ENCODER = "encoder.layers.0.self_attn"
 ATTENTION = [f"unet.{SITE}.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")]
 TEXT = [f"text_encoder.{ENCODER}.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
@@ -251,8 +252,8 @@ def test_a_checkpoints_inner_folder_leads_to_the_right_file(pipeline, tmp_path):
     load_lora(pipeline, tmp_path)
 
 
-A = torch.ones(4, 192)
-B = torch.ones(192, 4)
+A = torch.ones(4, WIDTH)
+B = torch.ones(WIDTH, 4)
 GOOD = {f"unet.{SITE}.to_q.lora_A.weight": A, f"unet.{SITE}.to_q.lora_B.weight": B}
 KOHYA = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 DOWN_UP = {f"{KOHYA}.lora_down.weight": A, f"{KOHYA}.lora_up.weight": B}
@@ -266,7 +267,7 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
     "tensors, words",
     [
         ({**GOOD, f"unet.{SITE}.to_q.lora_A.weight": torch.ones(4, 320)},
-         f"does not fit this base (its part for 'unet.{SITE}.to_q' is for a weight of shape (192, 320), not "),
+         f"does not fit this base (its part for 'unet.{SITE}.to_q' is for a weight of shape ({WIDTH}, 320), not "),
         (renamed("mid_block", "middle"), "'unet.middle.attentions.0.transformer_blocks.0.attn1.to_q' is on no module"),
         ({**GOOD, **renamed("to_q", "to_x")}, "attn1.to_x' is on no module"),
         ({name.replace("mid_block", "middle_block_1"): t for name, t in DOWN_UP.items()}, "is on no module"),
@@ -278,8 +279,8 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
         ({**DOWN_UP, f"{KOHYA}.alpha": torch.tensor(float("nan"))}, "has an alpha at"),
         ({**DOWN_UP, f"{KOHYA}.alpha": torch.ones(2)}, "has an alpha at"),
         ({**GOOD, f"unet.{SITE}.to_q.lora_B.weight": B * float("nan")}, "that are not finite"),
-        ({**DOWN_UP, f"{KOHYA}.dora_scale": torch.ones(192, 1)}, "is a DoRA"),
-        ({**GOOD, f"unet.{SITE}.to_q.lora_magnitude_vector": torch.ones(192)}, "is a DoRA"),
+        ({**DOWN_UP, f"{KOHYA}.dora_scale": torch.ones(WIDTH, 1)}, "is a DoRA"),
+        ({**GOOD, f"unet.{SITE}.to_q.lora_magnitude_vector": torch.ones(WIDTH)}, "is a DoRA"),
         ({f"{KOHYA}.{name}": A for name in ("hada_w1_a", "hada_w1_b", "alpha")}, "is a LoHa"),
         ({f"{SITE}.to_q.{name}": A for name in ("hada_w1_a", "hada_w1_b")}, "is a LoHa"),
         ({f"base_model.model.{SITE}.to_q.lokr_w1": A}, "is a LoKr"),
@@ -292,7 +293,7 @@ def renamed(old: str, new: str) -> dict[str, torch.Tensor]:
         ({**DOWN_UP, f"{KOHYA}.lora_mid.weight": torch.ones(4, 4, 3, 3)}, "Tucker"),
         ({f"{KOHYA}.diff": B @ A}, "whole differences of weights"),
         ({**DOWN_UP, f"{KOHYA.replace('lora_unet', 'lycoris')}.scalar": torch.ones(1)}, "which no plain LoRA has"),
-        ({**GOOD, f"unet.{SITE}.to_q.lora_B.bias": torch.ones(192)}, "is a LoRA with biases"),
+        ({**GOOD, f"unet.{SITE}.to_q.lora_B.bias": torch.ones(WIDTH)}, "is a LoRA with biases"),
         ({**GOOD, f"unet.{SITE}.to_q.lora_B.weight": B.to(torch.int8)}, "in torch.int8, as whole numbers"),
         (renamed("unet.", ""), "as save_lora_adapter and save_attn_procs write it"),
         ({f"{SITE}.processor.to_q_lora.down.weight": A}, "as save_lora_adapter and save_attn_procs write it"),

@@ -10,7 +10,7 @@ PYTHON="${PYTHON:-python}"
 
 case "$MODEL_NAME" in
     *tiny_sd*)
-        set -- --resolution 128 --train_batch_size 8 --max_train_steps 1000 --learning_rate 5e-4 --mixed_precision auto \
+        set -- --resolution 128 --train_batch_size 8 --max_train_steps 600 --learning_rate 5e-4 --mixed_precision auto \
             --rank 32 --lora_layers all --train_text_encoder --proportion_empty_prompts 0.1 \
             --validation_epochs 200 --validation_guidance_scale 2.5 "$@" ;;
     *)

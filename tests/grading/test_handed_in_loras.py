@@ -24,6 +24,7 @@ from lora import LoraDenoiser, save_lora, to_kohya
 from processes import BASE
 
 SITE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+WIDTH = 256  # of the embedded base there
 ENCODER = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 SD_1, TINY_SD = known_bases()
 
@@ -278,8 +279,8 @@ def changed(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
     return {name: value for name, value in tensors.items() if value is not None}
 
 
-ONES = np.ones((192, 4), np.float32)
-NOT_A_NUMBER = np.full((192, 4), np.nan, np.float32)
+ONES = np.ones((WIDTH, 4), np.float32)
+NOT_A_NUMBER = np.full((WIDTH, 4), np.nan, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +288,10 @@ NOT_A_NUMBER = np.full((192, 4), np.nan, np.float32)
     [
         (lambda: changed(**{A: None}), f"lacks the matrix A of '{SITE}'"),
         (lambda: changed(**{B: None}), f"lacks the matrix B of '{SITE}'"),
-        (lambda: changed(**{B: ONES[:, :3].copy()}), r"shapes (4, 192) and (192, 3)"),
+        (lambda: changed(**{B: ONES[:, :3].copy()}), f"shapes (4, {WIDTH}) and ({WIDTH}, 3)"),
         (lambda: changed(**{A: ONES[:0].T.copy(), B: ONES[:, :0].copy()}), "shapes"),
         (lambda: changed(**{A: ONES[:4, 0].copy()}), r"shapes (4,) and"),
-        (lambda: changed(**{B: ONES[:8].copy()}), "is for a weight of shape (8, 192), not (192, 192)"),
+        (lambda: changed(**{B: ONES[:8].copy()}), f"is for a weight of shape (8, {WIDTH}), not ({WIDTH}, {WIDTH})"),
         (lambda: changed(**{"unet.conv_two.lora_A.weight": ONES.T.copy(), "unet.conv_two.lora_B.weight": ONES}),
          "fits neither Stable Diffusion 1.x nor tiny_sd (its part for 'unet.conv_two' is on no module"),
         (lambda: changed(**{f"{SITE}.alpha": np.array(1e29, np.float32), B: ONES * 1e20}), "no number is left for"),
