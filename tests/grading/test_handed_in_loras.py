@@ -308,7 +308,7 @@ NOT_A_NUMBER = np.full((WIDTH, 4), np.nan, np.float32)
         (lambda: {"unet.conv_in.weight": ONES}, "holds whole weights such as 'unet.conv_in.weight'"),
         (lambda: {n.replace("weight", "default.weight"): t for n, t in changed().items()}, "middle of a training"),
         (lambda: {n.replace("unet", "base_model.model"): t for n, t in changed().items()}, "in PEFT's layout"),
-        (lambda: {f"{ENCODER}.lora_A.weight": ONES.T.copy(), f"{ENCODER}.lora_B.weight": ONES}, "only the text"),
+        (text_part, "only the text"),
     ],
 )  # fmt: skip
 def test_what_is_no_good_lora_is_named(tmp_path, make, message):
