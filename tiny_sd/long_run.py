@@ -16,11 +16,11 @@ SAVE_AFTER = 180  # seconds
 
 def kept(file: Path, make: Callable[[], Any], made_of: Any) -> Any:
     """What `make` returns, made once: a run that goes on finds it in `file`, unless it was made of something else."""
-    if not file.is_file() or torch.load(file, weights_only=True, mmap=True)["made_of"] != made_of:
+    if not file.is_file() or torch.load(str(file), weights_only=True, mmap=True)["made_of"] != made_of:
         temporary = file.with_suffix(".tmp")
         torch.save({"made_of": made_of, "content": make()}, temporary)
         temporary.replace(file)
-    return torch.load(file, weights_only=True, mmap=True)["content"]
+    return torch.load(str(file), weights_only=True, mmap=True)["content"]
 
 
 class LongRun:
