@@ -28,11 +28,11 @@ class Numbers:
     conditioning_channels: tuple[int, ...] = (8, 16, 32, 64)
     seed: int = 0
     # The overlap (IoU) of the five test conditions and of held-out ones together. Without ControlNet it is about 0.15.
-    # Measured after 700 steps: the right solution 0.53 (after 450 steps 0.40); one with TODO (3) wrong had 0.20
-    # when all outlines were thin.
+    # Measured after 700 steps, one whole grading each: the right solution 0.88, one without the zero convolutions of
+    # TODO (3) 0.25. The limit lies half-way.
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
-    least_iou: float = 0.40
+    least_iou: float = 0.55
     # More text than this between the banners cannot be a solution, but could hold weights.
     text_bytes: int = 20_000
 
