@@ -24,7 +24,7 @@ from lora_layouts import WEIGHTS_FILE
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # Attention says what goes where; what a thing looks like is in the convolutions. A small base wants both: on the
-# embedded one the error after 500 steps of a subject's training was 0.013 with all layers, 0.038 with attention alone.
+# embedded one five of the sample cat's six marks were in 16 of 20 pictures with all layers, in none with attention.
 UNET_TARGETS = {
     "attention": ATTENTION,
     "all": [*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"],

@@ -175,6 +175,8 @@ def test_the_state_is_kept_to_the_bit_and_another_rank_is_refused(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(denoiser.trainable_parameters(), other.trainable_parameters()))
     with pytest.raises(ValueError, match="--rank"):
         load_state(random_lora(rank=2), tmp_path)
+    with pytest.raises(ValueError, match="--lora_layers"):
+        load_state(random_lora(layers="all"), tmp_path)
 
 
 def test_a_style_lora_and_a_controlnet_work_together(tmp_path):

@@ -75,7 +75,7 @@ class LongRun:
                 for tensor, stored in zip(getattr(self, name), state[name]):
                     tensor.copy_(stored)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.spent = state["step"], state.get("spent", 0.0)
+        self.step, self.spent = state["step"], state["spent"]
         print(f"Going on from step {self.step} of {self.steps} in {self.file}.")
 
     def save(self) -> None:
