@@ -33,6 +33,12 @@ class Numbers:
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
     least_iou: float = 0.55
+    # Training is deterministic: a hand-in whose ControlNet equals the right solution's to the bit after so many steps,
+    # and whose code does the same in every step, ends where that one ended, and is not trained further. False: all are
+    # trained to their end. Four steps would move every weight: the learning rate starts at zero, and what lies behind
+    # two zero convolutions gets its first gradient two steps after them.
+    prove: bool = True
+    prove_steps: int = 8
     # More text than this between the banners cannot be a solution, but could hold weights.
     text_bytes: int = 20_000
 

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Iterator, Mapping, Sequence
@@ -62,8 +62,9 @@ class WarmProcess:
     def ended_within(self, timeout: float | None) -> int | None:
         """Raises SandboxError if nobody knows how it ended."""
         if self.returncode is None and select.select([self.connection], [], [], timeout)[0]:
-            told = self.connection.recv(1)
-            self.connection.close()
+            told = b""
+            with self.connection, suppress(ConnectionResetError):
+                told = self.connection.recv(1)
             self.returncode = told[0] if told else 128 + signal.SIGKILL
             if not told:
                 raise SandboxError("The warm Python has lost a program: its process was ended from outside.")
@@ -121,11 +122,18 @@ def start_python(
     return WarmProcess(connection, None)
 
 
+def kill_session(process: WarmProcess | subprocess.Popen) -> None:
+    """Kills what `end_session` ends, and does not wait for it."""
+    if isinstance(process, WarmProcess):
+        process.kill()
+    elif process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def end_session(process: WarmProcess | subprocess.Popen) -> None:
     """Ends a program of `start_python` that may still run, and what it has started."""
-    if process.poll() is None:
-        process.kill() if isinstance(process, WarmProcess) else os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    kill_session(process)
+    process.wait()
 
 
 @contextmanager
@@ -142,16 +150,18 @@ def warm_python(environment: Mapping[str, str], modules: Sequence[str] = LIBRARI
         address = str(Path(folder).resolve() / "socket")  # in a folder that only root can enter
         server.bind(address)
         server.listen(64)
+        command = ["setpriv", "--pdeathsig=KILL", sys.executable, "-I", "-B", "-u", str(WARM), str(server.fileno())]
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", sys.executable, "-I", "-B", "-u", str(WARM), str(server.fileno()), *modules],
-            cwd="/", env={**environment, **thread_environment()}, stdin=subprocess.DEVNULL, start_new_session=True,
-            pass_fds=[server.fileno()],
+            [*command, *modules], cwd="/", env={**environment, **thread_environment()}, stdin=subprocess.DEVNULL,
+            start_new_session=True, pass_fds=[server.fileno()],
         )  # fmt: skip
         server.close()  # the last one listens there: when it ends, nobody waits for it in vain
+        before = os.environ.get(SOCKET)
         os.environ[SOCKET] = address
         try:
             yield True
         finally:
-            del os.environ[SOCKET]
+            os.environ.pop(SOCKET)
+            os.environ.update({} if before is None else {SOCKET: before})
             process.kill()
             process.wait()

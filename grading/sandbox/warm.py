@@ -178,7 +178,7 @@ def show_error(kind: type[BaseException], error: BaseException, trace: types.Tra
     """As Python does, without the lines of this file, in which no fault is."""
     while trace and trace.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>", runpy.__file__):
         trace = trace.tb_next
-    sys.__excepthook__(kind, error, trace)
+    sys.__excepthook__(kind, error.with_traceback(trace), trace)
 
 
 def main() -> None:
