@@ -14,6 +14,7 @@ questions that they may ask are whether there is a ControlNet and whether a name
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 from typing import Iterator, Mapping, Sequence
 
@@ -31,17 +32,23 @@ def unusual(parts: Mapping[str, str], task_1: Path = ROOT / TASK_1) -> str | Non
     """
     for name, todos in TODO_FILES.items():
         own = read_code(task_1 / name)
+        around_own = rest_of(own, todos)
         try:
             texts, around = taken_apart(fill(own, {todo: parts[todo] for todo in todos}), todos)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return f"{name} with TODO ({'), ('.join(todos)}) is no Python"
-        if around != taken_apart(own, todos)[1]:
+        if around != around_own:
             return f"TODO ({'), ('.join(todos)}) changes what stands around it"
         for todo in todos:
             found = next(Reader(GRAMMARS[todo], texts[todo]).faults(), None)
             if found:
                 return f"TODO ({todo}) has {found}"
     return None
+
+
+@lru_cache(maxsize=4)
+def rest_of(source: str, todos: Sequence[str]) -> str:
+    return taken_apart(source, todos)[1]
 
 
 def taken_apart(source: str, todos: Sequence[str]) -> tuple[dict[str, ast.Module], str]:
