@@ -32,20 +32,25 @@ from ..alignment import BASE, CACHE, MODEL, WEIGHTS, Shared, evaluate, prepare, 
 from ..student_code import ROOT
 from .identity import identity
 
-STEPS, RESULT, DONE = "after_a_few_steps.safetensors", "alignment.json", "made_of.json"
+STEPS, WHOLE = "after_a_few_steps.safetensors", "after_all_steps.safetensors"
+RESULT, DONE = "alignment.json", "made_of.json"
 # The training of the right solution goes on where it stopped, if somebody stops it.
 RESUMABLE = ("--checkpointing_steps", "100", "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A folder with the right solution's weights after a few steps, and with what it draws after all of them."""
+    """A folder with the right solution's weights after a few steps and after all, and with what it draws then."""
 
     folder: Path
 
     @property
     def steps(self) -> Path:
         return self.folder / STEPS
+
+    @property
+    def whole(self) -> Path:
+        return self.folder / WHOLE
 
     def alignment(self) -> Alignment:
         kept = json.loads((self.folder / RESULT).read_text())
@@ -108,13 +113,12 @@ def make_reference(prepared: Path, numbers: Numbers, seconds: float) -> Referenc
             (output / CACHE).symlink_to((prepared / CACHE).resolve())
         flags = training_flags(numbers, ROOT / BASE, output.resolve(), steps)
         run_trusted(["train.py", *flags, *more], ROOT / TASK_1, seconds)
-    save_file(read_tensors(work / "few" / MODEL / WEIGHTS), work / STEPS)
+    for name, target in (("few", STEPS), ("all", WHOLE)):
+        save_file(read_tensors(work / name / MODEL / WEIGHTS), work / target)
     drawn = work / "drawn"
     shutil.rmtree(drawn, ignore_errors=True)  # of a start that was stopped
     drawn.mkdir()
-    keep_alignment(
-        evaluate(work / "all" / MODEL / WEIGHTS, Shared(prepared, ROOT / BASE), numbers, seconds, drawn), work
-    )
+    keep_alignment(evaluate(work / WHOLE, Shared(prepared, ROOT / BASE), numbers, seconds, drawn), work)
     for name in ("few", "all", "drawn"):
         shutil.rmtree(work / name)
     (work / DONE).write_text(json.dumps(made_of(numbers), indent=1))
