@@ -11,6 +11,8 @@ from ..sandbox.cores import usable_cores
 from ..sandbox.watch import Limits
 from .rules import KINDS, Rules, read_rules
 
+LEAST_PROOF = 5
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -35,7 +37,7 @@ class Numbers:
     least_iou: float = 0.55
     # Training is deterministic: a hand-in whose ControlNet equals the right solution's to the bit after so many steps,
     # and whose code does the same in every step, ends where that one ended, and is not trained further. False: all are
-    # trained to their end. Four steps would move every weight: the learning rate starts at zero, and what lies behind
+    # trained to their end. Fewer than five would prove nothing: the learning rate starts at zero, and what lies behind
     # two zero convolutions gets its first gradient two steps after them.
     prove: bool = True
     prove_steps: int = 8
@@ -128,4 +130,6 @@ def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
         if not all(0 <= part < math.inf for part in parts if isinstance(part, (int, float))):
             raise ValueError(f"{setting!r}: the value must be finite and not below 0.")
         numbers = replace(numbers, **{name: value})
+    if numbers.prove and numbers.prove_steps < LEAST_PROOF:
+        raise ValueError(f"prove_steps must be at least {LEAST_PROOF}: before, not every weight has had a gradient.")
     return numbers

@@ -128,7 +128,7 @@ def test_numbers_can_be_set_and_wrong_ones_are_refused():
     assert (changed.train_steps, changed.least_iou, changed.lora_prompts) == (7, 1.0, ("a",))
     assert changed.rules.visibility == "hidden" and changed.seed == NUMBERS.seed
     wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item=1")
-    for setting in (*wrong, "train_steps=-1", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
+    for setting in (*wrong, "train_steps=-1", "prove_steps=4", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
         with pytest.raises(ValueError, match=setting.partition("=")[0]):
             with_settings(NUMBERS, [setting])
 
@@ -579,7 +579,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     command += ["--prepared", tmp_path / "prepared"]
     for setting in (
         "train_steps=2",
-        "prove_steps=1",
+        "prove_steps=5",
         "train_samples=8",
         "train_batch_size=4",
         "held_out=1",
@@ -592,7 +592,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     tests = {test["name"]: test for test in results["tests"]}
     assert tests["Task 1: ControlNet"]["score"] == 5, tests
     assert "Trained for 2 steps" in tests["Task 1: ControlNet"]["output"]
-    assert "after 1 steps its ControlNet equals the right solution's" in tests["Task 1: ControlNet"]["output"]
+    assert "after 5 steps its ControlNet equals the right solution's" in tests["Task 1: ControlNet"]["output"]
     assert all(tests[f"Task 1: TODO ({todo})"]["status"] == "passed" for todo in TODOS)
     assert tests["Task 2: LoRA and DreamBooth"]["score"] == 5
     assert "does not visibly change the pictures" in tests["Task 2: lora_2"]["output"]
