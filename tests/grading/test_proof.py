@@ -22,10 +22,18 @@ from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
 from grading.handed_out.banners import TODOS, read_parts
 from grading.handed_out.record import ROOT
+from grading.sandbox.start import warm_python
 from test_checks import NOT_STRICT, RIGHT, between_banners
 
 NUMBERS = Numbers(memory_mib=200, disk_mib=16, threads=15, train_seconds=20.0)
 SOLUTION = read_parts(ROOT / TASK_1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """Where there can be one, programs are forks of one process, as when the grader runs."""
+    with warm_python({"PATH": os.environ["PATH"]}, ["json"]):
+        yield
 
 
 def with_text(todo: str, text: str) -> dict[str, str]:
