@@ -23,6 +23,9 @@ from ...handed_out.banners import TODO_FILES, fill, find_places, read_code
 from ..student_code import ROOT
 from .grammar import ALWAYS, DECODER, ENCODER, GRAMMARS, IMPORTS, WEIGHTS, WHILE_BUILDING, WORDS, Grammar
 
+# What finds an attribute by a word, and what makes a list longer.
+BY_WORD, LONGER = ("getattr", "setattr"), ("append", "extend")
+
 
 def unusual(parts: Mapping[str, str], task_1: Path = ROOT / TASK_1) -> str | None:
     """What stands in one of the texts, by TODO number, that a plain one does not have, as half a sentence; or None.
@@ -86,7 +89,7 @@ class Reader:
         functions = [node for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.Lambda))]
         self.functions = {node.name for node in functions if isinstance(node, ast.FunctionDef)}
         self.arguments = {node.arg for node in self.nodes if isinstance(node, ast.arg)}
-        self.bodies = functions
+        self.called = {id(node.func) for node in self.nodes if isinstance(node, ast.Call)}
         self.stored = {node.id for node in self.nodes if is_stored(node)}
         self.imported = {a.asname or a.name for n in self.nodes if isinstance(n, ast.ImportFrom) for a in n.names}
         self.made_here = self.names_of_new_things()
@@ -141,6 +144,8 @@ class Reader:
         known = self.grammar.names | self.grammar.callables | self.stored | self.arguments | self.functions
         if node.id not in known | self.imported:
             return f"the name `{node.id}`"
+        if node.id in BY_WORD and id(node) not in self.called:
+            return f"`{node.id}` by another name"
         fixed = {"is_controlnet", "self", "cls", "torch", "nn", "F", "unet", *self.grammar.callables}
         if not isinstance(node.ctx, ast.Load) and node.id in fixed | self.functions | self.imported:
             return f"another meaning of `{node.id}`"
@@ -155,7 +160,7 @@ class Reader:
             return f"`.{node.attr}`"
         if not isinstance(node.ctx, ast.Load) and not self.may_set(node):
             return f"a new `.{node.attr}`"
-        return None
+        return self.must_be_new(node.value) if node.attr in LONGER else None
 
     def may_set(self, node: ast.Attribute) -> bool:
         """Weights of a model that is being built; not the attribute of a class, which all its objects have."""
@@ -177,8 +182,7 @@ class Reader:
         return None if isinstance(node.ctx, ast.Load) else self.must_be_new(node.value)
 
     def check_augassign(self, node: ast.AugAssign) -> str | None:
-        target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
-        return self.must_be_new(target)
+        return self.must_be_new(node.target)
 
     def must_be_new(self, node: ast.expr) -> str | None:
         if isinstance(node, ast.Name) and node.id in self.made_here:
@@ -195,11 +199,9 @@ class Reader:
 
     def check_call(self, node: ast.Call) -> str | None:
         called = node.func
-        if isinstance(called, ast.Attribute) and called.attr in ("append", "extend"):
-            return self.must_be_new(called.value)
         if not isinstance(called, ast.Name):
             return None if isinstance(called, (ast.Attribute, ast.Subscript)) else "a call of what has no name"
-        if called.id in ("getattr", "setattr"):
+        if called.id in BY_WORD:
             return self.check_attribute_by_word(called.id, node.args)
         return None
 
@@ -211,7 +213,7 @@ class Reader:
         if not (is_words(ast.Tuple([word], ast.Load())) or (isinstance(word, ast.Name) and word.id in self.words)):
             return f"`{function}` by a name that is not written out"
         copies = [arg for arg in args[2:] if isinstance(arg, ast.Call) and isinstance(arg.func, ast.Name)]
-        if [arg for arg in args[2:] if arg not in copies] or [c for c in copies if c.func.id != "deepcopy"]:
+        if [arg for arg in args[2:] if arg not in copies] or {copy.func.id for copy in copies} - {"deepcopy"}:
             return "`setattr` of something that is no copy"
         return None
 
@@ -227,7 +229,8 @@ class Reader:
 
     def check_functiondef(self, node: ast.FunctionDef) -> str | None:
         inner = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-        if node.decorator_list or node.name in inner or node.name in self.grammar.names | self.grammar.callables:
+        taken = self.grammar.names | self.grammar.callables | self.imported | {"deepcopy"}
+        if node.decorator_list or node.name in inner | taken:
             return f"a function `{node.name}` that is decorated, calls itself or takes a name that is there"
         return None
 
