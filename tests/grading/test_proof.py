@@ -44,7 +44,7 @@ def with_text(todo: str, text: str) -> dict[str, str]:
 # Which texts are plain
 
 # Right ones all the same: they are trained to their end.
-NOT_PLAIN = {("1", "a class of one's own"), ("3", "a helper function")}
+NOT_PLAIN = {("3", "a helper function")}
 
 
 def test_the_solution_is_plain():
@@ -95,7 +95,12 @@ TWO_FACED = {
     "patches a module": ("1", f"{CONV}\nmodule.forward = lambda x: x"),
     "patches a class": ("1", f"nn.Conv2d.bias = None\n{CONV}"),
     "keeps a function as a weight": ("1", f"{CONV}\nmodule.bias = lambda: 0"),
-    "makes a class": ("1", f"class C(nn.Conv2d):\n    pass\n{CONV}"),
+    "makes a class": ("1", f"class C(nn.Conv2d):\n    def forward(self, x):\n        return x\n{CONV}"),
+    "makes a class of something else": ("1", f"class C(nn.init):\n    pass\n{CONV}"),
+    "makes a class with something": ("1", f"class C(nn.Conv2d):\n    n = []\n{CONV}"),
+    "patches a class of its own": ("1", f"class C(nn.Conv2d):\n    pass\nC.weight = []\n{CONV}"),
+    "a word as an argument": ("2", "for a in ('conv_in',):\n    pass\ndef f(a):\n    getattr(unet, a)"),
+    "words as an argument": ("2", "b = ('conv_in',)\ndef f(b):\n    for a in b:\n        getattr(unet, a)"),
     "changes the threads": ("1", f"{CONV}\ntorch.set_num_threads(3)"),
     "seeds": ("1", f"{CONV}\ntorch.manual_seed(3)"),
     "leaves what was there in memory": ("1", f"{CONV}\nmodule.weight = nn.Parameter(torch.empty(1))"),
@@ -114,6 +119,7 @@ TWO_FACED = {
     "a layer as an argument": ("3", f"def f(a):\n    a += [1]\nf(self.controlnet_down_blocks)\n{DOWN}\n{MID}"),
     "getattr by another name": ("2", "g = getattr\ng(unet, 'mid_block')\ngetattr = g"),
     "decorates": ("4-2", f"@torch.no_grad\ndef f():\n    return 0\n{ADD}"),
+    "calls itself": ("4-2", f"def f(a):\n    return f(a)\n{ADD}"),
     "yields": ("4-2", f"def f():\n    yield 0\n{ADD}"),
     "walrus": ("4-2", f"{ADD}\n(x := sample)"),
     "deletes": ("4-2", f"{ADD}\ndel mid_block_additional_residual"),

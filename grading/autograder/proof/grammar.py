@@ -12,6 +12,8 @@ DECODER = {"up_blocks", "conv_norm_out", "conv_out", "conv_act"}
 WORDS = {*ENCODER, *DECODER, "controlnet_", "controlnet_cond_embedding", "controlnet_down_blocks"}
 WORDS |= {"controlnet_mid_block", "weight", "bias", ".", ""}
 WEIGHTS = {"weight", "bias", "data"}
+# What a class may have of its own: a convolution calls it while it is made, and nobody later.
+METHODS = {"__init__", "reset_parameters"}
 CONTAINERS = {"dict", "enumerate", "len", "list", "map", "range", "reversed", "sum", "tuple", "zip"}
 IMPORTS = {("copy", "deepcopy"), ("operator", "add")}
 
@@ -24,7 +26,7 @@ ALWAYS = (
 )  # fmt: skip
 WHILE_BUILDING = (
     *ALWAYS, ast.With, ast.withitem, ast.Dict, ast.DictComp, ast.Assert, ast.Not, ast.In, ast.NotIn, ast.Eq,
-    ast.NotEq,
+    ast.NotEq, ast.ClassDef,
 )  # fmt: skip
 
 
@@ -43,9 +45,10 @@ GRAMMARS: Mapping[str, Grammar] = {
     "1": Grammar(
         names={"in_channels", "out_channels", "kernel_size", "stride", "padding", "nn", "torch"},
         attributes={
-            *WEIGHTS, "Conv2d", "Parameter", "apply", "constant_", "detach", "fill_", "init", "items",
+            *WEIGHTS, *METHODS, "Conv2d", "Parameter", "apply", "constant_", "detach", "fill_", "init", "items",
             "load_state_dict", "nn", "no_grad", "parameters", "state_dict", "zero_", "zeros", "zeros_", "zeros_like",
         },
+        callables={*CONTAINERS, "super"},
         keywords={"in_channels", "out_channels", "kernel_size", "stride", "padding", "bias", "strict"},
         building=True,
     ),

@@ -21,7 +21,7 @@ from typing import Iterator, Mapping, Sequence
 from ...files.items import TASK_1
 from ...handed_out.banners import TODO_FILES, fill, find_places, read_code
 from ..student_code import ROOT
-from .grammar import ALWAYS, DECODER, ENCODER, GRAMMARS, IMPORTS, WEIGHTS, WHILE_BUILDING, WORDS, Grammar
+from .grammar import ALWAYS, DECODER, ENCODER, GRAMMARS, IMPORTS, METHODS, WEIGHTS, WHILE_BUILDING, WORDS, Grammar
 
 # What finds an attribute by a word, and what makes a list longer.
 BY_WORD, LONGER = ("getattr", "setattr"), ("append", "extend")
@@ -63,11 +63,14 @@ def taken_apart(source: str, todos: Sequence[str]) -> tuple[dict[str, ast.Module
     lines = {todo: (place.opening.line, place.closing.line) for todo, place in places.items()}
     texts = {todo: ast.Module([], []) for todo in todos}
     tree = ast.parse(source)
-    for node in list(ast.walk(tree)):
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         for block in ("body", "orelse", "finalbody"):
             statements = getattr(node, block, None)
             if isinstance(statements, list):
                 setattr(node, block, [one for one in statements if not moved(one, lines, texts)])
+        waiting += ast.iter_child_nodes(node)
     return texts, ast.dump(tree)
 
 
@@ -89,6 +92,7 @@ class Reader:
         functions = [node for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.Lambda))]
         self.functions = {node.name for node in functions if isinstance(node, ast.FunctionDef)}
         self.arguments = {node.arg for node in self.nodes if isinstance(node, ast.arg)}
+        self.classes = {node.name for node in self.nodes if isinstance(node, ast.ClassDef)}
         self.called = {id(node.func) for node in self.nodes if isinstance(node, ast.Call)}
         self.stored = {node.id for node in self.nodes if is_stored(node)}
         self.imported = {a.asname or a.name for n in self.nodes if isinstance(n, ast.ImportFrom) for a in n.names}
@@ -120,7 +124,7 @@ class Reader:
     def names_of_words(self) -> set[str]:
         """Names that stand for nothing but words of a list that is written out in the text."""
         displays = {name.id for name, value in self.plain_assignments() if is_words(value)}
-        displays -= {name.id for name, value in self.plain_assignments() if not is_words(value)}
+        displays -= {name.id for name, value in self.plain_assignments() if not is_words(value)} | self.arguments
         loops = [node for node in self.nodes if isinstance(node, (ast.For, ast.comprehension))]
         over_words = {
             id(loop.target)
@@ -128,7 +132,8 @@ class Reader:
             if is_words(loop.iter) or (isinstance(loop.iter, ast.Name) and loop.iter.id in displays)
         }
         found = {node.id for node in self.nodes if is_stored(node) and id(node) in over_words}
-        return found - {node.id for node in self.nodes if is_stored(node) and id(node) not in over_words}
+        others = {node.id for node in self.nodes if is_stored(node) and id(node) not in over_words}
+        return found - others - self.arguments
 
     def faults(self) -> Iterator[str]:
         kinds = WHILE_BUILDING if self.grammar.building else ALWAYS
@@ -142,7 +147,7 @@ class Reader:
 
     def check_name(self, node: ast.Name) -> str | None:
         known = self.grammar.names | self.grammar.callables | self.stored | self.arguments | self.functions
-        if node.id not in known | self.imported:
+        if node.id not in known | self.imported | self.classes:
             return f"the name `{node.id}`"
         if node.id in BY_WORD and id(node) not in self.called:
             return f"`{node.id}` by another name"
@@ -167,7 +172,8 @@ class Reader:
         root = node.value
         while isinstance(root, (ast.Attribute, ast.Subscript)):
             root = root.value
-        known = isinstance(root, ast.Name) and root.id not in {"nn", "torch", *self.grammar.callables, *self.imported}
+        classes = {"nn", "torch", *self.grammar.callables, *self.imported, *self.classes}
+        known = isinstance(root, ast.Name) and root.id not in classes
         return self.grammar.building and node.attr in WEIGHTS and known
 
     def check_assign(self, node: ast.Assign) -> str | None:
@@ -226,6 +232,15 @@ class Reader:
 
     def check_arguments(self, node: ast.arguments) -> str | None:
         return "arguments with defaults" if node.defaults or node.kw_defaults or node.kwarg else None
+
+    def check_classdef(self, node: ast.ClassDef) -> str | None:
+        """A convolution that starts otherwise, and does what every convolution does."""
+        methods = {one.name for one in node.body if isinstance(one, ast.FunctionDef)}
+        others = [one for one in node.body if not isinstance(one, (ast.FunctionDef, ast.Pass))]
+        plain = [ast.unparse(base) for base in node.bases] == ["nn.Conv2d"] and not node.keywords
+        if not plain or node.decorator_list or others or methods - METHODS or node.name in self.stored | self.arguments:
+            return f"a class `{node.name}` that is more than a convolution with other weights"
+        return None
 
     def check_functiondef(self, node: ast.FunctionDef) -> str | None:
         inner = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
