@@ -1,0 +1,41 @@
+"""The pages' links lead somewhere, and the table of tests is the tests."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "tiny_sd/*.md", "grading/*.md", "findings/*.md")
+    for page in ROOT.glob(pattern)
+)
+CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
+
+
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} is not there"
+        if anchor:
+            assert anchor in anchors(file), f"{target} is no heading"
+
+
+def test_the_table_of_tests_names_every_file_of_tests():
+    page = (ROOT / "docs" / "tests.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:\.\.\./)?(?:grading/)?(test_\w+\.py)`", page))
+    there = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
+    assert named == there
