@@ -1,5 +1,6 @@
-"""The pages' links lead somewhere, and the table of tests is the tests."""
+"""Links lead somewhere, the table of tests is the tests, notebooks are as small as they can be."""
 
+import json
 import re
 from pathlib import Path
 
@@ -39,3 +40,13 @@ def test_the_table_of_tests_names_every_file_of_tests():
     named = set(re.findall(r"`(?:\.\.\./)?(?:grading/)?(test_\w+\.py)`", page))
     there = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     assert named == there
+
+
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("task_*/*.ipynb")), ids=lambda path: path.parent.name)
+def test_a_notebook_shows_its_pictures_and_stays_small(notebook):
+    """A picture as JPEG and not as PNG, too, which is five times as large; no warnings, which name machines' paths."""
+    assert notebook.stat().st_size < 600_000
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert any("image/jpeg" in output.get("data", {}) for output in outputs)
+    assert not any("image/png" in output.get("data", {}) or output.get("name") == "stderr" for output in outputs)
