@@ -106,6 +106,8 @@ def make_reference(prepared: Path, numbers: Numbers, seconds: float) -> Referenc
     folder = place(prepared, numbers)
     work = folder.with_name(f".{folder.name}.unfinished")
     work.mkdir(mode=0o700, exist_ok=True)
+    for name in ("few", "drawn"):  # of a start that was stopped; the long training goes on
+        shutil.rmtree(work / name, ignore_errors=True)
     for name, steps, more in (("few", numbers.prove_steps, ()), ("all", numbers.train_steps, RESUMABLE)):
         output = work / name
         output.mkdir(exist_ok=True)
@@ -116,7 +118,6 @@ def make_reference(prepared: Path, numbers: Numbers, seconds: float) -> Referenc
     for name, target in (("few", STEPS), ("all", WHOLE)):
         save_file(read_tensors(work / name / MODEL / WEIGHTS), work / target)
     drawn = work / "drawn"
-    shutil.rmtree(drawn, ignore_errors=True)  # of a start that was stopped
     drawn.mkdir()
     keep_alignment(evaluate(work / WHOLE, Shared(prepared, ROOT / BASE), numbers, seconds, drawn), work)
     for name in ("few", "all", "drawn"):
