@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 import types
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,8 @@ def main() -> None:
     sys.excepthook = show_error
     server = socket.socket(fileno=int(sys.argv[1]))
     for name in sys.argv[2:]:
-        importlib.import_module(name)
+        with suppress(ImportError):  # another release may lack it; a program that needs it says so itself
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # so that a child's collections do not copy what all share
     run(serve(server))

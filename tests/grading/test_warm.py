@@ -26,7 +26,7 @@ QUICK = Limits(seconds=1.5, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=
 @pytest.fixture(scope="module", autouse=True)
 def warm():
     """One without PyTorch, which is not needed to see how programs start and end."""
-    with warm_python({"PATH": os.environ["PATH"]}, ["json", "ctypes"]) as there:
+    with warm_python({"PATH": os.environ["PATH"]}, ["json", "ctypes", "not_there"]) as there:
         assert there
         yield
 
