@@ -13,6 +13,7 @@ with those that it has no results of. As root, student's code runs as another us
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -77,14 +78,15 @@ def prepare_all(prepared: Path, numbers: Numbers, seconds: float, train: bool = 
     Raises:
         GraderError: if that does not work.
     """
-    prepare_once(prepared, numbers, seconds)
-    plain = keep_plain(prepared, numbers, seconds)
-    reference = find_reference(prepared, numbers) if numbers.prove else None
-    if numbers.prove and train and not reference:
-        print(
-            "Once: the right solution is trained, whose end many hand-ins share. That takes some minutes.", flush=True
-        )
-        reference = make_reference(prepared, numbers, numbers.total_seconds)
+    prepared.mkdir(parents=True, exist_ok=True)
+    with (prepared / ".preparing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two gradings may start at the same time
+        prepare_once(prepared, numbers, seconds)
+        plain = keep_plain(prepared, numbers, seconds)
+        reference = find_reference(prepared, numbers) if numbers.prove else None
+        if numbers.prove and train and not reference:
+            print("Once: the right solution is trained, where many hand-ins end. That takes some minutes.", flush=True)
+            reference = make_reference(prepared, numbers, numbers.total_seconds)
     return {"reference": reference.folder if reference else None, "plain": plain}
 
 

@@ -32,6 +32,8 @@ from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Todos, judge_task_1
 from grading.sandbox.cores import thread_environment, usable_cores
 from grading.sandbox.start import warm_python
+from grading.sandbox.trusted import GraderError
+from grading.sandbox.watch import SandboxError
 from test_checks import NOT_STRICT, RIGHT, SOLUTION, WRONG, between_banners
 
 RESULTS = Path("build/both_ways.jsonl")
@@ -168,6 +170,8 @@ def main() -> None:
             run(waiting, args, numbers)
     except KeyboardInterrupt:
         sys.exit("Stopped. What is done is kept: the same command goes on from here.")
+    except (GraderError, SandboxError, OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
     results = read(args.results)
     print(table(results))
     sys.exit(not all(map(agrees, results)))
