@@ -13,9 +13,10 @@ from ..grades.numbers import Numbers
 from ..grades.rubric import Alignment, Evidence, Lora, Score, Todos, grade
 from ..handed_out.banners import BannerError
 from ..handed_out.record import added_code
+from ..handed_out.taken import take_texts
 from .alignment import Shared, evaluate, train
 from .loras import judge_loras
-from .student_code import outside_changes, read_handed_out, take_texts
+from .student_code import outside_changes, read_handed_out
 from .todos import check_todos
 
 WEIGHTS = "controlnet.safetensors"

@@ -30,18 +30,18 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence
 from finetune.numbers import positive_int
 
 from ..files.archive import is_dropping
+from ..files.collection import hand_ins, is_readable_archive, left_out
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import gallery, in_short, not_graded, results_of, write_atomically, write_table
 from ..grades.rubric import Evidence
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
-from ..grades.teacher_page import page
+from ..grades.teacher_page import anchors_of, page
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.trusted import ROOT, GraderError
 from ..sandbox.watch import SandboxError
 from .alignment import PREPARE_SECONDS, Shared, prepare, share
-from .collection import hand_ins, is_readable_archive, left_out
 from .grade import grade_hand_in, real_judges
 
 RESULTS, GALLERY = "results.json", "gallery.json"
@@ -207,6 +207,11 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             print(f"{name}: {in_short(results[name])}", flush=True)
             write_table(output / "grades.csv", results)
             write_atomically(output / "index.html", page(results, rows, numbers, others))
+    if len(found) > 1:
+        from ..compare.run import likeness_section  # with libraries that grading one hand-in does not need
+
+        likeness = likeness_section(found, output / "compared", jobs, anchors_of(found))
+        write_atomically(output / "index.html", page(results, rows, numbers, others, likeness))
     return results
 
 

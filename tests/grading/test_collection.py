@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from grading.autograder import run as autograder
-from grading.autograder.collection import hand_ins, left_out
 from grading.autograder.run import grade_all, grade_into, grade_on_gradescope
 from grading.files.archive import find_items, unpack
+from grading.files.collection import hand_ins, left_out
 from grading.files.items import WEIGHTS_FILE
 from grading.grades.numbers import Numbers
 from grading.grades.results import not_graded, results_of
