@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 
@@ -40,13 +40,13 @@ class Contents:
 
 
 def filters_of(image: Any) -> set[str]:
-    found = image.get("/Filter", [])
+    found = image["/Filter"] if "/Filter" in image else []
     return set(found if isinstance(found, list) else [found])
 
 
 def is_worth_decoding(image: Any) -> bool:
     """By its header: of a kind that is decoded here, no line or dot, and not too large."""
-    width, height = int(image.get("/Width", 0)), int(image.get("/Height", 0))
+    width, height = int(image["/Width"]), int(image["/Height"])
     return min(width, height) >= MIN_SIDE and width * height <= MAX_PIXELS and filters_of(image) <= FILTERS
 
 
@@ -54,11 +54,10 @@ def thumbnails(page: Any) -> Iterator[bytes]:
     """The pictures of a page that can be read, on white, as RGB of 64 by 64 px."""
     from PIL import Image
 
-    objects = (page.get("/Resources") or {}).get("/XObject") or {}
-    for name, reference in objects.items():
+    for name in page.images.keys():  # a list, where the picture lies in a form, such as an included figure
         try:
-            image = reference.get_object()
-            if image.get("/Subtype") == "/Image" and is_worth_decoding(image):
+            image = object_of(page, [name] if isinstance(name, str) else name)
+            if image is not None and is_worth_decoding(image):
                 picture = page.images[name].image.convert("RGBA")
                 white = Image.new("RGBA", picture.size, "white")
                 white.alpha_composite(picture)
@@ -67,6 +66,17 @@ def thumbnails(page: Any) -> Iterator[bytes]:
             raise
         except Exception as error:  # a damaged picture can raise nearly anything; the others may be whole
             print(f"{name} is left out: {type(error).__name__}", file=sys.stderr)
+
+
+def object_of(page: Any, names: Sequence[str]) -> Any:
+    """A picture's header, found by its names from form to form; None for one that stands in the page's own text."""
+    found = page
+    for name in names:
+        try:
+            found = found["/Resources"]["/XObject"][name]
+        except KeyError:
+            return None
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:
