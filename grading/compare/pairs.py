@@ -1,6 +1,6 @@
 """Which hand-ins are alike, and in what: every two of them by what was read of each.
 
-The lines, above which a likeness is shown, are measured: see docs/teacher.md and benchmarks/compare_hand_ins.py.
+The lines, above which a likeness is shown, are measured: see docs/teacher.md and tests/grading/calibrate_compare.py.
 """
 
 from __future__ import annotations
@@ -8,22 +8,21 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Sequence
 
-from ..files.items import LORAS, TASK_1, shown
-from ..grades.likeness import LINE, AlikePair, Comparison, Likeness
-from ..handed_out.banners import TODO_FILES, read_code
-from ..handed_out.record import ROOT
-from ..starter.make import blank
-from .facts import Facts
-from .loras import cosines
-from .pictures import Gallery, Thumbnail, handed_out, is_flat, is_one_of
-from .texts import BETWEEN, Text, all_grams, code, in_common, most_for, often, prose
+import numpy as np
 
-# Measured with benchmarks/compare_hand_ins.py; see docs/teacher.md.
+from ..files.items import LORAS, shown
+from ..grades.likeness import LINE, AlikePair, Comparison, Likeness
+from .facts import Facts
+from .given import handed_out, our_code, our_prose
+from .loras import cosines
+from .pictures import Gallery, Thumbnail, is_flat, is_one_of
+from .texts import BETWEEN, Text, code, in_common, most_for, often, prose
+
+# Measured with tests/grading/calibrate_compare.py; see docs/teacher.md.
 LORA_LINE, PICTURE_LINE = 0.7, 0.97
 # Letters in common beyond what everybody has: four lines of prose; of code half of five usual solutions.
 PROSE_LINE, CODE_LINE = 250, 400
@@ -31,18 +30,11 @@ PROSE_LINE, CODE_LINE = 250, 400
 GIVEN_DATA = ("sample_data", "rendered", "fill50k")
 MAX_PICTURES, MAX_NAMES = 6, 5
 LEAST_SHOWN = 0.2  # of a pair that has something else above the line
-# What stands in the repository, and so in many reports.
-OUR_TEXTS = (
-    "README.md", "docs/student.md", "docs/measures.md", "task_2_lora/evaluate.py", "task_2_lora/sample_data/README.md",
-    "task_1_controlnet/data/test_prompts.json", "grading/report/report_example.toml", "grading/report/report.typ",
-    "grading/report/content.py",
-)  # fmt: skip
-LIBRARY_CODE = ("models/controlnets/controlnet.py", "models/controlnet.py", "models/unets/unet_2d_condition.py")
-
 SAMPLES = (
     "Both reports show the assignment's sample pictures: two students who run the given script on them with its own "
     "seed get the same LoRA on the same kind of machine."
 )
+GROUP = "Usual where they ran the given script with its own seed on the sample data: ask the others which they used."
 NO_SAMPLES = (
     "Usual where both ran the given script with its own seed on the same pictures, such as the sample data; their "
     "reports do not both show these. Two trainings with other seeds do not come so near each other."
@@ -88,6 +80,7 @@ class Compare:
         self.names = list(facts)
         self.facts = list(facts.values())
         self.work = work
+        self.groups: list[str] = []
         given = handed_out()
         own, self.shows_samples = [], []
         for one in self.facts:
@@ -114,11 +107,22 @@ class Compare:
         for base in sorted({self.facts[i].loras[name].base for i, name in places}):
             own = [(i, name) for i, name in places if self.facts[i].loras[name].base == base]
             table = cosines([self.work / self.facts[i].loras[name].canonical for i, name in own])
-            for row, (first, one) in enumerate(own):
-                for column in range(row + 1, len(own)):
-                    second, other = own[column]
-                    if first != second and table[row, column] > 0:
-                        yield Finding(first, second, self.lora(first, one, second, other, float(table[row, column])))
+            common = self.common_loras(own, table)
+            for (row, (first, one)), (column, (second, other)) in combinations(enumerate(own), 2):
+                if first != second and table[row, column] > 0 and not {row, column} <= common:
+                    yield Finding(first, second, self.lora(first, one, second, other, float(table[row, column])))
+
+    def common_loras(self, own: Sequence[tuple[int, str]], table: np.ndarray) -> set[int]:
+        """Those that are like the LoRAs of so many hand-ins that no pair of these says more than the group does."""
+        owners = np.array([i for i, _ in own])
+        common = {row for row, line in enumerate(table) if self.is_common(owners[line >= LORA_LINE])}
+        if common:
+            names = ", ".join(sorted({self.names[own[row][0]] for row in common}))
+            self.groups.append(f"LoRAs that many hand-ins have alike, and no pairs are shown for: {names}. {GROUP}")
+        return common
+
+    def is_common(self, owners: np.ndarray) -> bool:
+        return len(set(owners.tolist())) > most_for(len(self.facts))
 
     def lora(self, first: int, one: str, second: int, other: str, cosine: float) -> Likeness:
         mine, theirs = self.facts[first].loras[one], self.facts[second].loras[other]
@@ -136,19 +140,16 @@ class Compare:
     # Pictures
 
     def pictures(self) -> Iterator[Finding]:
-        for (first, second), found in self.gallery.alike().items():
-            same = [one for one in found if one[0] >= PICTURE_LINE] or found[:1]
-            best, many = same[0][0], len(same)
-            if best >= PICTURE_LINE:
-                what = (
-                    f"{many} picture{'s' if many > 1 else ''} of one report {'are' if many > 1 else 'is'} in the other."
-                )
-            else:
-                what = "Two pictures resemble each other."
+        for (first, second), found in self.gallery.alike(PICTURE_LINE, most_for(len(self.facts))).items():
+            best = found[0].correlation
+            same = [one for one in found if one.correlation >= PICTURE_LINE]
+            what = f"Two pictures resemble each other, by a correlation of {best:.3f}."
+            if same:
+                what = f"{f'{len(same)} pictures' if len(same) > 1 else 'A picture'} of one report in the other."
             shown = [
-                (f"{self.names[owner]}: correlation {value:.3f}", in_png(self.gallery.pictures[place]))
-                for value, *places in same[:MAX_PICTURES]
-                for owner, place in zip((first, second), places)
+                (f"{self.names[owner]}: correlation {one.correlation:.3f}", in_png(self.gallery.pictures[place]))
+                for one in same[:MAX_PICTURES]
+                for owner, place in ((first, one.first), (second, one.second))
             ]
             strength = relative(best, PICTURE_LINE)
             yield Finding(first, second, Likeness("picture", strength, what, HONEST["picture"], pictures=tuple(shown)))
@@ -197,21 +198,6 @@ def equal(own: Sequence[Mapping[str, str]]) -> dict[tuple[int, int], list[str]]:
     return found
 
 
-def our_prose(root: Path = ROOT) -> set[str]:
-    texts = [(root / name).read_text(encoding="utf-8") for name in OUR_TEXTS if (root / name).is_file()]
-    return all_grams([prose(text) for text in texts])
-
-
-def our_code(root: Path = ROOT) -> set[str]:
-    """What the assignment's files say, the solution's among them, and the library's that they are like."""
-    paths = [root / TASK_1 / name for name in TODO_FILES]
-    library = find_spec("diffusers")
-    if library and library.origin:
-        paths += [Path(library.origin).parent / name for name in LIBRARY_CODE]
-    sources = [read_code(path) for path in paths if path.is_file()]
-    return all_grams([code(text) for text in [*sources, *map(blank, sources[: len(TODO_FILES)])]])
-
-
 def below_line(findings: Iterable[Finding], names: Sequence[str]) -> dict[str, str]:
     """By kind a sentence about the strongest likeness below the line."""
     best: dict[str, Finding] = {}
@@ -237,4 +223,4 @@ def compare(facts: Mapping[str, Facts], work: Path) -> Comparison:
     ]
     pairs.sort(key=lambda pair: (-pair.weight(), pair.first, pair.second))
     notes = {name: one.notes for name, one in facts.items() if one.notes}
-    return Comparison(len(facts), tuple(pairs), below_line(findings, compared.names), notes)
+    return Comparison(len(facts), tuple(pairs), below_line(findings, compared.names), notes, tuple(compared.groups))

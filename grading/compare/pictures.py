@@ -7,34 +7,36 @@ model drew from the same noise have it in common, too, so the thumbnails decide.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
-
-from .look_into_pdf import ROOT, SIDE
 
 # Bits of 64 in which the hashes of one picture differ at most.
 MAX_BITS = 14
 # A picture whose pixels lie so near to two colours, in mean of 255, says nothing but these: a disc on a ground.
 FLAT = 8.0
-# What students are given; whoever shows it shows no picture of another student's.
-HANDED_OUT = ("task_2_lora/sample_data/*/*.png", "task_2_lora/sample_data/*/*/*.png", "task_1_controlnet/data/*/*.png")
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture of a report: its pixels, of shape (64, 64, 3), and its hash as 64 bits."""
+    """A picture of a report: its pixels, of shape (64, 64, 3), its hash as 64 bits, and its direction.
+
+    That are the pixels without their mean colour, as one vector of length 1: the correlation of two pictures is the
+    product of their directions, also if one is paler.
+    """
 
     pixels: np.ndarray
     bits: np.ndarray
+    direction: np.ndarray
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> Thumbnail:
         from imagehash import phash  # brings SciPy along
 
-        return cls(pixels, phash(Image.fromarray(pixels)).hash.ravel())
+        centred = (pixels - pixels.mean(axis=(0, 1), keepdims=True)).astype(np.float32).ravel()
+        bits = phash(Image.fromarray(pixels)).hash.ravel()
+        return cls(pixels, bits, centred / max(float(np.linalg.norm(centred)), 1e-6))
 
     def picture(self) -> Image.Image:
         return Image.fromarray(self.pixels)
@@ -46,28 +48,14 @@ def is_flat(pixels: np.ndarray) -> bool:
     return float(np.abs(pixels.astype(float) - np.asarray(two, float)).mean()) < FLAT
 
 
-def correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the pixels of two thumbnails, each without its mean colour: 1 for equal ones, also if one is paler."""
-    one, other = (pixels.astype(float) - pixels.mean(axis=(0, 1), keepdims=True) for pixels in (first, second))
-    scale = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(np.sum(one * other)) / scale if scale else 0.0
-
-
-def thumbnail_of(path: Path) -> Thumbnail:
-    """Of a file that is trusted."""
-    with Image.open(path) as image:
-        small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    return Thumbnail.of(np.asarray(small))
-
-
-def handed_out(root: Path = ROOT) -> list[Thumbnail]:
-    return [thumbnail_of(path) for pattern in HANDED_OUT for path in sorted(root.glob(pattern))]
+def correlation(first: Thumbnail, second: Thumbnail) -> float:
+    return float(first.direction @ second.direction)
 
 
 def resemblance(first: Thumbnail, second: Thumbnail) -> float:
     """The correlation, or 0 if already the hashes differ."""
     bits = int(np.count_nonzero(first.bits != second.bits))
-    return correlation(first.pixels, second.pixels) if bits <= MAX_BITS else 0.0
+    return correlation(first, second) if bits <= MAX_BITS else 0.0
 
 
 def is_one_of(picture: Thumbnail, others: Iterable[Thumbnail], least: float) -> bool:
@@ -97,21 +85,39 @@ class Gallery:
                 if self.owners[place] != self.owners[place + 1 + other]:
                     yield place, place + 1 + other
 
-    def alike(self) -> dict[tuple[int, int], list[tuple[float, int, int]]]:
-        """By two hand-ins: correlations, with the places of the two pictures, each picture in its best pair only."""
-        found: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
-        for place, other in self.near():
-            value = correlation(self.pictures[place].pixels, self.pictures[other].pixels)
-            found.setdefault((int(self.owners[place]), int(self.owners[other])), []).append((value, place, other))
-        return {pair: matched(some) for pair, some in found.items()}
+    def alike(self, line: float, most: float) -> dict[tuple[int, int], list[Match]]:
+        """By two hand-ins, which pictures may be the same, the best first, each picture in its best match only.
+
+        Pictures that more than `most` hand-ins have, with correlations from `line` on, are left out.
+        """
+        found = [Match(correlation(self.pictures[a], self.pictures[b]), a, b) for a, b in self.near()]
+        having: dict[int, set[int]] = {}
+        for one in found:
+            if one.correlation >= line:
+                for place in (one.first, one.second):
+                    having.setdefault(place, set()).update(self.owners[[one.first, one.second]].tolist())
+        common = {place for place, owners in having.items() if len(owners) > most}
+        by_pair: dict[tuple[int, int], list[Match]] = {}
+        for one in found:
+            if not common & {one.first, one.second}:
+                by_pair.setdefault((int(self.owners[one.first]), int(self.owners[one.second])), []).append(one)
+        return {pair: matched(some) for pair, some in by_pair.items()}
 
 
-def matched(some: Sequence[tuple[float, int, int]]) -> list[tuple[float, int, int]]:
-    """The best pairs first, no picture twice."""
-    taken: set[Any] = set()
+class Match(NamedTuple):
+    """Two pictures by their places in a gallery."""
+
+    correlation: float
+    first: int
+    second: int
+
+
+def matched(some: Sequence[Match]) -> list[Match]:
+    """The best first, no picture twice."""
+    taken: set[int] = set()
     best = []
-    for value, place, other in sorted(some, reverse=True):
-        if not taken & {place, other}:
-            taken |= {place, other}
-            best.append((value, place, other))
+    for one in sorted(some, reverse=True):
+        if not taken & {one.first, one.second}:
+            taken |= {one.first, one.second}
+            best.append(one)
     return best

@@ -52,13 +52,14 @@ class Comparison:
     """All pairs of `compared` hand-ins with something above the line, the strongest first.
 
     `below` has by kind a sentence about the strongest likeness that is below the line; `notes` say by hand-in what
-    could not be compared.
+    could not be compared; `groups` are sentences about what many have alike.
     """
 
     compared: int
     pairs: tuple[AlikePair, ...]
     below: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
 
 def likeness_html(one: Likeness) -> str:
@@ -93,7 +94,7 @@ def section(comparison: Comparison, anchors: Mapping[str, str] | None = None) ->
     return (
         f'<section id="likeness"><h2>What hand-ins have in common</h2>{INTRODUCTION}'
         f"<p>{comparison.compared} hand-ins, {total} pairs, {len(pairs)} of them with something in common that other "
-        f"pairs do not have:</p>{shown}{more}"
+        f"pairs do not have:</p>{shown}{more}{''.join(f'<p>{escape(group)}</p>' for group in comparison.groups)}"
         + (f"<p>The strongest below the line:</p><ul>{below}</ul>" if below else "")
         + (f"<p>Not compared:</p><ul>{notes}</ul>" if notes else "")
         + "</section>"

@@ -5,10 +5,6 @@
 trains LoRAs on the embedded base from the sample data with seven seeds, draws with them, makes seven hand-ins of them
 (21 honest pairs) and 23 copies, and prints what is found, for docs/teacher.md. About half an hour on two cores;
 what is finished stays, so a second start goes on where the first stopped.
-
-    python tests/grading/calibrate_compare.py --scale 100
-
-takes the computing time for so many made hand-ins, whose two LoRAs each are as large as the scripts make them.
 """
 
 from __future__ import annotations
@@ -17,13 +13,10 @@ import argparse
 import io
 import itertools
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -38,11 +31,8 @@ from safetensors.numpy import load_file, save
 from finetune.progress import progress_bar
 from grading.compare.facts import Facts, kept_facts
 from grading.compare.pairs import Compare, compare
-from grading.compare.run import read_all
-from grading.files.lora_modules import known_bases
 from grading.grades.likeness import LINE
 from grading.handed_out.banners import TODOS
-from grading.sandbox.cores import usable_cores
 from hand_ins import FILE_OF, LORA_1, LORA_2, PDF, hand_in, with_text, write_zip
 from test_checks import RIGHT
 
@@ -252,46 +242,10 @@ def cosines_of(runs: Runs, facts: dict[str, Facts], work: Path) -> None:
     print(f"cosine, other data, same seed: {spread(both[i, i + count] for i in range(count))}")
 
 
-def large_lora(seed: int) -> bytes:
-    """Random numbers in the shapes of a LoRA of the scripts: rank 32, all layers of the embedded base."""
-    source = np.random.default_rng(seed)
-    part = {"unet": (".to_", ".proj_", ".ff.", ".conv1", ".conv2"), "text_encoder": (".self_attn.",)}
-    tensors = {}
-    for name, shape in ((f"{p}.{m}", s) for p, own in known_bases()[1].shapes.items() for m, s in own.items()):
-        if any(words in name for words in part[name.partition(".")[0]]):
-            a, b = (32, *shape[1:]), (shape[0], 32, *[1] * (len(shape) - 2))
-            tensors[f"{name}.lora_A.weight"] = source.normal(size=a).astype(np.float32)
-            tensors[f"{name}.lora_B.weight"] = source.normal(size=b).astype(np.float32)
-    return save(tensors)
-
-
-def take_time(count: int, output: Path) -> None:
-    """Prints the computing time, of this process and its children, that comparing made hand-ins takes."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output) as name:
-        folder, found = Path(name).resolve(), {}
-        for i in progress_bar(range(count), desc="Making hand-ins", unit="hand-in"):
-            pictures = [Image.effect_noise((128, 128), 60 + j).convert("RGB") for j in range(28)]
-            report = pdf_of(REPORTS[i % len(REPORTS)], pictures, folder / "typeset", png)
-            files = {LORA_1: large_lora(2 * i), LORA_2: large_lora(2 * i + 1), PDF: report}
-            found[str(i)] = write_zip(hand_in(**todo_files(i), **files), folder / f"{i}.zip")
-        start, clock = os.times(), time.monotonic()
-        facts = read_all(found, folder / "work", jobs=usable_cores())
-        read = os.times()
-        compare(facts, folder / "work")
-        end = os.times()
-    for name, first, last in (("reading", start, read), ("comparing", read, end)):
-        print(f"{name}: {sum(last[:4]) - sum(first[:4]):.0f} s of computing")
-    print(f"by the clock: {time.monotonic() - clock:.0f} s")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/compare"), help="trainings, pictures, hand-ins")
-    parser.add_argument("--scale", type=int, default=None, metavar="N", help="only take the time for N hand-ins")
     args = parser.parse_args()
-    if args.scale:
-        return take_time(args.scale, args.output)
     runs = Runs(args.output)
     runs.output.mkdir(parents=True, exist_ok=True)
     wanted = [(runs.train, kind, seed) for kind in DATA for seed in SEEDS]
