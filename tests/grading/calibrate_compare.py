@@ -13,6 +13,7 @@ import argparse
 import io
 import itertools
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -62,8 +63,9 @@ class Runs:
 
     def start(self, *command: str) -> None:
         """Runs a program of Task 2. Raises subprocess.CalledProcessError if it fails; log.txt says why."""
+        here = {**os.environ, "PYTHONPATH": str(ROOT)}
         with self.log.open("a") as log:
-            subprocess.run([sys.executable, *command], cwd=TASK_2, check=True, stdout=log, stderr=log)
+            subprocess.run([sys.executable, *command], cwd=TASK_2, check=True, stdout=log, stderr=log, env=here)
 
     def train(self, kind: str, seed: int) -> Path:
         folder = self.output / f"{kind}-{seed}"

@@ -19,10 +19,12 @@ pytest.importorskip("imagehash")
 pytest.importorskip("copydetect")
 
 from grading.compare import facts as facts_module
-from grading.compare.facts import kept_facts
+from grading.compare.facts import Facts, LoraFacts, kept_facts
+from grading.compare.loras import save_canonical
 from grading.compare.pairs import LORA_LINE, compare
 from grading.compare.run import compare_all, page, write
 from grading.files.items import TASK_1
+from grading.files.lora import Pair
 from grading.grades.likeness import AlikePair, Comparison, Likeness, section
 from hand_ins import LORA_1, LORA_2, PDF, ROOT, hand_in, lora_tensors, with_text, write_zip
 from made_pictures import as_jpeg, disc, scene
@@ -207,3 +209,20 @@ def test_one_hand_in_alone_is_a_sentence(tmp_path):
 
 def test_nothing_is_compared_of_nothing(tmp_path):
     assert compare({}, tmp_path) == Comparison(0, ())
+
+
+def with_lora(seed: int, work: Path) -> Facts:
+    """What is read of a hand-in that has nothing but a small LoRA."""
+    source = np.random.default_rng(seed)
+    name = f"{seed}.safetensors"
+    save_canonical({"q": Pair(source.normal(size=(2, 9)), source.normal(size=(9, 2)))}, work / name)
+    return Facts({"lora_1": LoraFacts("tiny_sd", 2, str(seed), str(seed), name)})
+
+
+def test_a_lora_that_many_have_is_one_sentence_and_two_with_another_are_a_pair(tmp_path):
+    facts = {f"sample {i}": with_lora(0, tmp_path) for i in range(7)}
+    facts.update({name: with_lora(1, tmp_path) for name in ("a", "b")})
+    result = compare(facts, tmp_path)
+    assert [(one.first, one.second) for one in result.pairs] == [("a", "b")]
+    (group,) = result.groups
+    assert all(name in group for name in facts if name.startswith("sample")) and group in section(result)
