@@ -28,7 +28,7 @@ TEXT_BYTES = 20_000  # of a TODO place
 RECORDS = ("run.json", "trainer_state.json")
 MAX_RECORD_BYTES, MAX_RECORDS = 200_000, 20
 MIN_FILE_BYTES = 200  # smaller ones are equal by chance, such as an empty __init__.py
-CHUNK = 1 << 20
+CHUNK, MAX_HASHED_BYTES = 1 << 20, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,13 @@ class Facts:
 
 
 def sha256_of(path: Path) -> str:
-    content = hashlib.sha256()
+    """Of a file's content; of one that is too large for a hand-in, which will not be read, of its size too."""
+    content, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
-        while data := file.read(CHUNK):
+        while file.tell() < MAX_HASHED_BYTES and (data := file.read(CHUNK)):
             content.update(data)
+    if size > MAX_HASHED_BYTES:
+        content.update(f" {size}".encode())
     return content.hexdigest()
 
 

@@ -117,15 +117,17 @@ def look_into(path: Path) -> Contents:
 
     Raises:
         ReportUnreadable: if it cannot be read, within the limits.
+        TimeoutError: if this machine is too busy.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ReportUnreadable(f"has more than {MAX_BYTES // MB} MB")
         command = [sys.executable, "-m", "grading.compare.look_into_pdf", str(path.resolve())]
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=MAX_WAIT_SECONDS)
+        # In a session of its own: Ctrl-C must not end it, or the report would be called one that cannot be read.
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=MAX_WAIT_SECONDS, start_new_session=True)
         answer = json.loads(run.stdout)
     except subprocess.TimeoutExpired:
-        raise ReportUnreadable(f"could not be read in {MAX_WAIT_SECONDS:.0f} s on this busy machine") from None
+        raise TimeoutError(f"This machine is too busy to read {shown(path.name)}: try again when it is not.") from None
     except OSError as error:
         raise ReportUnreadable(f"cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError):  # it was ended
