@@ -75,17 +75,21 @@ def inner_products(ones: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     sizes = [len(a) for a, _ in ones]
     parts = list(chunks(sizes))
     stacked = [tuple(np.concatenate(matrices) for matrices in zip(*ones[part])) for part in parts]
+    sums = [indicators(sizes[part]) for part in parts]
     result = np.empty((len(ones), len(ones)))
     for i, (first_a, first_b) in enumerate(stacked):
         for j in range(i, len(parts)):
             other_a, other_b = stacked[j]
-            products = (first_a @ other_a.T) * (first_b @ other_b.T)
-            for axis, part in enumerate((parts[i], parts[j])):
-                starts = np.concatenate([[0], np.cumsum(sizes[part])[:-1]])
-                products = np.add.reduceat(products, starts, axis=axis, dtype=np.float64)
-            result[parts[i], parts[j]] = products
-            result[parts[j], parts[i]] = products.T
+            products = first_a @ other_a.T
+            products *= first_b @ other_b.T
+            result[parts[i], parts[j]] = sums[i].T @ (products @ sums[j])
+            result[parts[j], parts[i]] = result[parts[i], parts[j]].T
     return result
+
+
+def indicators(sizes: Sequence[int]) -> np.ndarray:
+    """The matrix whose product adds up so many neighbours each; far faster than NumPy's reduceat."""
+    return np.repeat(np.eye(len(sizes), dtype=np.float32), sizes, axis=0)
 
 
 def cosines(paths: Sequence[Path]) -> np.ndarray:
