@@ -24,8 +24,8 @@ from .texts import BETWEEN, Text, code, in_common, most_for, often, prose
 
 # Measured with tests/grading/calibrate_compare.py; see docs/teacher.md.
 LORA_LINE, PICTURE_LINE = 0.7, 0.97
-# Letters in common beyond what everybody has: four lines of prose; of code half of five usual solutions.
-PROSE_LINE, CODE_LINE = 250, 400
+# Letters in common beyond what everybody has: two sentences of prose; of code half of five usual solutions.
+PROSE_LINE, CODE_LINE = 150, 400
 # What run records call the data that the assignment brings along.
 GIVEN_DATA = ("sample_data", "rendered", "fill50k")
 MAX_PICTURES, MAX_NAMES = 6, 5

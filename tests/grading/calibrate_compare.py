@@ -10,9 +10,7 @@ what is finished stays, so a second start goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
-import json
 import os
 import random
 import shutil
@@ -25,16 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "task_1_controlnet"), str(ROOT / "task_2_lora")]
 
 import numpy as np
-import typst
 from PIL import Image
 from safetensors.numpy import load_file, save
 
 from finetune.progress import progress_bar
 from grading.compare.facts import Facts, kept_facts
-from grading.compare.pairs import Compare, compare
+from grading.compare.given import our_code
+from grading.compare.pairs import CODE_LINE, Compare, compare
+from grading.compare.texts import BETWEEN, Text, code, in_common
 from grading.grades.likeness import LINE
 from grading.handed_out.banners import TODOS
 from hand_ins import FILE_OF, LORA_1, LORA_2, PDF, hand_in, with_text, write_zip
+from made_pictures import jpeg, pdf_of, png
 from test_checks import RIGHT
 
 # Seven reports about the same pictures, written for this, each by itself.
@@ -49,6 +49,13 @@ FLAGS = (
     "--pretrained_model_name_or_path ../tiny_sd --resolution 64 --train_batch_size 4 --learning_rate 5e-4 "
     "--lr_scheduler cosine --rank 32 --lora_layers all --train_text_encoder --validation_epochs 0"
 ).split()
+# Those of evaluate.py.
+PROMPTS = {
+    "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
+    "subject": [f"a sks cat{where}" for where in ("", " in a garden", " in snow", " on a light blue background",
+                                                  " in a forest")],
+}  # fmt: skip
+DRAW = ROOT / "grading" / "autograder" / "programs" / "draw_loras.py"
 STEPS, MORE_STEPS, SEEDS = 150, 100, range(1, 8)
 WEIGHTS = "pytorch_lora_weights.safetensors"
 Files = "dict[str, bytes]"
@@ -86,42 +93,19 @@ class Runs:
             self.start(*OWN_FLAGS[kind], *FLAGS, *steps, *place, "--checkpointing_steps", "0")
         return folder
 
-    def draw(self, kind: str, folder: Path) -> list[Image.Image]:
-        """The five pictures of evaluate.py, as a report shows them."""
-        target = folder / "evaluation"
-        if not (target / "metrics.json").is_file():
-            how = ["--num_seeds", "1", "--num_inference_steps", "12", "--guidance_scale", "2.5"]
-            place = ["--lora", str(folder), "--train_data_dir", DATA[kind], "--output_dir", str(target)]
-            self.start("evaluate.py", "--base", "../tiny_sd", "--measure", kind, *how, *place)
-        return [Image.open(path).convert("RGB") for path in sorted(target.glob("generated/*.png"))]
+    def draw(self, kind: str) -> None:
+        """Draws five prompts with each LoRA of a kind, all from the same noise, as evaluate.py does."""
+        target = self.output / f"drawn-{kind}"
+        if not (target / "scores.json").is_file():
+            prompts = [text for prompt in PROMPTS[kind] for text in ("--prompt", prompt)]
+            paths = {seed: self.output / f"{kind}-{seed}" / WEIGHTS for seed in SEEDS}
+            loras = [text for seed, path in paths.items() for text in ("--lora", f"{seed}={path}")]
+            how = ["--base", "../tiny_sd", "--guidance_scale", "2.5", "--output_dir", str(target)]
+            self.start(str(DRAW), *how, *prompts, *loras)
 
-
-def pdf_of(words: str, pictures: list[Image.Image], folder: Path, encode: Callable[[Image.Image], bytes]) -> bytes:
-    """A report with these words and pictures, typeset."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"#text(size: 9pt, {json.dumps(words, ensure_ascii=False)})"]
-    for i, picture in enumerate(pictures):
-        (folder / f"{i}.img").write_bytes(encode(picture))
-        kind = "jpg" if (folder / f"{i}.img").read_bytes().startswith(b"\xff\xd8") else "png"
-        lines.append(f'#box(image("{i}.img", format: "{kind}", width: 25mm))')
-    (folder / "report.typ").write_text("\n".join(lines), encoding="utf-8")
-    return typst.compile(str(folder / "report.typ"))
-
-
-def png(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def jpeg(scale: float, quality: int) -> Callable[[Image.Image], bytes]:
-    def encode(picture: Image.Image) -> bytes:
-        file = io.BytesIO()
-        size = [round(scale * side) for side in picture.size]
-        picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
-        return file.getvalue()
-
-    return encode
+    def drawn(self, kind: str, seed: int) -> list[Image.Image]:
+        paths = [self.output / f"drawn-{kind}" / f"{seed}-{i}.png" for i in range(len(PROMPTS[kind]))]
+        return [Image.open(path).convert("RGB") for path in paths]
 
 
 def todo_files(number: int) -> Files:
@@ -149,7 +133,7 @@ class Course:
         self.runs = runs
         samples = [sorted((TASK_2 / DATA[kind]).glob("*.png")) for kind in DATA]
         self.samples = [Image.open(path).convert("RGB") for paths in samples for path in paths]
-        self.drawn = {s: [p for k in DATA for p in runs.draw(k, runs.output / f"{k}-{s}")] for s in SEEDS}
+        self.drawn = {seed: [p for kind in DATA for p in runs.drawn(kind, seed)] for seed in SEEDS}
 
     def lora(self, kind: str, seed: int, further: bool = False) -> dict[str, np.ndarray]:
         return load_file(self.runs.output / f"{kind}-{seed}{'-further' if further else ''}" / WEIGHTS)
@@ -184,7 +168,7 @@ class Course:
             yield f"pictures, JPEG {quality}, x {scale}", whose, {**self.honest(whose + 1), PDF: report}
         for whose in (5, 6):
             yield "report's words", whose, {**self.honest(whose + 1), PDF: self.report(whose, whose + 1)}
-        for whose in (1, 2):
+        for whose in (4, 5):
             yield "TODO texts", whose, {**self.honest(whose + 1), **todo_files(whose)}
 
 
@@ -230,7 +214,22 @@ def measures(facts: dict[str, Facts], work: Path) -> None:
         print(f"  {kind}: strengths {spread(strengths)}; the line is at {LINE}")
 
 
-def cosines_of(runs: Runs, facts: dict[str, Facts], work: Path) -> None:
+def todo_texts(number: int) -> Text:
+    source = random.Random(number)
+    return code(BETWEEN.join(source.choice([text for place, _, text in RIGHT if place == todo]) for todo in TODOS))
+
+
+def letters_of_todos(count: int = 60) -> None:
+    """What sets of right solutions have in common, where two who choose the same form write it letter by letter."""
+    texts, ours = [todo_texts(number) for number in range(count)], our_code()
+    shared = sorted(in_common(*pair, ours).letters for pair in itertools.combinations(texts, 2))
+    places = {share: shared[int(share * len(shared))] for share in (0.5, 0.95, 0.99)}
+    print(f"letters in common of {len(shared)} pairs of right TODO texts, by share of pairs: {places}")
+    whole = [in_common(text, text, ours).letters for text in texts]
+    print(f"copies of all five texts above the line: {sum(n >= CODE_LINE for n in whole)} of {count}")
+
+
+def cosines_of(facts: dict[str, Facts], work: Path) -> None:
     from grading.compare.loras import cosines
 
     slots = {"style": "lora_1", "subject": "lora_2"}
@@ -254,13 +253,14 @@ def main() -> None:
     wanted += [(runs.train_further, "style", seed) for seed in (1, 2, 3, 4)]
     for make, kind, seed in progress_bar(wanted, desc="Trainings", unit="training"):
         make(kind, seed)
-    for kind, seed in progress_bar(list(itertools.product(DATA, SEEDS)), desc="Drawings", unit="LoRA"):
-        runs.draw(kind, runs.output / f"{kind}-{seed}")
+    for kind in progress_bar(DATA, desc="Drawings", unit="kind"):
+        runs.draw(kind)
     course, work, zips = Course(runs), runs.output / "work", runs.output / "zips"
     for folder in (work, zips):
         folder.mkdir(exist_ok=True)
     facts = {str(s): kept_facts(write_zip(course.honest(s), zips / f"{s}.zip"), work) for s in SEEDS}
-    cosines_of(runs, facts, work)
+    letters_of_todos()
+    cosines_of(facts, work)
     measures(facts, work)
     honest = compare(facts, work)
     count = len(SEEDS) * (len(SEEDS) - 1) // 2

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import random
+from pathlib import Path
+from typing import Callable
 
+import typst
 from PIL import Image, ImageDraw
 
 
@@ -30,3 +34,31 @@ def disc(center: int, ground: str, color: str) -> Image.Image:
     image = Image.new("RGB", (128, 128), ground)
     ImageDraw.Draw(image).ellipse((center - 30, center - 30, center + 30, center + 30), color)
     return image
+
+
+def pdf_of(words: str, pictures: list[Image.Image], folder: Path, encode: Callable[[Image.Image], bytes]) -> bytes:
+    """A report with these words and pictures, typeset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"#text(size: 9pt, {json.dumps(words, ensure_ascii=False)})"]
+    for i, picture in enumerate(pictures):
+        (folder / f"{i}.img").write_bytes(encode(picture))
+        kind = "jpg" if (folder / f"{i}.img").read_bytes().startswith(b"\xff\xd8") else "png"
+        lines.append(f'#box(image("{i}.img", format: "{kind}", width: 25mm))')
+    (folder / "report.typ").write_text("\n".join(lines), encoding="utf-8")
+    return typst.compile(str(folder / "report.typ"))
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg(scale: float, quality: int) -> Callable[[Image.Image], bytes]:
+    def encode(picture: Image.Image) -> bytes:
+        file = io.BytesIO()
+        size = [round(scale * side) for side in picture.size]
+        picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+        return file.getvalue()
+
+    return encode

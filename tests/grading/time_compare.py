@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save
 
-from calibrate_compare import REPORTS, pdf_of, png, todo_files
+from calibrate_compare import REPORTS, todo_files
 from finetune.numbers import positive_int
 from finetune.progress import progress_bar
 from grading.compare.pairs import compare
@@ -25,6 +25,7 @@ from grading.compare.run import read_all
 from grading.files.lora_modules import known_bases
 from grading.sandbox.cores import usable_cores
 from hand_ins import LORA_1, LORA_2, PDF, hand_in, write_zip
+from made_pictures import pdf_of, png
 
 
 def large_lora(seed: int) -> bytes:
