@@ -20,7 +20,7 @@ from .texts import all_grams, code, prose
 HANDED_OUT = ("task_2_lora/sample_data/*/*.png", "task_2_lora/sample_data/*/*/*.png", "task_1_controlnet/data/*/*.png")
 # What stands in the repository, and so in many reports.
 OUR_TEXTS = (
-    "README.md", "docs/student.md", "docs/measures.md", "task_2_lora/evaluate.py", "task_2_lora/sample_data/README.md",
+    "README.md", "docs/*.md", "task_2_lora/evaluate.py", "task_2_lora/sample_data/README.md",
     "task_1_controlnet/data/test_prompts.json", "grading/report/report_example.toml", "grading/report/report.typ",
     "grading/report/content.py",
 )  # fmt: skip
@@ -39,7 +39,7 @@ def handed_out(root: Path = ROOT) -> list[Thumbnail]:
 
 
 def our_prose(root: Path = ROOT) -> set[str]:
-    texts = [(root / name).read_text(encoding="utf-8") for name in OUR_TEXTS if (root / name).is_file()]
+    texts = [path.read_text(encoding="utf-8") for name in OUR_TEXTS for path in sorted(root.glob(name))]
     return all_grams([prose(text) for text in texts])
 
 
