@@ -23,7 +23,10 @@ from .pictures import Gallery, Thumbnail, is_flat, is_one_of
 from .texts import BETWEEN, Text, code, in_common, most_for, often, prose
 
 # Measured with tests/grading/calibrate_compare.py; see docs/teacher.md.
-LORA_LINE, PICTURE_LINE = 0.7, 0.97
+LORA_LINE, PICTURE_LINE = 0.7, 0.995
+SAME_NOISE = 0.985  # what pictures of one prompt from the same noise often have
+# What is so near a picture that was handed out may be it, cropped or drawn again.
+GIVEN_LINE = 0.97
 # Letters in common beyond what everybody has: two sentences of prose; of code half of five usual solutions.
 PROSE_LINE, CODE_LINE = 150, 400
 # What run records call the data that the assignment brings along.
@@ -60,10 +63,10 @@ class Finding:
     likeness: Likeness
 
 
-def relative(value: float, line: float, most: float = 1.0) -> float:
-    """A measure's strength: 0 at 0, a half at its line, 1 at the most that it can be."""
+def relative(value: float, line: float, most: float = 1.0, least: float = 0.0) -> float:
+    """A measure's strength: 0 at the least, a half at its line, 1 at the most that it can be."""
     if value < line:
-        return LINE * max(0.0, value) / line
+        return LINE * max(0.0, value - least) / (line - least)
     return LINE + (1 - LINE) * min(1.0, (value - line) / (most - line))
 
 
@@ -85,7 +88,7 @@ class Compare:
         own, self.shows_samples = [], []
         for one in self.facts:
             pictures = [Thumbnail.of(pixels) for pixels in one.thumbnails() if not is_flat(pixels)]
-            mine = [picture for picture in pictures if not is_one_of(picture, given, PICTURE_LINE)]
+            mine = [picture for picture in pictures if not is_one_of(picture, given, GIVEN_LINE)]
             self.shows_samples.append(len(mine) < len(pictures))
             own.append(mine)
         self.gallery = Gallery.of(own)
@@ -151,7 +154,7 @@ class Compare:
                 for one in same[:MAX_PICTURES]
                 for owner, place in ((first, one.first), (second, one.second))
             ]
-            strength = relative(best, PICTURE_LINE)
+            strength = relative(best, PICTURE_LINE, least=SAME_NOISE)
             yield Finding(first, second, Likeness("picture", strength, what, HONEST["picture"], pictures=tuple(shown)))
 
     # Texts

@@ -1,7 +1,7 @@
 """The same picture in two reports, however it was scaled or compressed: by perceptual hash, then by its pixels.
 
 The hash (ImageHash's pHash: the signs of the lowest frequencies) finds what may be the same; two pictures that a base
-model drew from the same noise have it in common, too, so the thumbnails decide.
+model drew from the same noise have it in common, too, so the brightness of their parts decides.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ MAX_BITS = 14
 FLAT = 8.0
 
 
+# Of what decides, px: finer detail is lost where a small picture is compressed. Measured, see docs/teacher.md.
+DECIDING_SIDE = 16
+
+
 @dataclass(frozen=True)
 class Thumbnail:
     """A picture of a report: its pixels, of shape (64, 64, 3), its hash as 64 bits, and its direction.
 
-    That are the pixels without their mean colour, as one vector of length 1: the correlation of two pictures is the
-    product of their directions, also if one is paler.
+    That is its brightness at 16 by 16 px, less the mean, as one vector of length 1: the correlation of two pictures is
+    the product of their directions, also if one is paler.
     """
 
     pixels: np.ndarray
@@ -34,9 +38,11 @@ class Thumbnail:
     def of(cls, pixels: np.ndarray) -> Thumbnail:
         from imagehash import phash  # brings SciPy along
 
-        centred = (pixels - pixels.mean(axis=(0, 1), keepdims=True)).astype(np.float32).ravel()
-        bits = phash(Image.fromarray(pixels)).hash.ravel()
-        return cls(pixels, bits, centred / max(float(np.linalg.norm(centred)), 1e-6))
+        image = Image.fromarray(pixels)
+        small = image.convert("L").resize((DECIDING_SIDE, DECIDING_SIDE), Image.Resampling.BOX)
+        brightness = np.asarray(small, float).ravel()
+        centred = brightness - brightness.mean()
+        return cls(pixels, phash(image).hash.ravel(), centred / max(float(np.linalg.norm(centred)), 1e-6))
 
     def picture(self) -> Image.Image:
         return Image.fromarray(self.pixels)

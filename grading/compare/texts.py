@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Callable, Iterable, Sequence
+from zlib import crc32
 
 import numpy as np
 
@@ -44,12 +45,14 @@ class Text:
 
 @lru_cache(maxsize=4096)
 def selected(letters: str, gram: int) -> dict[str, list[int]]:
-    from copydetect.utils import hashed_kgrams, winnow  # brings matplotlib along, which takes a second
+    from copydetect.utils import winnow  # brings matplotlib along, which takes a second
 
     found: dict[str, list[int]] = {}
     if len(letters) < gram:
         return found
-    for place in winnow(hashed_kgrams(letters, gram), WINDOW, remove_duplicates=False)[1].tolist():
+    # Python's own hash of a text, which the package takes, is another one at every start.
+    hashes = np.array([crc32(letters[i : i + gram].encode()) for i in range(len(letters) - gram + 1)])
+    for place in winnow(hashes, WINDOW, remove_duplicates=False)[1].tolist():
         fingerprint = letters[place : place + gram]
         if BETWEEN not in fingerprint:
             found.setdefault(fingerprint, []).append(place)
