@@ -13,11 +13,12 @@ from ..grades.numbers import Numbers
 from ..grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Score, Todos, grade
 from ..handed_out.banners import BannerError
 from ..handed_out.record import added_code
+from ..handed_out.taken import take_texts
 from .alignment import Shared, evaluate, train
 from .loras import judge_files, judge_loras
 from .proof.plain import unusual
 from .proof.reference import Reference, prove
-from .student_code import outside_changes, read_handed_out, take_texts
+from .student_code import outside_changes, read_handed_out
 from .todos import check_todos
 
 WEIGHTS = "controlnet.safetensors"

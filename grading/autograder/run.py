@@ -30,10 +30,11 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 from finetune.numbers import positive_int
 
 from ..files.archive import is_dropping
+from ..files.collection import hand_ins, is_readable_archive, left_out
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import in_short, not_graded, write_atomically, write_table
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
-from ..grades.teacher_page import page
+from ..grades.teacher_page import anchors_of, page
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
 from ..sandbox.sandbox import Sandbox
@@ -42,7 +43,6 @@ from ..sandbox.trusted import ROOT, GraderError
 from ..sandbox.watch import SandboxError
 from .again import grader_key, keep, key_of, take_up
 from .alignment import PREPARE_SECONDS, share
-from .collection import hand_ins, is_readable_archive, left_out
 from .job import LAST_SECONDS, RESULTS, Job, grade_into, run_job, stop_all, write_results
 from .loras import keep_plain
 from .proof.reference import find_reference, make_reference, prepare_once
@@ -151,6 +151,11 @@ def grade_all(
             results, rows = ({known: done[known][i] for known in found if known in done} for i in range(2))
             write_table(output / "grades.csv", results)
             write_atomically(output / "index.html", page(results, rows, numbers, others))
+    if len(found) > 1 and not quick:
+        from ..compare.run import likeness_section  # with libraries that grading one hand-in does not need
+
+        likeness = likeness_section(found, output / "compared", jobs, anchors_of(found))
+        write_atomically(output / "index.html", page(results, rows, numbers, others, likeness))
     return {name: done[name][0] for name in found}
 
 

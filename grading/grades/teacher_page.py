@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import asdict
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from .numbers import Numbers
 from .results import first_line, in_short, is_graded, tasks_of
@@ -123,11 +123,17 @@ def isolation(results: Mapping[str, Mapping[str, Any]]) -> str:
     return f'<p class="wrong">The sandbox was not complete on this machine:</p><ul>{listed}</ul>'
 
 
+def anchors_of(names: Iterable[str]) -> dict[str, str]:
+    """What each hand-in's section is called on the page."""
+    return {name: f"hand-in-{i}" for i, name in enumerate(names)}
+
+
 def page(
     results: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     numbers: Numbers,
     left_out: Sequence[str] = (),
+    likeness: str = "",
 ) -> str:
     """The page as HTML.
 
@@ -135,8 +141,9 @@ def page(
         results: the contents of results.json by hand-in.
         rows: the pictures, as `results.gallery` makes them.
         left_out: sentences about what was not graded.
+        likeness: a section about what hand-ins have in common, HTML.
     """
-    anchors = {name: f"hand-in-{i}" for i, name in enumerate(results)}
+    anchors = anchors_of(results)
     heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
     summary = "".join(summary_row(name, anchors[name], result) for name, result in results.items())
     sections = "".join(hand_in_section(name, anchors[name], results[name], rows[name]) for name in results)
@@ -151,6 +158,7 @@ a proposal, and the last word is yours.</p>
 {isolation(results)}
 {"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in left_out)}
 <table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
+{likeness}
 {sections}
 <section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>
 </body></html>

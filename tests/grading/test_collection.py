@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from grading.autograder import run as autograder
-from grading.autograder.collection import hand_ins, left_out
 from grading.autograder.run import grade_all, grade_into, grade_on_gradescope
 from grading.files.archive import find_items, unpack
+from grading.files.collection import hand_ins, left_out
 from grading.files.items import WEIGHTS_FILE
 from grading.grades.numbers import Numbers
 from grading.grades.results import not_graded, results_of
@@ -216,6 +216,7 @@ def test_all_of_a_folder_is_graded_or_named(tmp_path, graders, capsys):
         assert f"{name}: 0 points" in printed and f">{name}</a>" in page
     for sentence in ("a program or an operating system has left it behind: ._1.zip.", ".gz are read: ask for one"):
         assert sentence in printed and sentence in page
+    assert "0 pairs of 5 hand-ins" in printed and 'id="likeness"' in page
     assert "a hand-in: <b>.txt." in printed and "a hand-in: &lt;b&gt;.txt." in page
 
 

@@ -12,8 +12,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Iterable
 
-from ..files.archive import ARCHIVES, READABLE, is_dropping
-from ..files.items import LORAS, TASK_1
+from .archive import ARCHIVES, READABLE, is_dropping
+from .items import LORAS, TASK_1
 
 MAX_DEPTH = 12
 # Reasons, which go on from "not graded, as ".
