@@ -339,12 +339,20 @@ class Training:
         self.stop_signal = number
         tqdm.write(f"\nGot {signal.Signals(number).name}: saving a checkpoint after this step. Again to stop at once.")
 
-    def save_final(self) -> Path:
-        """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError."""
+    def save_final(self, describe: Callable[[Path], None] = lambda folder: None) -> Path:
+        """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError.
+
+        `describe` adds to the folder what is said of the model, before it appears there.
+        """
         folder = self.output_dir / self.model_name
         state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model)
-            checkpoints.write_folder(folder, lambda temporary: self.save_model(model, state_dict, temporary))
+
+            def write(temporary: Path) -> None:
+                self.save_model(model, state_dict, temporary)
+                describe(temporary)
+
+            checkpoints.write_folder(folder, write)
         self.accelerator.wait_for_everyone()
         return folder

@@ -26,6 +26,7 @@ from evaluate import generate, results_grid, score_all
 from fill50k import load_data
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
+from finetune.cards import Origin, architecture_of, file_texts, write_texts
 from finetune.flags import parse, plan_of, training_parser
 from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, positive_int
@@ -105,6 +106,12 @@ def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Ten
         whole = ControlNetModel.from_config(controlnet.config)
     whole.load_state_dict(state_dict, assign=True)
     whole.save_pretrained(folder)
+
+
+def describe(origin: Origin, folder: Path) -> None:
+    """Writes into a ControlNet's files how it came about."""
+    for file in folder.glob("*.safetensors"):
+        write_texts(file, file_texts(origin))
 
 
 def validate(
@@ -222,7 +229,10 @@ def main() -> None:
         return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder)
 
     if training.run(compute_loss, draw_and_score, args.validation_steps):
-        training.finish("ControlNet", training.save_final())
+        predicted = base.scheduler.config.prediction_type
+        architecture = architecture_of(unet.config, predicted, base.name)
+        origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted)
+        training.finish("ControlNet", training.save_final(partial(describe, origin)))
     accelerator.end_training()
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from drawing import validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
+from finetune.cards import Origin, architecture_of, file_texts
 from finetune.flags import parse, plan_of, training_parser
 from finetune.numbers import natural_int, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
@@ -206,6 +207,12 @@ class LoraTraining:
             plan.output_dir / "validation" / f"step-{step:06d}.png",
         )
 
+    def origin(self) -> Origin:
+        """How the LoRA came about, as it is now."""
+        training, predicted = self.training, self.base.scheduler.config.prediction_type
+        architecture = architecture_of(self.denoiser.unet.config, predicted, self.plan.base)
+        return Origin("LoRA", training.trained_with, training.step, architecture, predicted)
+
     def run(self, compute_loss: Callable[[Any], torch.Tensor], resume_from_checkpoint: str | None) -> None:
         """Trains to the end, or until a signal stops it, and at the end writes the file that `load_lora_weights` reads.
 
@@ -216,6 +223,7 @@ class LoraTraining:
         drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
         finished = self.training.run(compute_loss, self.draw, drawing_steps)
         if finished and self.accelerator.is_main_process:
-            file = save_lora(self.denoiser, self.plan.output_dir, kohya=self.plan.also_save == "kohya")
+            kohya, texts = self.plan.also_save == "kohya", file_texts(self.origin())
+            file = save_lora(self.denoiser, self.plan.output_dir, kohya, texts)
             self.training.finish("LoRA", file)
         self.accelerator.end_training()
