@@ -1,8 +1,8 @@
-"""What a trained file says of itself: the texts beside its tensors, which other programs show and read.
+"""What a trained model says of itself: the texts beside its tensors, and the model card beside its files.
 
-The names are ModelSpec's (https://github.com/Stability-AI/ModelSpec), of which file managers tell which base a file is
-for, and those of Kohya's trainer (`ss_*`), which AUTOMATIC1111, Forge and ComfyUI's managers show. Nothing of them
-depends on the clock or on where things lie: the same run writes the same bytes.
+The texts' names are ModelSpec's (https://github.com/Stability-AI/ModelSpec), of which file managers tell which base a
+file is for, and those of Kohya's trainer (`ss_*`), which AUTOMATIC1111, Forge and ComfyUI's managers show. Nothing of
+them depends on the clock or on where things lie: the same run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
 
-from . import __version__
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from . import __version__
+from .checkpoints import write_file
+from .runs import read_run
+
+CARD_FILE, PICTURE_FILE = "README.md", "samples.png"
 LENGTH_BYTES = 8  # of the header's length, with which a safetensors file begins
 # Flags under the names that Kohya's trainer has for them.
 KOHYA_NAMES = {
@@ -40,6 +47,7 @@ class Origin:
 
     `kind` is "LoRA" or "ControlNet", `settings` are those of its `runs.Run`, `steps` the steps that it was trained for;
     `architecture` is ModelSpec's name for the base, and `prediction_type` what that predicts, in diffusers' words.
+    `figures` are what was measured last, by name.
     """
 
     kind: str
@@ -47,6 +55,7 @@ class Origin:
     steps: int
     architecture: str
     prediction_type: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def base(self) -> str:
@@ -66,7 +75,7 @@ def public_name(path: str) -> str:
     """A hub's name as it is, of a path the last part: whose computer it was is nobody's business."""
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
         return path
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+    return " ".join(re.split(r"[/\\]", path.rstrip("/\\"))[-1].split()) or path
 
 
 def architecture_of(unet: Mapping[str, Any], prediction_type: str, base: str) -> str:
@@ -172,3 +181,94 @@ def hash_of_rest(stream: Any) -> str:
     for piece in iter(lambda: stream.read(2**20), b""):
         digest.update(piece)
     return digest.hexdigest()
+
+
+def command_line() -> str:
+    """The program as it was called, without the places on this computer."""
+    words = [re.sub(r"(^|=)(?:[A-Za-z]:[\\/]|[/~]).*[/\\](?=[^/\\])", r"\1", word) for word in sys.argv[1:]]
+    return shlex.join(["python", Path(sys.argv[0]).name, *words])
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Text as it is in Markdown: within more backticks than there are anywhere in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def front_matter(origin: Origin) -> ModelCardData:
+    """What the hub sorts models by. The licence is left out: it is whatever the base's and the data's allow."""
+    base, (_, data) = origin.settings["base"], origin.data()
+    of_hub = base["identity"] == base["words"]  # a folder is known by what it holds
+    results = [
+        EvalResult(
+            task_type="text-to-image", dataset_type="test-conditions", dataset_name="the five test conditions",
+            metric_type="iou", metric_name="mean IoU of disc and outline", metric_value=round(value, 4),
+        )
+        for name, value in origin.figures.items() if name == "validation/mean_iou"
+    ]  # fmt: skip
+    return ModelCardData(
+        base_model=base["words"] if of_hub else None,
+        datasets=[data] if "/" in data and repr(data) in origin.settings["data"]["identity"] else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["stable-diffusion", "diffusers", "text-to-image", origin.kind.lower()],
+        instance_prompt=origin.settings.get("instance_prompt"),
+        model_name=origin.title if results else None,
+        eval_results=results or None,
+    )
+
+
+def example(origin: Origin) -> str:
+    """A few lines of diffusers that draw with the model; `.` is the folder, which on the hub has another name."""
+    if origin.kind == "LoRA":
+        return (
+            "from diffusers import StableDiffusionPipeline\n\n"
+            f"pipeline = StableDiffusionPipeline.from_pretrained({origin.base!r})\n"
+            'pipeline.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")'
+        )
+    return (
+        "from diffusers import ControlNetModel, StableDiffusionControlNetPipeline\n\n"
+        'controlnet = ControlNetModel.from_pretrained(".")\n'
+        f"pipeline = StableDiffusionControlNetPipeline.from_pretrained({origin.base!r}, controlnet=controlnet)"
+    )
+
+
+def card_text(origin: Origin, with_picture: bool) -> str:
+    """The card's Markdown behind the front matter."""
+    number, data = origin.data()
+    lines = [f"# {origin.title}", ""]
+    lines += [f"{number} samples of {data}, {origin.steps} steps of {origin.settings['samples_per_step']} samples.", ""]
+    if "instance_prompt" in origin.settings:
+        lines += ["What it learnt is called:", "", fenced(origin.settings["instance_prompt"]), ""]
+    if with_picture:
+        lines += [f"![Drawn at step {origin.steps}, while it was trained]({PICTURE_FILE})", ""]
+    flags = {name: value for name, value in origin.settings.items() if isinstance(value, (int, float, str))}
+    flags = {name: value for name, value in flags.items() if name not in ("instance_prompt", "class_prompt")}
+    for title, rows in (("Figures", {n: f"{v:.4g}" for n, v in origin.figures.items()}), ("Settings", flags)):
+        if rows:
+            lines += [f"## {title}", "", "| | |", "|---|---|", *(table_row(*row) for row in rows.items()), ""]
+    lines += ["## Use", "", fenced(example(origin), "python"), "", "## How it was trained", ""]
+    return "\n".join([*lines, fenced(command_line(), "sh"), ""])
+
+
+def table_row(name: str, value: object) -> str:
+    cell = " ".join(str(value).split()).replace("|", r"\|")
+    return f"| {name} | {cell} |"
+
+
+def write_card(origin: Origin, folder: Path, output_dir: Path, place: Path) -> None:
+    """Writes the model card and its picture into `folder`, which is to become `place`, a part of the run's output_dir.
+
+    The picture is the one that was drawn at that step. The card that a finished run has is kept, whoever changed it.
+    """
+    files = [place / CARD_FILE, place / PICTURE_FILE]
+    if read_run(output_dir)["finished"] == origin.steps and files[0].is_file():
+        for file in files if folder != place else ():
+            if file.is_file():
+                shutil.copy(file, folder)
+        return
+    picture = output_dir / "validation" / f"step-{origin.steps:06d}.png"
+    if picture.is_file():
+        shutil.copyfile(picture, folder / PICTURE_FILE)
+    card = ModelCard(f"---\n{front_matter(origin).to_yaml()}\n---\n\n{card_text(origin, picture.is_file())}")
+    write_file(folder / CARD_FILE, str(card))

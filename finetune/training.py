@@ -105,6 +105,7 @@ class Training:
         self.made_steps = False
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
+        self.figures: dict[str, float] = {}  # what was measured last
         self.background = ThreadPoolExecutor(1)
         self.publishing: Future | None = None
 
@@ -264,7 +265,9 @@ class Training:
                 if saving:
                     self.save_checkpoint()
                 if self.is_due(validation_steps):
-                    self.accelerator.log(validate(self.step), step=self.step)
+                    measured = validate(self.step)
+                    self.accelerator.log(measured, step=self.step)
+                    self.figures.update(measured)
                 if stopping and not done:
                     self.finish_checkpoint()
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
@@ -323,6 +326,7 @@ class Training:
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
         self.accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=self.step)
+        self.figures["loss"] = loss
         return {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
 
     def asked_to_stop(self) -> bool:

@@ -26,8 +26,9 @@ from evaluate import generate, results_grid, score_all
 from fill50k import load_data
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
-from finetune.cards import Origin, architecture_of, file_texts, write_texts
+from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
 from finetune.flags import parse, plan_of, training_parser
+from finetune.hub import end_if_finished, prepare_upload
 from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
@@ -108,10 +109,11 @@ def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Ten
     whole.save_pretrained(folder)
 
 
-def describe(origin: Origin, folder: Path) -> None:
-    """Writes into a ControlNet's files how it came about."""
+def describe(origin: Origin, output_dir: Path, place: Path, folder: Path) -> None:
+    """Writes into a ControlNet's files, and beside them, how it came about; the folder is to become `place`."""
     for file in folder.glob("*.safetensors"):
         write_texts(file, file_texts(origin))
+    write_card(origin, folder, output_dir, place)
 
 
 def validate(
@@ -165,7 +167,8 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
-    run.end_if_finished()
+    folder, upload = args.output_dir / "controlnet", prepare_upload(args)
+    end_if_finished(run, upload, folder)
     accelerator = start_accelerator(
         args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
@@ -231,8 +234,10 @@ def main() -> None:
     if training.run(compute_loss, draw_and_score, args.validation_steps):
         predicted = base.scheduler.config.prediction_type
         architecture = architecture_of(unet.config, predicted, base.name)
-        origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted)
-        training.finish("ControlNet", training.save_final(partial(describe, origin)))
+        origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
+        training.finish("ControlNet", training.save_final(partial(describe, origin, args.output_dir, folder)))
+        if upload is not None:
+            upload.send(folder)
     accelerator.end_training()
 
 

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from data import CaptionedImages, Variants
+from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
@@ -41,13 +42,16 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()
-    end_if_finished(run, args.also_save)
+    upload = prepare_upload(args)
+    end_if_finished(run, args.also_save, upload)
     accelerator = start_accelerator(
         args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
 
     training = LoraTraining(accelerator, lora_plan_of(args), run, data)
-    training.run(lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint)
+    training.run(
+        lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint, upload
+    )
 
 
 if __name__ == "__main__":
