@@ -24,7 +24,7 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder or hub name")
+    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder, file, hub name")
     add("--output_dir", type=Path, required="output_dir" not in defaults, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")
     add("--train_batch_size", type=positive_int, default=4, help="samples a step, for each process")

@@ -34,6 +34,7 @@ from finetune.numbers import natural_int, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.runs import Run
 from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
+from finetune.single_file import as_folder
 from finetune.training import Training
 from metrics import summary
 from utils import load_test_data
@@ -157,6 +158,7 @@ def validate(
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     data = load_data(
         args.dataset_name,
         args.image_column,

@@ -24,6 +24,7 @@ from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
 from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
@@ -72,6 +73,7 @@ class SubjectWithPrior(Dataset):
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")

@@ -17,6 +17,7 @@ from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
 from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
@@ -35,6 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     captioned = CaptionedImages(
         args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, args.max_train_samples
     )

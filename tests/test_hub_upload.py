@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,7 +29,7 @@ SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train
 def hub(monkeypatch):
     """A hub that this process may write to."""
     with serve() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr("finetune.hub.HfApi", partial(HfApi, endpoint=hub.url))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -104,7 +105,7 @@ def test_what_cannot_be_sent_later_is_said_before_training(
 def test_without_a_connection_nothing_is_trained(prints, tmp_path, monkeypatch):
     with serve() as gone:
         pass
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", gone.url)
+    monkeypatch.setattr("finetune.hub.HfApi", partial(HfApi, endpoint=gone.url))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     status, said = train_a_lora(tmp_path / "cat", prints, "--push_to_hub")
