@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ def hub(monkeypatch):
     """A hub that this process may write to."""
     with serve() as hub:
         monkeypatch.setattr("finetune.hub.HfApi", partial(HfApi, endpoint=hub.url))
+        for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
+            if hasattr(sys.modules[name], "ENDPOINT"):  # older releases do not only ask their `HfApi` for it
+                monkeypatch.setattr(sys.modules[name], "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
