@@ -1,7 +1,7 @@
 """What a trained model says of itself: the texts beside its tensors, and the model card beside its files.
 
 The texts' names are ModelSpec's (https://github.com/Stability-AI/ModelSpec), of which file managers tell which base a
-file is for, and those of Kohya's trainer (`ss_*`), which AUTOMATIC1111, Forge and ComfyUI's managers show. Nothing of
+file is for, and those of Kohya's trainer (`ss_*`), which AUTOMATIC1111 and managers of ComfyUI's files show. Nothing of
 them depends on the clock or on where things lie: the same run writes the same bytes.
 """
 
