@@ -14,6 +14,7 @@ from PIL import Image
 
 from .cards import CARD_FILE, PICTURE_FILE
 from .images import load_image
+from .notes import say_empty
 from .optimizer import SetupError
 from .runs import Run, RunFinished, is_main_process
 
@@ -71,6 +72,10 @@ class HubListing:
         """All captions. Raises ValueError for one that is no text."""
         texts = list(self.data[self.columns[-1]])[: self.size]
         return [self.check(index, text) for index, text in enumerate(texts)]
+
+    def tell(self) -> None:
+        """Says which texts are empty."""
+        say_empty(self.texts, self.where, self.name)
 
     def text(self, index: int) -> str:
         return self.check(index, self.data[index][self.columns[-1]])
