@@ -24,7 +24,7 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder or hub name")
+    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder, file, hub name")
     add("--output_dir", type=Path, required="output_dir" not in defaults, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")
     add("--train_batch_size", type=positive_int, default=4, help="samples a step, for each process")
@@ -45,6 +45,8 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     add("--checkpointing_steps", type=natural_int, default=500, help="save this often, and at the end (0: never)")
     add("--checkpoints_total_limit", type=positive_int, default=2, help="older checkpoints are removed")
     add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
+    add("--push_to_hub", action="store_true", help="the result, with its model card, to the Hugging Face hub")
+    add("--hub_model_id", default=None, help="to this OWNER/NAME (default: you, and the name of --output_dir)")
     add("--validation_guidance_scale", type=natural_float, default=7.5)
     add("--seed", type=seed_int, default=0)
     parser.set_defaults(**defaults)
@@ -60,6 +62,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
             f"--lr_scheduler polynomial falls from --learning_rate to {LAST_OF_POLYNOMIAL:g} after --lr_warmup_steps: "
             "the rate must be higher, and the steps fewer than --max_train_steps"
         )
+    if args.hub_model_id is not None and not args.push_to_hub:
+        parser.error("--hub_model_id says where --push_to_hub goes: give both, or neither")
     args.mixed_precision = precision_here(args.mixed_precision)
     return args
 

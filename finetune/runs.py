@@ -38,6 +38,7 @@ FREE = {
     "output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
     "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
     "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
+    "push_to_hub", "hub_model_id",
     "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`
 }  # fmt: skip
 # Flags that may change as a run goes on: they take effect, and it is said.

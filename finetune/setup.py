@@ -20,6 +20,7 @@ from .checkpoints import CheckpointError
 from .dtypes import cast
 from .optimizer import SetupError
 from .runs import RunFinished, is_main_process, processes_started
+from .single_file import is_single_file
 from .training import NonFiniteLossError
 
 
@@ -50,12 +51,13 @@ def looks_local(name: str) -> bool:
 
 def require_hardware(base_model: str) -> None:
     """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a CUDA GPU."""
-    if Path(base_model).is_dir():
+    if Path(base_model).is_dir() or is_single_file(base_model):
         return
     if looks_local(base_model):
         raise SetupError(
             f"There is no folder {base_model!r} in {Path.cwd()}: correct the base model's name. It must be a folder as "
-            f"diffusers saves it, or OWNER/NAME of the Hugging Face hub; or use {EMBEDDED_BASE}."
+            "diffusers saves it, a .safetensors or .ckpt file, or OWNER/NAME of the Hugging Face hub; or use "
+            f"{EMBEDDED_BASE}."
         )
     if not torch.cuda.is_available():
         raise SetupError(

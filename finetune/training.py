@@ -105,6 +105,7 @@ class Training:
         self.made_steps = False
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
+        self.figures: dict[str, float] = {}  # what was measured last
         self.background = ThreadPoolExecutor(1)
         self.publishing: Future | None = None
 
@@ -264,7 +265,9 @@ class Training:
                 if saving:
                     self.save_checkpoint()
                 if self.is_due(validation_steps):
-                    self.accelerator.log(validate(self.step), step=self.step)
+                    measured = validate(self.step)
+                    self.accelerator.log(measured, step=self.step)
+                    self.figures.update(measured)
                 if stopping and not done:
                     self.finish_checkpoint()
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
@@ -323,6 +326,7 @@ class Training:
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
         self.accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=self.step)
+        self.figures["loss"] = loss
         return {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
 
     def asked_to_stop(self) -> bool:
@@ -339,12 +343,20 @@ class Training:
         self.stop_signal = number
         tqdm.write(f"\nGot {signal.Signals(number).name}: saving a checkpoint after this step. Again to stop at once.")
 
-    def save_final(self) -> Path:
-        """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError."""
+    def save_final(self, describe: Callable[[Path], None] = lambda folder: None) -> Path:
+        """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError.
+
+        `describe` adds to the folder what is said of the model, before it appears there.
+        """
         folder = self.output_dir / self.model_name
         state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             model = self.accelerator.unwrap_model(self.model)
-            checkpoints.write_folder(folder, lambda temporary: self.save_model(model, state_dict, temporary))
+
+            def write(temporary: Path) -> None:
+                self.save_model(model, state_dict, temporary)
+                describe(temporary)
+
+            checkpoints.write_folder(folder, write)
         self.accelerator.wait_for_everyone()
         return folder

@@ -28,6 +28,7 @@ from finetune.numbers import natural_float, natural_int, positive_int, seed_int
 from finetune.progress import progress_bar
 from finetune.runs import data_behind
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
+from finetune.single_file import as_folder
 from metrics import DiscScore, edge_f1, score, summary
 from utils import draw_grid, load_pipeline, load_test_data
 
@@ -236,7 +237,7 @@ def save_images(images: Sequence[Image.Image], grid: Image.Image, output_dir: Pa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
     parser.add_argument("--edges", default=None, metavar="FOLDER", help="score edges on this folder of make_canny.py")
     parser.add_argument("--image_column", default="image", help="that folder's column of images")
     parser.add_argument("--conditioning_image_column", default="conditioning_image", help="its column of conditions")
@@ -250,6 +251,7 @@ def main() -> None:
     if args.edges and args.num_conditions < 1:
         parser.error("--edges scores --num_conditions samples: at least 1")
     require_hardware(args.base)
+    args.base = as_folder(args.base)
 
     pipeline = load_pipeline(args.base, args.controlnet)
     for model in (pipeline.unet, pipeline.controlnet):

@@ -17,12 +17,13 @@ from finetune.base import load_part
 from finetune.dtypes import dtype_argument
 from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
+from finetune.single_file import as_folder
 from utils import draw_grid, load_test_data, pick_device
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
     parser.add_argument("--prompt", nargs="+", help="draw these instead of the test prompts")
     parser.add_argument("--num_inference_steps", type=positive_int, default=50)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("../runs/text_to_image"))
     args = parser.parse_args()
     require_hardware(args.base)
+    args.base = as_folder(args.base)
 
     device = pick_device()
     dtype = torch.float16 if device.type == "cuda" else torch.float32

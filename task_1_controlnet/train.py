@@ -26,12 +26,15 @@ from evaluate import generate, results_grid, score_all
 from fill50k import load_data
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
+from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
 from finetune.flags import parse, plan_of, training_parser
+from finetune.hub import end_if_finished, prepare_upload
 from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.runs import Run
 from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
+from finetune.single_file import as_folder
 from finetune.training import Training
 from metrics import summary
 from utils import load_test_data
@@ -107,6 +110,13 @@ def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Ten
     whole.save_pretrained(folder)
 
 
+def describe(origin: Origin, output_dir: Path, place: Path, folder: Path) -> None:
+    """Writes into a ControlNet's files, and beside them, how it came about; the folder is to become `place`."""
+    for file in folder.glob("*.safetensors"):
+        write_texts(file, file_texts(origin))
+    write_card(origin, folder, output_dir, place)
+
+
 def validate(
     step: int,
     accelerator: Accelerator,
@@ -148,6 +158,7 @@ def validate(
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     data = load_data(
         args.dataset_name,
         args.image_column,
@@ -158,7 +169,8 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
-    run.end_if_finished()
+    folder, upload = args.output_dir / "controlnet", prepare_upload(args)
+    end_if_finished(run, upload, folder)
     accelerator = start_accelerator(
         args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
@@ -222,7 +234,12 @@ def main() -> None:
         return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder)
 
     if training.run(compute_loss, draw_and_score, args.validation_steps):
-        training.finish("ControlNet", training.save_final())
+        predicted = base.scheduler.config.prediction_type
+        architecture = architecture_of(unet.config, predicted, base.name)
+        origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
+        training.finish("ControlNet", training.save_final(partial(describe, origin, args.output_dir, folder)))
+        if upload is not None:
+            upload.send(folder)
     accelerator.end_training()
 
 

@@ -25,6 +25,7 @@ from data import training_images
 from drawing import generate, in_a_row, load_pipeline
 from finetune.numbers import natural_float, positive_int
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
+from finetune.single_file import as_folder
 from hub_metrics import clip_scores, dino_scores
 from lora_files import load_lora
 
@@ -89,7 +90,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--measure", choices=list(PROMPTS), required=True, help="what the LoRA has learnt")
     parser.add_argument("--train_data_dir", required=True, help="folder of the images that it learnt from")
     parser.add_argument("--image_column", default="image", help="the folder's column of images")
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder or hub name")
+    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
     parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
     parser.add_argument(
         "--class_prompt", default=None, help="the class, whose drift is measured (default: that of the five prompts)"
@@ -146,6 +147,7 @@ def print_table(means: dict[str, dict[str, float]], moved: Sequence[float], clas
 def main() -> None:
     args = parse_arguments()
     require_hardware(args.base)
+    args.base = as_folder(args.base)
     training = training_images(args.train_data_dir, args.measure == "style", args.image_column)
     pipeline = load_pipeline(args.base)
     use_fast_attention(pipeline.unet, pipeline.device)

@@ -6,8 +6,10 @@ zero, so that an untrained LoRA changes nothing (Hu et al., 2021, https://arxiv.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -18,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from finetune.base import BaseModel, load_part
+from finetune.cards import read_texts, write_texts
 from finetune.checkpoints import give_rights
 from finetune.setup import place_frozen, use_fast_attention
-from lora_layouts import WEIGHTS_FILE
+from lora_layouts import METADATA_KEY, WEIGHTS_FILE
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # Attention says what goes where; what a thing looks like is in the convolutions. A small base wants both: on the
@@ -31,6 +34,7 @@ UNET_TARGETS = {
 }
 TEXT_ENCODER_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
 KOHYA_FILE = "pytorch_lora_weights_kohya.safetensors"
+NO_TEXTS = {"format": "pt"}  # beside the tensors: for which library they are, and nothing else
 
 
 class LoraDenoiser(torch.nn.Module):
@@ -143,23 +147,46 @@ def to_kohya(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool) -> Path:
-    """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not."""
+def peft_settings(denoiser: LoraDenoiser) -> str:
+    """PEFT's configuration as diffusers reads it from the file since 2025, believing no other alpha then.
+
+    Only what makes the LoRA: releases of PEFT fail on a field that they do not know. As the scale is in B, alpha is
+    the rank here, too.
+    """
+    settings = {}
+    for part, model in (("unet", denoiser.unet), ("text_encoder", denoiser.text_encoder)):
+        if model is not None:
+            config = model.peft_config["default"]
+            settings[f"{part}.r"] = settings[f"{part}.lora_alpha"] = config.r
+            settings[f"{part}.target_modules"] = sorted(config.target_modules)
+    return json.dumps(settings, sort_keys=True)
+
+
+def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool, texts: Mapping[str, str] = NO_TEXTS) -> Path:
+    """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not.
+
+    `texts` stand beside the tensors, as `finetune.cards.file_texts` makes them.
+    """
     weights = lora_weights(denoiser)
     folder.mkdir(parents=True, exist_ok=True)
     if kohya:
-        write_weights(to_kohya(weights), folder / KOHYA_FILE)
-    return write_weights(weights, folder / WEIGHTS_FILE)
+        write_weights(to_kohya(weights), folder / KOHYA_FILE, texts)
+    return write_weights(weights, folder / WEIGHTS_FILE, {**texts, METADATA_KEY: peft_settings(denoiser)})
 
 
 def save_kohya(folder: Path) -> Path:
     """Writes Kohya's layout beside the file that `save_lora` wrote. Raises OSError if that is not there."""
-    return write_weights(to_kohya(load_file(str(folder / WEIGHTS_FILE))), folder / KOHYA_FILE)
+    file = folder / WEIGHTS_FILE
+    weights = to_kohya(load_file(str(file)))
+    texts = read_texts(file)
+    texts.pop(METADATA_KEY, None)  # diffusers refuses a file that has it beside alphas
+    return write_weights(weights, folder / KOHYA_FILE, texts)
 
 
-def write_weights(weights: dict[str, torch.Tensor], file: Path) -> Path:
+def write_weights(weights: dict[str, torch.Tensor], file: Path, texts: Mapping[str, str]) -> Path:
     temporary = file.with_name(f".{file.name}.tmp")
-    save_file(weights, str(temporary), metadata={"format": "pt"})
+    save_file(weights, str(temporary), metadata=NO_TEXTS)
+    write_texts(temporary, texts)
     give_rights(temporary)
     os.replace(temporary, file)
     return file

@@ -256,7 +256,6 @@ def read_layout(
     alphas: Mapping[str, float],
     metadata: Mapping[str, str],
     bases: Mapping[str, Modules],
-    layouts: Sequence[str] = LAYOUTS,
 ) -> Reading:
     """Finds out where a LoRA sits.
 
@@ -265,7 +264,6 @@ def read_layout(
         alphas: the numbers in those tensors whose names end in `.alpha`.
         metadata: the texts that the file holds beside its tensors.
         bases: for each base model that is possible the weights' shapes, by names such as `unet.conv_in`.
-        layouts: those that are taken.
 
     Raises:
         LoraFileError: if it is no LoRA of these layouts for one of the bases.
@@ -274,8 +272,6 @@ def read_layout(
         raise LoraFileError("holds no weights at all", "train the LoRA again")
     refuse_others(list(shapes))
     sites, layout = pair_up(shapes, alphas, settings_of(metadata))
-    if layout not in layouts:
-        raise LoraFileError(f"is in {layout}'s layout, which other programs read")
     base, sites = find_base(sites, shapes, bases)
     return Reading(layout, base, sites)
 

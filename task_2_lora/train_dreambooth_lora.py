@@ -20,9 +20,11 @@ from torch.utils.data import Dataset
 from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
 from finetune.cache import Samples
+from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
 from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
@@ -71,6 +73,7 @@ class SubjectWithPrior(Dataset):
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
@@ -78,14 +81,15 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.instance_data_dir, subject)
     run.check()
+    upload = prepare_upload(args)
     accelerator = start_accelerator(
         args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
-        end_if_finished(run, args.also_save)
+        end_if_finished(run, args.also_save, upload)
         training = LoraTraining(accelerator, plan, run, instances)
-        training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
+        training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint, upload)
         return
 
     draw_class_images(
@@ -101,7 +105,7 @@ def main() -> None:
         accelerator.print(f"Skipped: {problem}")
     run.add_data(args.class_data_dir, class_images, "class")
     run.check()
-    end_if_finished(run, args.also_save)
+    end_if_finished(run, args.also_save, upload)
     training = LoraTraining(
         accelerator,
         plan,
@@ -109,7 +113,7 @@ def main() -> None:
         Joined([instances, class_images]),
         arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
     )
-    training.run(lambda batch: training.loss(batch, (1.0, args.prior_loss_weight)), args.resume_from_checkpoint)
+    training.run(lambda batch: training.loss(batch, (1.0, args.prior_loss_weight)), args.resume_from_checkpoint, upload)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import argparse
 from pathlib import Path
 
 from data import CaptionedImages, Variants
+from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
 from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
@@ -34,6 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     require_hardware(args.pretrained_model_name_or_path)
+    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     captioned = CaptionedImages(
         args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, args.max_train_samples
     )
@@ -41,13 +44,16 @@ def main() -> None:
     run = Run(args)
     run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()
-    end_if_finished(run, args.also_save)
+    upload = prepare_upload(args)
+    end_if_finished(run, args.also_save, upload)
     accelerator = start_accelerator(
         args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
     )
 
     training = LoraTraining(accelerator, lora_plan_of(args), run, data)
-    training.run(lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint)
+    training.run(
+        lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint, upload
+    )
 
 
 if __name__ == "__main__":

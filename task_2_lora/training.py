@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 from drawing import validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
+from finetune.cards import Origin, architecture_of, file_texts, write_card
 from finetune.flags import parse, plan_of, training_parser
+from finetune.hub import Upload
 from finetune.numbers import natural_int, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
@@ -97,15 +99,17 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
     )
 
 
-def end_if_finished(run: Run, also_save: str | None) -> None:
-    """As `Run.end_if_finished`, after what else the flags want of the result is written."""
+def end_if_finished(run: Run, also_save: str | None, upload: Upload | None) -> None:
+    """As `Run.end_if_finished`, after what else the flags want of the result is written, and sent."""
     try:
         run.end_if_finished()
     except RunFinished as finished:
+        if also_save is not None and is_main_process():
+            save_kohya(run.output_dir)
+        if upload is not None:
+            upload.send(run.output_dir)
         if also_save is None:
             raise
-        if is_main_process():
-            save_kohya(run.output_dir)
         raise RunFinished(f"{finished}\nIn the layout of {also_save}: {run.output_dir / KOHYA_FILE}") from None
 
 
@@ -206,16 +210,34 @@ class LoraTraining:
             plan.output_dir / "validation" / f"step-{step:06d}.png",
         )
 
-    def run(self, compute_loss: Callable[[Any], torch.Tensor], resume_from_checkpoint: str | None) -> None:
+    def origin(self) -> Origin:
+        """How the LoRA came about, as it is now."""
+        training, predicted = self.training, self.base.scheduler.config.prediction_type
+        architecture = architecture_of(self.denoiser.unet.config, predicted, self.plan.base)
+        return Origin("LoRA", training.trained_with, training.step, architecture, predicted, training.figures)
+
+    def run(
+        self,
+        compute_loss: Callable[[Any], torch.Tensor],
+        resume_from_checkpoint: str | None,
+        upload: Upload | None = None,
+    ) -> None:
         """Trains to the end, or until a signal stops it, and at the end writes the file that `load_lora_weights` reads.
+
+        Beside it comes its model card, and `upload` sends both.
 
         Raises:
             NonFiniteLossError, CheckpointError: as `Training.run`.
+            OSError: if the result is written but not sent.
         """
         self.training.resume(resume_from_checkpoint)
         drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
         finished = self.training.run(compute_loss, self.draw, drawing_steps)
         if finished and self.accelerator.is_main_process:
-            file = save_lora(self.denoiser, self.plan.output_dir, kohya=self.plan.also_save == "kohya")
+            kohya, origin, folder = self.plan.also_save == "kohya", self.origin(), self.plan.output_dir
+            file = save_lora(self.denoiser, folder, kohya, file_texts(origin))
+            write_card(origin, folder, folder, folder)
             self.training.finish("LoRA", file)
+            if upload is not None:
+                upload.send(folder)
         self.accelerator.end_training()

@@ -42,7 +42,7 @@ def judge_files(files: Mapping[str, Path]) -> tuple[dict[str, Lora], dict[str, L
         if problem is None:
             good[name] = report
             seen[report.digest] = name
-        judged[name] = Lora(problem, " ".join(part for part in (facts, report.warning) if part))
+        judged[name] = Lora(problem, " ".join(part for part in (facts, report.said, report.warning) if part))
     return judged, good
 
 

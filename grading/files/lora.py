@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -30,7 +31,18 @@ USUAL_BYTES, USUAL_RANK, USUAL_MODULES = (2.5 * MB, 4 * MB), 4, 128
 # `grading` imports none of its code.
 LAYOUTS_PROGRAM = Path(__file__).resolve().parents[2] / "task_2_lora" / "lora_layouts.py"
 LAYOUTS_SECONDS = 60
-LAYOUT = "diffusers"
+# What a file says of its own making: by words for it, the texts that may say so, the first that is there counts.
+SAID = {
+    "base": ("ss_sd_model_name",),
+    "data": ("finetune.data",),
+    "resolution": ("modelspec.resolution", "ss_resolution"),
+    "steps": ("ss_steps",),
+    "rank": ("ss_network_dim",),
+    "alpha": ("finetune.alpha", "ss_network_alpha"),
+    "written by": ("finetune.program", "ss_network_module"),
+    "version": ("finetune.version",),
+}
+SAID_LENGTH = 40
 
 
 class LoraError(ValueError):
@@ -43,7 +55,8 @@ class LoraReport:
 
     `rank` is the largest, if modules differ; `base` the base model's name or "unknown". `norms` has, by module such as
     "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", the Frobenius norm of what is added to its weight.
-    `digest` is the same for equal weights, however they are stored. `warning` is for a size that is unusual.
+    `digest` is the same for equal weights, however they are stored. `warning` is for a size that is unusual. `said` is
+    a sentence with what the file says of its own making, which proves nothing; harmless wherever it is shown.
     """
 
     ok: bool
@@ -55,6 +68,7 @@ class LoraReport:
     base: str = UNKNOWN
     digest: str = ""
     norms: Mapping[str, float] = field(default_factory=dict)
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,6 @@ def ask_loader(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], b
         "alphas": alphas,
         "metadata": metadata,
         "bases": bases_by_name,
-        "layouts": [LAYOUT],
     }
     try:
         run = subprocess.run(
@@ -134,6 +147,21 @@ def digest_of(pairs: Mapping[str, Pair]) -> str:
     return content.hexdigest()
 
 
+def said_by(metadata: Mapping[str, str]) -> str:
+    """What a file says of its own making, in a sentence; empty if it says nothing.
+
+    Anybody may have written it: what is not a letter, a digit or plain punctuation becomes a question mark, so that it
+    is neither HTML nor Markdown, and no link.
+    """
+    found = []
+    for words, names in SAID.items():
+        text = next((metadata[name] for name in names if metadata.get(name)), "")
+        if text:
+            cut = text if len(text) <= SAID_LENGTH else text[: SAID_LENGTH - 3] + "..."
+            found.append(f"{words} '{re.sub(r'[^A-Za-z0-9 .,()/+_-]', '?', cut)}'")
+    return f"By its own account: {', '.join(found)}." if found else ""
+
+
 def size_warning(bytes_: int, rank: int, modules: int) -> str | None:
     """A sentence if the file of a LoRA of Stable Diffusion 1.x has not about 3 MB."""
     if USUAL_BYTES[0] <= bytes_ <= USUAL_BYTES[1]:
@@ -148,6 +176,7 @@ def examine(path: Path, facts: dict[str, Any]) -> None:
     """Puts what is found out into `facts`, step by step. Raises LoraError or TensorsError."""
     tensors = read_tensors(path)
     facts["tensors"] = len(tensors)
+    facts["said"] = said_by(read_metadata(path))
     facts["base"], pairs = read_pairs(path, tensors)
     facts["rank"] = max(len(pair.a) for pair in pairs.values())
     check_values(tensors, pairs)

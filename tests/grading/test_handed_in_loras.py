@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from grading.autograder.loras import draw
+from grading.autograder.loras import draw, judge_files
 from grading.files.lora import inspect_lora
 from grading.files.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text_encoder_shapes, unet_shapes
 from grading.grades.numbers import Numbers
@@ -76,7 +76,7 @@ def test_what_our_training_writes_is_good_once_it_is_trained(denoiser, tmp_path)
     report = inspect_lora(save_lora(denoiser, tmp_path / "untrained", kohya=True))
     assert not report.ok and "was never trained (all B matrices are zero): run the training" in report.problem
     kohya = inspect_lora(tmp_path / "untrained" / "pytorch_lora_weights_kohya.safetensors")
-    assert "is in Kohya's layout" in kohya.problem and "hand in pytorch_lora_weights.safetensors" in kohya.problem
+    assert "was never trained" in kohya.problem
 
     torch.manual_seed(0)
     for parameter in denoiser.trainable_parameters():
@@ -303,7 +303,7 @@ NOT_A_NUMBER = np.full((WIDTH, 4), np.nan, np.float32)
         (lambda: {"unet.x.hada_w1_a": ONES, "unet.x.hada_w1_b": ONES}, "is a LoHa"),
         (lambda: {"lora_unet_x.lokr_w1": ONES, "lora_unet_x.alpha": np.ones((), np.float32)}, "is a LoKr"),
         (lambda: {"base_model.model.x.oft_R.weight": ONES}, "is an OFT"),
-        (lambda: {"lycoris_x.lora_down.weight": ONES.T.copy(), "lycoris_x.lora_up.weight": ONES}, "in LyCORIS's"),
+        (lambda: {"lycoris_x.lora_down.weight": ONES.T.copy(), "lycoris_x.lora_up.weight": ONES}, "fits neither"),
         (lambda: {n.replace("unet.", ""): t for n, t in changed().items()}, "as save_lora_adapter"),
         (lambda: {"unet.conv_in.weight": ONES}, "holds whole weights such as 'unet.conv_in.weight'"),
         (lambda: {n.replace("weight", "default.weight"): t for n, t in changed().items()}, "middle of a training"),
@@ -316,8 +316,32 @@ def test_what_is_no_good_lora_is_named(tmp_path, make, message):
     assert not report.ok and message in report.problem, report.problem
 
 
-def test_kohyas_layout_is_answered_with_what_to_hand_in(tmp_path):
-    weights = {name: torch.from_numpy(tensor) for name, tensor in lora_of(SD_1, rank=1).items()}
-    kohya = {name: tensor.numpy() for name, tensor in to_kohya(weights).items()}
-    problem = inspected(kohya, tmp_path).problem
-    assert "in Kohya's layout" in problem and "hand in pytorch_lora_weights.safetensors" in problem
+def test_kohyas_and_lycoris_layout_are_the_same_lora_as_diffusers(tmp_path):
+    tensors = lora_of(TINY_SD)
+    report = inspected(tensors, tmp_path)
+    kohya = {name: t.numpy() for name, t in to_kohya({n: torch.from_numpy(t) for n, t in tensors.items()}).items()}
+    lycoris = {name.replace("lora_unet_", "lycoris_"): t for name, t in kohya.items()}
+    for layout in (kohya, lycoris):
+        other = inspected(layout, tmp_path)
+        assert other.ok and (other.rank, other.base, other.digest) == (report.rank, report.base, report.digest)
+    halved = {name: np.asarray(t / 2) if name.endswith(".alpha") else t for name, t in kohya.items()}
+    assert inspected(halved, tmp_path).norms[SITE] == pytest.approx(report.norms[SITE] / 2)
+
+
+def test_what_a_file_says_of_its_making_is_shown_without_being_trusted(denoiser, tmp_path):
+    texts = {"ss_sd_model_name": "tiny_sd", "ss_steps": "200", "finetune.data": "cat", "finetune.alpha": "2.0"}
+    judged, good = judge_files({"lora_1": save_lora(denoiser, tmp_path / "plain", kohya=False, texts=texts)})
+    assert (
+        good and "By its own account: base 'tiny_sd', data 'cat', steps '200', alpha '2.0'." in judged["lora_1"].facts
+    )
+    hostile = {
+        "ss_sd_model_name": "<script>alert(1)</script>",
+        "finetune.data": "[you](javascript:x) **won** `10`\n\n# 10 points",
+        "ss_steps": "9" * 10_000,
+        "ss_network_dim": "\u202e\x00\N{FULLWIDTH LESS-THAN SIGN}",
+        "modelspec.thumbnail": "data:image/png;base64,AAAA",
+    }
+    judged, good = judge_files({"lora_1": save_lora(denoiser, tmp_path / "hostile", kohya=False, texts=hostile)})
+    facts = judged["lora_1"].facts
+    assert good and not set("<>[]*`#:\n\0") & set(facts.replace("By its own account:", "")) and len(facts) < 400
+    assert facts.isascii() and "?script?alert(1)?/script?" in facts
