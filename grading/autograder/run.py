@@ -31,10 +31,10 @@ from finetune.numbers import positive_int
 
 from ..files.archive import is_dropping
 from ..grades.numbers import Numbers, with_settings
-from ..grades.results import gallery, in_short, not_graded, results_of, write_atomically, write_table
-from ..grades.rubric import Evidence
+from ..grades.results import gallery, in_short, not_graded, results_of, write_atomically
+from ..grades.rubric import Evidence, share_left
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
-from ..grades.teacher_page import page
+from ..grades.teacher_files import PAGE, TABLE, TeacherFiles
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
 from ..sandbox.sandbox import Sandbox
@@ -76,7 +76,8 @@ def run_job(job: Job) -> None:
         judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
         try:
             evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work, job.days_late)
-            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, evidence.mean_iou)
+            left = share_left(evidence, numbers.rules)
+            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, evidence.mean_iou, left)
         except TimeoutError as error:
             results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
@@ -188,7 +189,8 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
     numbers = with_settings(Numbers(), settings)
     found, others = hand_ins(path), left_out(path)
     print(*others, sep="\n", end="\n" if others else "")
-    output.mkdir(parents=True, exist_ok=True)
+    folders = folder_names(found)
+    files = TeacherFiles(output, folders, numbers, others)
     results, rows = {}, {}
     with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
         for gap in gaps:
@@ -197,7 +199,7 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
             grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
             seconds=numbers.total_seconds - LAST_SECONDS,
         )  # fmt: skip
-        waiting, folders = {}, folder_names(found)
+        waiting = {}
         for name, hand_in in found.items():
             folder = output / folders[name]
             folder.mkdir(exist_ok=True)
@@ -205,8 +207,7 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
         for name, future in waiting.items():
             results[name], rows[name] = future.result()
             print(f"{name}: {in_short(results[name])}", flush=True)
-            write_table(output / "grades.csv", results)
-            write_atomically(output / "index.html", page(results, rows, numbers, others))
+            files.write(results, rows)
     return results
 
 
@@ -283,7 +284,7 @@ def main() -> None:
             grade_on_gradescope(args.gradescope, args.prepared, args.settings)
         elif args.hand_in:
             grade_all(args.hand_in, args.output, args.prepared, args.settings, args.jobs)
-            print(f"The page: {args.output / 'index.html'}   The table: {args.output / 'grades.csv'}")
+            print(f"The page: {args.output / PAGE}   The table: {args.output / TABLE}")
         else:
             parser.error("name a hand-in or a folder of them, or give --gradescope")
     except (GraderError, SandboxError, OSError, ValueError) as error:

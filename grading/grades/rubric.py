@@ -132,6 +132,11 @@ def deductions(evidence: Evidence, rules: Rules) -> dict[str, float]:
     return {sentence: share for sentence, share in found.items() if share}
 
 
+def share_left(evidence: Evidence, rules: Rules) -> float:
+    """What the rules leave of the score, as a share of it."""
+    return 1 - min(1.0, sum(deductions(evidence, rules).values()))
+
+
 def taken_off(condition: str, share: float) -> str:
     return f"{condition}, {'the score is zero' if share == 1 else f'{100 * share:.4g} % of the score are taken off'}."
 
@@ -235,7 +240,7 @@ def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
             *(Score(name, ZERO, FULL, False, "The hand-in cannot be read.") for name in TASKS),
         ]
     rules = deductions(evidence, numbers.rules)
-    left = 1 - min(1.0, sum(rules.values()))
+    left = share_left(evidence, numbers.rules)
     without = "this rule" if len(rules) == 1 else "these rules"
     tasks = []
     for name, judge in zip(TASKS, (judge_task_1, judge_task_2)):

@@ -17,8 +17,9 @@ SCRIPTS = Path(__file__).resolve().parent
 SETUP, RUN = "setup.sh", "run_autograder"
 FOLDERS = ("grading", "task_1_controlnet", "finetune", "task_2_lora", "tiny_sd")
 FILES = ("requirements.txt", "pyproject.toml")
-SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml", ".typ")
-# What the embedded base was made with, its successor, training pictures, this folder itself, and questions.
+SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml", ".typ", ".js")
+# What the embedded base was made with, its successor, training pictures, this folder itself, questions, and points
+# by hand.
 LEFT_OUT = (
     "tiny_sd/icons",
     "tiny_sd/*.py",
@@ -26,6 +27,7 @@ LEFT_OUT = (
     "task_2_lora/sample_data",
     "grading/gradescope",
     "grading/questions",
+    "grading/points",
 )
 GENERATED = ("__pycache__", "runs", "build")
 # Every entry has the same date, so that the same files give the same bytes.

@@ -20,10 +20,22 @@ FLOORS = (
     ("files", "sandbox", "report", "gradescope"),
     ("handed_out",),
     ("checks", "hand_in", "starter", "questions", "grades"),
+    ("contest", "points"),
     ("autograder", "student_tests"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-COMMANDS = ("checks", "hand_in", "report", "autograder", "starter", "gradescope", "handed_out", "questions")
+COMMANDS = (
+    "checks",
+    "hand_in",
+    "report",
+    "autograder",
+    "starter",
+    "gradescope",
+    "handed_out",
+    "questions",
+    "contest",
+    "points",
+)
 # A folder with more files than this is no room that a stranger walks through.
 MAX_FILES = 12
 
