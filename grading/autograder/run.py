@@ -76,8 +76,8 @@ def run_job(job: Job) -> None:
         judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
         try:
             evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work, job.days_late)
-            left = share_left(evidence, numbers.rules)
-            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, evidence.mean_iou, left)
+            known = (evidence.mean_iou, share_left(evidence, numbers.rules), evidence.of_reference)
+            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, *known)
         except TimeoutError as error:
             results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))

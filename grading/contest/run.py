@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import json
 import platform
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from finetune.checkpoints import CheckpointError, write_file
 from finetune.numbers import positive_float, positive_int
@@ -32,7 +34,7 @@ from .recipe import Recipe, RecipeError, read_recipe
 from .stages import BASE, Conditions, Reached, Stopped, check_flags, run_recipe
 
 REFERENCE = Path(__file__).with_name("demo.toml")
-RESULT, TABLE = "result.json", "contest.csv"
+RESULT, TABLE, STARTED, LOCK = "result.json", "contest.csv", "conditions.json", ".contest-lock"
 HOUR = 3600.0
 WORDS = {
     "reached": "reached the mean IoU that is asked for",
@@ -70,7 +72,7 @@ def place_of(recipe: Recipe, output: Path, conditions: Conditions) -> Path:
         RecipeError, GraderError: if train.py cannot be started with it.
     """
     folder = output / recipe.folder_name
-    started = folder / "conditions.json"
+    started = folder / STARTED
     if started.is_file() and json.loads(started.read_text(encoding="utf-8")) != machine(conditions):
         aside(folder)
     if not started.is_file():
@@ -182,6 +184,19 @@ def named(paths: Sequence[Path]) -> list[Recipe]:
     ]
 
 
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Waits until no other contest runs in the folder: two at once would take each other's time."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another contest is running in {output}: this one waits for its end.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "python -m grading.contest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,11 +224,12 @@ def hold(args: argparse.Namespace) -> None:
     if args.threads > usable_cores():
         print(f"Note: {args.threads} threads on {usable_cores()} processor(s): they wait for each other.")
     recipes = named(args.recipes)
-    for recipe in recipes:
-        place_of(recipe, args.output, conditions)
-    for recipe in recipes:
-        print(in_words(contest(recipe, args.output, conditions, args.reference_hours)), flush=True)
-        write_table(args.output)
+    with alone(args.output):
+        for recipe in recipes:
+            place_of(recipe, args.output, conditions)
+        for recipe in recipes:
+            print(in_words(contest(recipe, args.output, conditions, args.reference_hours)), flush=True)
+            write_table(args.output)
     print(f"The table: {args.output / TABLE}")
 
 

@@ -37,7 +37,7 @@ def results_of(
     gaps: Sequence[str],
     iou: float | None = None,
     left: float = 1.0,
-    contest_seconds: float | None = None,
+    of_reference: float | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -45,12 +45,12 @@ def results_of(
         gaps: what is missing of the sandbox's isolation; only the teacher sees it.
         iou: what the leaderboard shows, if there is one.
         left: what the rules leave of the score, for points that are given by hand later.
-        contest_seconds: what the leaderboard shows of those who handed in a recipe.
+        of_reference: what the leaderboard shows of those who handed in a recipe, for the contest.
     """
     rules = numbers.rules
     board = [{"name": "mean IoU of Task 1", "value": round(iou, 3)}] if rules.leaderboard and iou is not None else []
-    if rules.leaderboard_seconds and contest_seconds is not None:
-        board.append({"name": "seconds to IoU 0.90", "value": round(contest_seconds, 1), "order": "asc"})
+    if rules.leaderboard_seconds and of_reference is not None:
+        board.append({"name": "seconds to IoU 0.90 (reference: 1)", "value": round(of_reference, 3), "order": "asc"})
     return {
         "score": sum(score.score for score in scores),
         "execution_time": round(seconds),

@@ -73,6 +73,7 @@ class Evidence:
     changes: what was changed outside the banners.
     notes: what the teacher may want to know and is no fault.
     days_late: how many days after it was due it was handed in.
+    of_reference: the time of the student's recipe in the contest, as a multiple of the reference's.
     """
 
     missing: Mapping[str, str]
@@ -86,6 +87,7 @@ class Evidence:
     loras: Mapping[str, Lora] | None = None
     plain_pictures: tuple[bytes, ...] = ()
     days_late: int = 0
+    of_reference: float | None = None
 
     @property
     def mean_iou(self) -> float | None:

@@ -92,6 +92,7 @@ class Stage:
         self.journal = json.loads(self.file.read_text()) if self.file.is_file() else empty
         self.clock = Clock(max(self.journal["seconds"].values(), default=0.0))
         self.step, self.steps, self.last_check, self.asked = 0, 0, 0.0, False
+        self.over = threading.Event()
 
     def go_on_from(self, step: int) -> bool:
         """Sets journal and clock back to this step's checkpoint; whether its check was made."""
@@ -124,8 +125,7 @@ class Stage:
 
     def tick(self) -> None:
         """Runs beside the training, as encoding the data can take longer than all the time there is."""
-        while True:
-            time.sleep(TICK_SECONDS)
+        while not self.over.wait(TICK_SECONDS):
             self.tell()
             if self.out_of_time:
                 self.ask_to_stop()
@@ -197,19 +197,21 @@ def run_stage(stage: Stage) -> str:
         stage.clock.go()
     threading.Thread(target=stage.tick, daemon=True).start()
     try:
-        with fail_clearly_but_told(stage):
+        with fail_clearly_but_told():
             train.main()
     except Ended as ended:
         return str(ended)
     except KeyboardInterrupt:
         return "time" if stage.out_of_time else "stopped"
+    finally:
+        stage.over.set()
     if stage.step < stage.steps:
         return "time" if stage.out_of_time else "stopped"
     return "steps"
 
 
 @contextmanager
-def fail_clearly_but_told(stage: Stage) -> Iterator[None]:
+def fail_clearly_but_told() -> Iterator[None]:
     """A loss that is not finite is what the recipe came to; all other errors end the program."""
     with fail_clearly():
         try:
