@@ -81,7 +81,7 @@ def checked(name: str, value: Any, place: str) -> Any:
     whole = isinstance(value, list) and 0 < len(value) <= 16 and all(type(one) is int for one in value)
     if not whole and type(value) not in (bool, int, float, str) or len(str(value)) > 100:
         raise RecipeError(
-            f"{place} sets {name} to {str(value)[:60]!r}: a number, a word, true, or whole numbers in []."
+            f"{place} sets {name} to {str(value)[:60]!r}; right is a number, a word, true, or whole numbers in []."
         )
     return value
 

@@ -50,8 +50,11 @@
   const round = (value) => Math.round(value * 100) / 100;
   const text = (value) => (value === null ? "" : String(round(value)));
 
-  function set(cell, value) {
-    for (const place of document.querySelectorAll(`[data-cell="${cell}"]`)) place.textContent = text(value);
+  function set(cell, value, byHand = false) {
+    for (const place of document.querySelectorAll(`[data-cell="${cell}"]`)) {
+      place.textContent = text(value);
+      place.classList.toggle("given", byHand);
+    }
   }
 
   function showHandIn(handIn, number) {
@@ -64,8 +67,10 @@
     }
     if (!handIn.graded) return;
     const task2 = own.task_2 === undefined || own.task_2 === null ? handIn.task_2 : own.task_2;
-    set(`${number}:task_2`, task2);
-    for (const field of ["task_1_1", "report"]) if (field in own) set(`${number}:${field}`, own[field]);
+    set(`${number}:task_2`, task2, task2 === own.task_2);
+    for (const field of ["task_1_1", "report"]) {
+      if (field in own) set(`${number}:${field}`, own[field], own[field] !== null);
+    }
     set(`${number}:total`, Math.max(0, handIn.task_1 + task2 + (own.task_1_1 || 0) + (own.report || 0)));
   }
 

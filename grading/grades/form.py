@@ -28,6 +28,7 @@ DATA_START, DATA_END = '<script type="application/json" id="points">', "</script
 STYLE = """
 .by-hand { display: flex; flex-wrap: wrap; gap: 1em; border: 1px solid #bbb; margin: 1em 0; padding: .5em 1em; }
 .by-hand input, .by-hand select { font: inherit; width: 6em; } .by-hand input:invalid { background: #fbdfdc; }
+.given { background: #dfe9fb; }
 #points-bar { position: sticky; bottom: 0; background: #fff3cf; border-top: 2px solid #222; padding: .6em 1em; }
 #points-bar p, #points-take p { margin: .2em 0; } [hidden] { display: none !important; }
 button { font: inherit; padding: .2em 1em; }

@@ -111,6 +111,9 @@ def hand_in_section(
     name: str, number: int, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], rules: Rules
 ) -> str:
     tests = []
+    total = escape(in_short(result))
+    if is_graded(result):
+        total = f'<span data-cell="{number}:total">{result["score"]:g}</span> points'
     for test in result["tests"]:
         counts = test["max_score"] and is_graded(result)
         points = f"{test['score']:g} of {test['max_score']:g}" if counts else ""
@@ -122,7 +125,7 @@ def hand_in_section(
             f"<td>{render(test['output'])}</td></tr>"
         )
     return (
-        f'<section id="hand-in-{number}"><h2>{escape(name)}: {escape(in_short(result))}</h2>'
+        f'<section id="hand-in-{number}"><h2>{escape(name)}: {total}</h2>'
         f"<table>{''.join(tests)}</table>{picture_rows(rows)}"
         f"{form.form(number, rules, share_left(result))}</section>"
     )

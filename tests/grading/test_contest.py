@@ -9,11 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 import train
 from grading.autograder.grade import Judges, look_at_recipe
@@ -94,10 +96,10 @@ def test_what_stands_above_the_stages_holds_for_all():
         ("dataset_name = 'https://x'", "all train on the rendered discs"),
         ("dataloader_num_workers = 64", "the same number of threads"),
         ("import_os = 1", "which it may not: a recipe may set resolution"),
-        ("seed = {a = 1}", "not to a number"),
-        ("seed = ['a']", "not to a number"),
-        ("conditioning_channels = []", "not to a number"),
-        (f"lr_scheduler = '{'x' * 101}'", "not to a number"),
+        ("seed = {a = 1}", "right is a number"),
+        ("seed = ['a']", "right is a number"),
+        ("conditioning_channels = []", "right is a number"),
+        (f"lr_scheduler = '{'x' * 101}'", "right is a number"),
         ("stage = 1", r"write its stages as \[\[stage\]\]"),
         ("[[stage]]\n" * 9, "has 9 stages, of at most 8"),
         ("import os", "cannot be read as TOML"),
@@ -168,17 +170,17 @@ def test_the_clock_counts_what_was_computed_and_not_while_it_is_paused():
 
 def drive(tmp_path, monkeypatch, recipe: str, target: float, seconds: float = 1000.0, gap: float = 0.0) -> dict:
     """Runs the program of a stage in this process, and returns its journal."""
-    for name in ("load_test_data", "validate", "Training"):
-        monkeypatch.setattr(train, name, getattr(train, name))
     folder = tmp_path / "stage-1"
     folder.mkdir(exist_ok=True)
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w") as nowhere, monkeypatch.context() as patch:
+        for name in ("load_test_data", "validate", "Training"):
+            patch.setattr(train, name, getattr(train, name))
         settings = {
             "journal": str(folder / stages.JOURNAL), "pipe": nowhere.fileno(), "target": target, "conditions": 1,
             "gap": gap, "seconds": seconds,
         }  # fmt: skip
         flags = stages.stage_flags(parse_recipe(recipe, "tiny"), 0, tmp_path, CONDITIONS)
-        monkeypatch.setattr(sys, "argv", ["train_timed.py", json.dumps(settings), *flags])
+        patch.setattr(sys, "argv", ["train_timed.py", json.dumps(settings), *flags])
         train_timed.main()
     return stages.read_journal(folder)
 
@@ -209,32 +211,61 @@ def test_more_memory_than_there_is_for_it_ends_a_training():
     assert stages.wait(process, 150) == "memory" and process.returncode == -signal.SIGKILL
 
 
-def test_ctrl_c_saves_and_a_second_start_goes_on_to_the_end(tmp_path, monkeypatch):
-    """The whole way, with real processes; what a stopped run has counted is not counted again."""
-    recipe = parse_recipe(TINY, "tiny")
-    told = []
+def test_ctrl_c_saves_and_a_second_start_goes_on_with_what_was_counted(tmp_path, monkeypatch, capsys):
+    tell = train_timed.Stage.tell
 
-    def interrupt(news, title) -> None:
-        for line in news:
-            told.append(json.loads(line))
-            if told[-1]["step"] and len(told) < 1000:
-                told.extend([{}] * 1000)
-                os.kill(os.getpid(), signal.SIGINT)
+    def interrupt(stage) -> None:
+        tell(stage)
+        if stage.step:
+            stage.ask_to_stop()
 
-    monkeypatch.setattr(stages, "show", interrupt)
-    with pytest.raises(Stopped, match="stage-1 goes on after step") as stopped:
-        run_recipe(recipe, tmp_path, CONDITIONS)
-    step = int(re.search(r"step (\d+)", str(stopped.value))[1])
-    before = stages.read_journal(tmp_path / "stage-1")["seconds"][str(step)]
-    assert 0 < step < 400 and before > 0
+    monkeypatch.setattr(train_timed.Stage, "tell", interrupt)
+    journal = drive(tmp_path, monkeypatch, TINY, target=2.0, gap=1000.0)
+    ((step, before),) = journal["seconds"].items()
+    assert journal["end"] is None and 0 < int(step) < 400 and before > 0
+    assert stages.where(tmp_path / "stage-1", journal) == f"stage-1 goes on after step {step}"
 
-    (tmp_path / "stage-1" / stages.LOG).write_bytes(b"")
-    second = replace(CONDITIONS, seconds=before + 1.5)  # soon used up: the test needs no 400 steps
-    reached = run_recipe(recipe, tmp_path, second)
-    journal = stages.read_journal(tmp_path / "stage-1")
-    assert reached.how == "time" and reached.seconds > before + 1.5 and journal["seconds"][str(step)] == before
-    assert f"step {step} of 400" in (tmp_path / "stage-1" / stages.LOG).read_text()
-    assert run_recipe(recipe, tmp_path, second) == reached  # nothing is left to do
+    monkeypatch.setattr(train_timed.Stage, "tell", tell)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    journal = drive(tmp_path, monkeypatch, TINY, target=2.0, gap=1000.0, seconds=before + 0.2)
+    assert f"step {step} of 400" in capsys.readouterr().out
+    assert journal["end"] == "time" and journal["seconds"][step] == before
+    assert before < max(journal["seconds"].values()) < before + 30
+
+
+def interrupt_while(process: subprocess.Popen) -> None:
+    """Ctrl-C, unless the process that is waited for has ended."""
+    if process.poll() is None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_lets_a_training_save_and_a_second_one_does_not(monkeypatch):
+    program = "import signal, sys, time; signal.signal(2, lambda *_: {}); print(flush=True); time.sleep({}); {}"
+    for action, status in (("sys.exit(0)", 0), ("0", -signal.SIGKILL)):
+        command = [sys.executable, "-c", program.format(action, 300, "time.sleep(300)")]
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        for delay in (0.5, 1.5):
+            threading.Timer(delay, interrupt_while, [process]).start()
+        assert stages.wait(process, 4096) == "asked" and process.returncode == status
+
+
+def test_a_recipe_goes_stage_by_stage_and_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    trained = []
+
+    def run_stage(recipe, stage, folder, conditions, seconds) -> None:
+        trained.append((stage, seconds))
+        end = "reached" if stage else "steps"
+        checks = [{"step": 40, "seconds": 30.0, "iou": 0.5 + 0.4 * stage}]
+        place = stages.stage_folder(folder, stage)
+        place.mkdir(exist_ok=True)
+        (place / stages.JOURNAL).write_text(json.dumps({"seconds": {"40": 31.0}, "checks": checks, "end": end}))
+
+    monkeypatch.setattr(stages, "run_stage", run_stage)
+    recipe = parse_recipe("[[stage]]\nseed = 1\n[[stage]]\nseed = 2\n[[stage]]\nseed = 3", "three")
+    for _ in range(2):
+        assert run_recipe(recipe, tmp_path, Conditions(seconds=100)) == Reached("reached", 61.0, 2, 40, 0.9, 2)
+    assert trained == [(0, 100), (1, 69)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
