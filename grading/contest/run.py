@@ -20,6 +20,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -51,6 +52,7 @@ def machine(conditions: Conditions) -> dict[str, Any]:
         "machine": platform.node(),
         "processor": platform.processor() or platform.machine(),
         "cores": usable_cores(),
+        "torch": version("torch"),
         "base": fingerprint(str(ROOT / BASE))[:16],
         **asdict(conditions),
     }

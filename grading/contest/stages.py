@@ -149,17 +149,18 @@ def run_stage(recipe: Recipe, stage: int, folder: Path, conditions: Conditions, 
     if why == "memory":
         write_file(place / JOURNAL, json.dumps({**journal, "end": why}) + "\n")
     elif journal["end"] is None and why == "asked":
-        raise Stopped(where(place, journal))
+        raise Stopped(where(place))
     elif process.returncode or journal["end"] is None:
         tail = (place / LOG).read_text(errors="replace")[-TAIL_CHARACTERS:].strip()
         raise GraderError(f"The training of {recipe.name} failed, see {place / LOG}: {tail}")
 
 
-def where(place: Path, journal: dict[str, Any]) -> str:
+def where(place: Path) -> str:
     """Where a stopped stage goes on."""
-    if find_checkpoint(place, "latest") is None:
+    checkpoint = find_checkpoint(place, "latest")
+    if checkpoint is None:
         return f"{place.name} begins anew, as it had not saved anything yet"
-    return f"{place.name} goes on after step {max(map(int, journal['seconds']))}"
+    return f"{place.name} goes on after step {checkpoint.name.partition('-')[2]}"
 
 
 def show(news: Iterator[str], title: str) -> None:

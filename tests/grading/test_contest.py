@@ -223,7 +223,7 @@ def test_ctrl_c_saves_and_a_second_start_goes_on_with_what_was_counted(tmp_path,
     journal = drive(tmp_path, monkeypatch, TINY, target=2.0, gap=1000.0)
     ((step, before),) = journal["seconds"].items()
     assert journal["end"] is None and 0 < int(step) < 400 and before > 0
-    assert stages.where(tmp_path / "stage-1", journal) == f"stage-1 goes on after step {step}"
+    assert stages.where(tmp_path / "stage-1") == f"stage-1 goes on after step {step}"
 
     monkeypatch.setattr(train_timed.Stage, "tell", tell)
     AcceleratorState._reset_state(reset_partial_state=True)
