@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -32,6 +31,7 @@ RUN_FILE = "run.json"  # by which a training knows that its folder is taken
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 BASE_FILES = ("*.py", "*.png", "icons", "next", "README.md", "__pycache__", "*.pt")
 MAX_CONFIG_BYTES = 100_000
+SCORE = Path(__file__).resolve().parent / "programs" / "score_controlnet.py"
 # Encoding the training data is done once for all hand-ins, and on a slow machine it may take its time.
 PREPARE_SECONDS = 1800
 
@@ -39,13 +39,17 @@ PREPARE_SECONDS = 1800
 @dataclass(frozen=True)
 class Shared:
     """What is the same for all hand-ins, readable by the sandbox: the base model, encoded data, and as a pattern of
-    what a training writes the result of one step of the right solution."""
+    what a training writes the result of one step of the right solution.
+
+    `base_model` is a base model that lies elsewhere.
+    """
 
     folder: Path
+    base_model: Path | None = None
 
     @property
     def base(self) -> Path:
-        return self.folder / BASE
+        return self.base_model or self.folder / BASE
 
     @property
     def cache(self) -> Path:
@@ -109,6 +113,7 @@ def train(
     hidden: Sequence[Path],
     weights: Path,
     program: Sequence[str] = ("train.py",),
+    steps: int = 0,
 ) -> Alignment | None:
     """Trains the student's ControlNet in the sandbox and writes its weights to the file `weights`.
 
@@ -117,6 +122,7 @@ def train(
     Args:
         seconds: of the training's own time, see `grading.sandbox.watch`.
         program: what runs in the folder of Task 1, with train.py's flags.
+        steps: how many; 0: as many as `numbers` say.
     """
     with Sandbox(hidden, [shared.folder]) as sandbox:
         code = sandbox.folder / "code"
@@ -128,10 +134,8 @@ def train(
         else:
             (output / CACHE).symlink_to(shared.cache)
             shutil.chown(output, sandbox.user, sandbox.user)
-        flags = training_flags(numbers, shared.base, output, numbers.train_steps)
-        outcome = sandbox.run(
-            [sys.executable, *program, *flags], numbers.limits(seconds), {"PYTHONPATH": str(code)}, cwd=task_1
-        )
+        flags = training_flags(numbers, shared.base, output, steps or numbers.train_steps)
+        outcome = sandbox.run_python([*program, *flags], numbers.limits(seconds), {"PYTHONPATH": str(code)}, cwd=task_1)
         if not outcome.succeeded:
             return Alignment(f"the training {how_it_ended(outcome)}.", log=outcome.tail)
         problem = take_weights(sandbox, shared, weights)
@@ -195,14 +199,10 @@ def evaluate(weights: Path, shared: Shared, numbers: Numbers, seconds: float, fo
     shutil.copy(weights, model / WEIGHTS)
     flags = ["--num_conditions", str(numbers.held_out), "--guidance_scale", str(numbers.guidance_scale)]
     flags += ["--base", str(shared.base), "--controlnet", str(model), "--output_dir", str(results)]
-    run_trusted(["evaluate.py", *flags], ROOT / TASK_1, seconds)
+    run_trusted([str(SCORE), *flags], ROOT / TASK_1, seconds)
     try:
-        measured = json.loads((results / "metrics.json").read_text())
-        pictures = [(results / "generated" / f"{i}.png").read_bytes() for i in range(len(measured["test_scores"]))]
+        measured = json.loads((results / "scores.json").read_text())
+        pictures = [(results / f"{i}.png").read_bytes() for i in range(len(measured["test"]))]
+        return Alignment(ious=tuple(measured["test"]), held_out=tuple(measured["held_out"]), pictures=tuple(pictures))
     except (OSError, ValueError, KeyError) as error:
-        raise GraderError(f"evaluate.py wrote other results than expected: {error!r}") from error
-    return Alignment(
-        ious=tuple(score["iou"] for score in measured["test_scores"]),
-        held_out=tuple(score["iou"] for score in measured.get("held_out_scores", ())),
-        pictures=tuple(pictures),
-    )
+        raise GraderError(f"{SCORE.name} wrote other results than expected: {error!r}") from error

@@ -12,11 +12,13 @@ from ..files.archive import ArchiveError, unpack
 from ..files.items import Items, find_items
 from ..files.report_pdf import MAX_PAGES, inspect_report
 from ..grades.numbers import Numbers
-from ..grades.rubric import Alignment, Evidence, Lora, Score, Todos, grade
+from ..grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Score, Todos, grade
 from ..handed_out.banners import BannerError
 from ..handed_out.record import added_code
 from .alignment import Shared, evaluate, train
-from .loras import judge_loras
+from .loras import judge_files, judge_loras
+from .proof.plain import unusual
+from .proof.reference import Reference, prove
 from .student_code import outside_changes, read_handed_out, take_texts
 from .todos import check_todos
 
@@ -36,10 +38,20 @@ class Judges:
     contest: Callable[[Path], Entered] = lambda file: Entered(None, f"{file.name} was not tried.")
 
 
-def real_judges(shared: Shared, numbers: Numbers, hidden: Sequence[Path], work: Path, seconds: float) -> Judges:
+def real_judges(
+    shared: Shared,
+    numbers: Numbers,
+    hidden: Sequence[Path],
+    work: Path,
+    seconds: float,
+    reference: Reference | None = None,
+    plain: Path | None = None,
+) -> Judges:
     """The judges of the assignment.
 
     Args:
+        reference: by which a hand-in may be proved right; None: all are trained to their end.
+        plain: the pictures that the embedded base draws without a LoRA, if they are kept.
         hidden: what the student's code must not see.
         work: an empty folder.
         seconds: the time, by the clock, after which the grader's own programs are given up.
@@ -51,16 +63,30 @@ def real_judges(shared: Shared, numbers: Numbers, hidden: Sequence[Path], work: 
         return enter(file, until - time.monotonic(), numbers.memory_mib)
 
     def align(parts: Mapping[str, str]) -> Alignment:
-        weights = work / WEIGHTS
+        weights, why = work / WEIGHTS, ""
+        if reference:
+            known = prove(parts, shared, reference, numbers, hidden, weights, unusual(parts))
+            if isinstance(known, Alignment):
+                return known
+            why = known
         failed = train(parts, shared, numbers, numbers.train_seconds, hidden, weights)
-        return failed or evaluate(weights, shared, numbers, seconds, work)
+        return replace(failed or evaluate(weights, shared, numbers, seconds, work), why_whole=why)
 
     def loras(files: Mapping[str, Path]) -> tuple[Mapping[str, Lora], tuple[bytes, ...]]:
         folder = work / "loras"
         folder.mkdir()
-        return judge_loras(files, shared, numbers, seconds, folder)
+        return judge_loras(files, shared, numbers, seconds, folder, plain)
 
     return Judges(lambda parts: check_todos(parts, numbers, hidden), align, loras, contest)
+
+
+def quick_judges(numbers: Numbers, hidden: Sequence[Path]) -> Judges:
+    """Those that take a moment: the TODO places, and what the LoRA files alone say. Nothing is trained or drawn."""
+    return Judges(
+        lambda parts: check_todos(parts, numbers, hidden),
+        lambda parts: Alignment(NOT_TRAINED),
+        lambda files: (judge_files(files)[0], ()),
+    )
 
 
 def missing_items(items: Items) -> dict[str, str]:
@@ -122,12 +148,18 @@ def look_at(folder: Path, judges: Judges, numbers: Numbers, days_late: int = 0) 
 
 
 def grade_hand_in(
-    path: Path, judges: Judges, numbers: Numbers, work: Path, days_late: int = 0
+    path: Path,
+    judges: Judges,
+    numbers: Numbers,
+    work: Path,
+    days_late: int = 0,
+    points: Callable[[Evidence, Numbers], list[Score]] = grade,
 ) -> tuple[Evidence, list[Score]]:
     """Grades a zip, or the folder that one was unpacked into.
 
     Args:
         work: a folder to unpack into, which nobody else can read.
+        points: by which rubric; that of a quick look gives none.
 
     Raises:
         GraderError, SandboxError, TimeoutError: if something that is no fault of the hand-in stops the grading.
@@ -138,4 +170,4 @@ def grade_hand_in(
         evidence = Evidence({}, unreadable=str(error))
     else:
         evidence = look_at(folder, judges, numbers, days_late)
-    return evidence, grade(evidence, numbers)
+    return evidence, points(evidence, numbers)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -19,6 +22,7 @@ from ..grades.rubric import Lora
 from ..sandbox.trusted import run_trusted
 from .alignment import BASE, Shared
 from .pictures import calm, change, contrast, read_picture, smoothness
+from .proof.identity import identity
 from .student_code import ROOT
 
 TASK_2 = "task_2_lora"
@@ -66,12 +70,19 @@ class Drawn:
 
 
 def draw(
-    files: Mapping[str, Path], base: str, guidance_scale: float, numbers: Numbers, seconds: float, folder: Path
+    files: Mapping[str, Path],
+    base: str,
+    guidance_scale: float,
+    numbers: Numbers,
+    seconds: float,
+    folder: Path,
+    plain: Path | None = None,
 ) -> Drawn:
     """Draws the prompts without a LoRA and with each.
 
     Args:
         base: folder or name of the base model that all of them belong to.
+        plain: a folder with the pictures without a LoRA, if they are kept.
 
     Raises:
         GraderError: if they cannot be drawn.
@@ -85,6 +96,9 @@ def draw(
     arguments += ["--guidance_scale", str(guidance_scale)]
     arguments += ["--clip", numbers.clip_model, "--dino", numbers.dino_model]
     arguments += [text for prompt in numbers.lora_prompts for text in ("--prompt", prompt)]
+    if plain:
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
+        arguments.append("--plain_is_drawn")
     arguments += [text for name, path in clean.items() for text in ("--lora", f"{name}={path}")]
     run_trusted([str(PROGRAM), *arguments], ROOT / TASK_2, seconds)
     scores, refused = (json.loads((folder / f"{name}.json").read_text()) for name in ("scores", "refused"))
@@ -124,13 +138,19 @@ def judge_pictures(pictures: Sequence[bytes], plain: Sequence[bytes], numbers: N
 
 
 def judge_loras(
-    files: Mapping[str, Path], shared: Shared, numbers: Numbers, seconds: float, folder: Path
+    files: Mapping[str, Path],
+    shared: Shared,
+    numbers: Numbers,
+    seconds: float,
+    folder: Path,
+    kept: Path | None = None,
 ) -> tuple[dict[str, Lora], tuple[bytes, ...]]:
     """The judgement of each LoRA, and the pictures that the plain base model draws.
 
     Args:
         seconds: for the drawing.
         folder: an empty one, to work in.
+        kept: the pictures that the embedded base draws without a LoRA, see `keep_plain`.
 
     Raises:
         GraderError: if pictures cannot be drawn.
@@ -143,7 +163,8 @@ def judge_loras(
     ):
         own = {name: files[name] for name, report in good.items() if report.base == base}
         if own and model:
-            drawn = draw(own, model, guidance_scale, numbers, seconds, folder / Path(model).name)
+            there = kept if base == BASE else None
+            drawn = draw(own, model, guidance_scale, numbers, seconds, folder / Path(model).name, there)
             plain = plain or drawn.pictures[PLAIN]
         for name in own:
             if model and name in drawn.refused:
@@ -156,3 +177,25 @@ def judge_loras(
                 facts = f"{judged[name].facts} Judged by its structure and norms; no pictures were drawn."
                 judged[name] = Lora(judge_norm(good[name], numbers), facts)
     return judged, plain
+
+
+def keep_plain(prepared: Path, numbers: Numbers, seconds: float) -> Path | None:
+    """The folder of the pictures without a LoRA, which are the same for all hand-ins; drawn now if there is none.
+
+    None where models of the hub score the pictures: nobody can tell here whether those are still the same.
+
+    Raises:
+        GraderError: if they cannot be drawn.
+    """
+    if numbers.clip_model or numbers.dino_model:
+        return None
+    settings = [numbers.lora_prompts, numbers.guidance_scale, numbers.seed]
+    made_of = json.dumps(identity([TASK_2, "finetune", "grading/autograder/programs"], settings), sort_keys=True)
+    folder = prepared / f"plain-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        work = Path(tempfile.mkdtemp(dir=prepared, prefix=".plain-"))
+        draw({}, str(ROOT / BASE), numbers.guidance_scale, numbers, seconds, work)
+        for name in ("scores.json", "refused.json"):
+            (work / name).unlink()
+        work.rename(folder)
+    return folder

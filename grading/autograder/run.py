@@ -2,170 +2,115 @@
 
     python -m grading.autograder HAND_IN.zip --output build/grades        # one, or a folder of them, also in folders
     python -m grading.autograder FOLDER --set train_steps=900 --jobs 2    # with another number of grades/numbers.py
+    python -m grading.autograder FOLDER --quick                           # what is wrong at first sight, and no points
     python -m grading.autograder --gradescope                             # what run_autograder does
 
 For each hand-in it writes results.json, and for the teacher grades.csv and index.html, a page with the pictures. Each
-is graded by a process of its own: whatever happens to that, there are results. As root, student's code runs as another
-user (see grading/sandbox/).
+is graded by a process of its own: whatever happens to that, there are results. Stopped and started again, it goes on
+with those that it has no results of. As root, student's code runs as another user (see grading/sandbox/).
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from finetune.numbers import positive_int
 
 from ..files.archive import is_dropping
 from ..grades.numbers import Numbers, with_settings
-from ..grades.results import gallery, in_short, not_graded, results_of, write_atomically
-from ..grades.rubric import Evidence, share_left
+from ..grades.results import in_short, not_graded
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
-from ..grades.teacher_files import PAGE, TABLE, TeacherFiles
+from ..grades.teacher_files import TeacherFiles
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
 from ..sandbox.sandbox import Sandbox
+from ..sandbox.start import warm_python
 from ..sandbox.trusted import ROOT, GraderError
 from ..sandbox.watch import SandboxError
-from .alignment import PREPARE_SECONDS, Shared, prepare, share
+from .again import grader_key, keep, key_of, take_up
+from .alignment import PREPARE_SECONDS, share
 from .collection import hand_ins, is_readable_archive, left_out
-from .grade import grade_hand_in, real_judges
+from .job import LAST_SECONDS, RESULTS, Job, grade_into, run_job, stop_all, write_results
+from .loras import keep_plain
+from .proof.reference import find_reference, make_reference, prepare_once
 
-RESULTS, GALLERY = "results.json", "gallery.json"
 PREPARED = ROOT / "build" / "prepared"
-# Of the total time, for ending what runs and writing the results.
-LAST_SECONDS = 30.0
-TAIL_CHARACTERS = 1500
-TOO_SLOW = "this machine is too slow, or too busy with other programs"
+# The environment of the process that all programs are forked from.
+PLAIN_ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/nonexistent",
+    "LANG": "C.UTF-8",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @dataclass(frozen=True)
-class Job:
-    """What the process that grades one hand-in is told; `hidden` must be out of the student's sight."""
+class Ready:
+    """What grading needs: the folder of what all hand-ins share, what is missing of the sandbox's isolation, and the
+    folders of the right solution's results and of the base model's pictures, if these are kept."""
 
-    hand_in: str
-    shared: str
-    hidden: list[str]
-    settings: list[str]
+    shared: Path
     gaps: list[str]
-    seconds: float
-    output: str
-    days_late: int = 0
+    reference: Path | None = None
+    plain: Path | None = None
 
 
-def run_job(job: Job) -> None:
-    """Grades one hand-in, in this process, and writes results.json and gallery.json into the job's output folder."""
-    start = time.monotonic()
-    numbers = with_settings(Numbers(), job.settings)
-    evidence = Evidence({})
-    with private_folder() as work:
-        hidden = [work, *map(Path, job.hidden)]
-        judges = real_judges(Shared(Path(job.shared)), numbers, hidden, work, job.seconds)
-        try:
-            evidence, scores = grade_hand_in(Path(job.hand_in), judges, numbers, work, job.days_late)
-            known = (evidence.mean_iou, share_left(evidence, numbers.rules), evidence.of_reference)
-            results = results_of(scores, numbers, time.monotonic() - start, job.gaps, *known)
-        except TimeoutError as error:
-            results = not_graded(str(error), numbers)
-    (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
-    (Path(job.output) / RESULTS).write_text(json.dumps(results))
+def prepare_all(prepared: Path, numbers: Numbers, seconds: float, train: bool = True) -> dict[str, Path | None]:
+    """Computes what is the same for all hand-ins and not in `prepared` yet; the folders by the names in `Ready`.
 
+    Args:
+        train: whether the right solution is trained for the proof, where that has not been done.
 
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """A temporary folder that only this user can look into."""
-    with tempfile.TemporaryDirectory(prefix="grading-") as folder:
-        yield Path(folder).resolve()
-
-
-def supervise(job: Job, numbers: Numbers, command: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Has another process do a job, and returns its results and gallery; where it fails, results that say so."""
-    process = subprocess.Popen(
-        [*command, json.dumps(asdict(job))], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        said = process.communicate(timeout=job.seconds + LAST_SECONDS)[0].decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its sandboxes end with it
-        process.communicate()
-        minutes = (job.seconds + LAST_SECONDS) / 60
-        return not_graded(f"it took longer than {minutes:.0f} minutes, as {TOO_SLOW}.", numbers), []
-    if process.returncode:
-        print(said[-TAIL_CHARACTERS:], file=sys.stderr)
-        return not_graded("the grader stopped.", numbers), []
-    results, rows = (json.loads((Path(job.output) / name).read_text()) for name in (RESULTS, GALLERY))
-    return results, rows
-
-
-CHILD = (sys.executable, "-m", "grading.autograder", "--job")
-
-
-def grade_into(
-    hand_in: Path,
-    target: Path,
-    shared: Path,
-    hidden: Sequence[Path],
-    settings: Sequence[str],
-    gaps: Sequence[str],
-    seconds: float,
-    command: Sequence[str] = CHILD,
-    *,
-    days_late: int = 0,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Grades one hand-in and writes the file `target`, which is there from the beginning and whole at every moment."""
-    numbers = with_settings(Numbers(), settings)
-    write_results(target, not_graded("the grading was not finished.", numbers))
-    with private_folder() as output:
-        job = Job(
-            hand_in=str(hand_in.resolve()),
-            shared=str(shared),
-            hidden=[str(path.resolve()) for path in (output, target.parent, hand_in, *hidden)],
-            settings=list(settings),
-            gaps=list(gaps),
-            seconds=seconds,
-            output=str(output),
-            days_late=days_late,
-        )
-        results, rows = supervise(job, numbers, command)
-    write_results(target, results)
-    return results, rows
-
-
-def write_results(target: Path, results: Mapping[str, Any]) -> None:
-    write_atomically(target, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    Raises:
+        GraderError: if that does not work.
+    """
+    prepared.mkdir(parents=True, exist_ok=True)
+    with (prepared / ".preparing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two gradings may start at the same time
+        prepare_once(prepared, numbers, seconds)
+        plain = keep_plain(prepared, numbers, seconds)
+        reference = find_reference(prepared, numbers) if numbers.prove else None
+        if numbers.prove and train and not reference:
+            print("Once: the right solution is trained, where many hand-ins end. That takes some minutes.", flush=True)
+            reference = make_reference(prepared, numbers, numbers.total_seconds)
+    return {"reference": reference.folder if reference else None, "plain": plain}
 
 
 @contextmanager
-def ready(prepared: Path, numbers: Numbers, seconds: float) -> Iterator[tuple[Path, list[str]]]:
-    """The folder of what all hand-ins share, and what is missing of the sandbox's isolation.
+def ready(prepared: Path, numbers: Numbers, seconds: float, train: bool = True, quick: bool = False) -> Iterator[Ready]:
+    """Prepares the grading, all of it or what a quick look needs.
 
     Args:
         seconds: for computing what `prepared` does not have.
+        train: see `prepare_all`.
 
     Raises:
         GraderError, SandboxError: if this machine cannot grade.
     """
-    prepare(prepared, numbers, seconds)
     with Sandbox() as sandbox:
         check_packages(sandbox)
         gaps = isolation_gaps(sandbox)
+    if quick:
+        yield Ready(ROOT, gaps)
+        return
+    kept = prepare_all(prepared, numbers, seconds, train)
     with tempfile.TemporaryDirectory(prefix="grading-shared-") as folder:
         os.chmod(folder, 0o755)
-        yield share(prepared, Path(folder).resolve()).folder, gaps
+        yield Ready(share(prepared, Path(folder).resolve()).folder, gaps, **kept)
 
 
 def folder_names(names: Iterable[str]) -> dict[str, str]:
@@ -179,8 +124,10 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
     return folders
 
 
-def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int) -> dict[str, Any]:
-    """Grades all hand-ins, says what is none, and writes the teacher's files; results by name.
+def grade_all(
+    path: Path, output: Path, prepared: Path, settings: Sequence[str], jobs: int, quick: bool = False
+) -> dict[str, Any]:
+    """Grades all hand-ins that have no results yet, says what is none, and writes the teacher's files; results by name.
 
     Raises:
         FileNotFoundError: if there are no hand-ins.
@@ -189,26 +136,66 @@ def grade_all(path: Path, output: Path, prepared: Path, settings: Sequence[str],
     numbers = with_settings(Numbers(), settings)
     found, others = hand_ins(path), left_out(path)
     print(*others, sep="\n", end="\n" if others else "")
-    folders = folder_names(found)
-    files = TeacherFiles(output, folders, numbers, others)
-    results, rows = {}, {}
-    with ready(prepared, numbers, PREPARE_SECONDS) as (shared, gaps), ThreadPoolExecutor(jobs) as pool:
-        for gap in gaps:
+    names = folder_names(found)
+    files = TeacherFiles(output, names, numbers, others)
+    with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:
+        for gap in means.gaps:
             print(f"Note: the sandbox is not complete here, as {gap} (see docs/teacher.md).")
-        grade_one = partial(
-            grade_into, shared=shared, hidden=[path, output], settings=settings, gaps=gaps,
-            seconds=numbers.total_seconds - LAST_SECONDS,
+        graded = partial(
+            grade_or_take_up, grader=grader_key(numbers, quick), means=means, hidden=[path, output, prepared],
+            settings=settings, seconds=numbers.total_seconds - LAST_SECONDS, quick=quick,
         )  # fmt: skip
-        waiting = {}
-        for name, hand_in in found.items():
-            folder = output / folders[name]
-            folder.mkdir(exist_ok=True)
-            waiting[name] = pool.submit(grade_one, hand_in, folder / RESULTS)
-        for name, future in waiting.items():
-            results[name], rows[name] = future.result()
-            print(f"{name}: {in_short(results[name])}", flush=True)
+        folders = {name: output / folder for name, folder in names.items()}
+        done: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        for name, result in in_parallel(lambda name: graded(found[name], folders[name]), found, jobs):
+            done[name] = result
+            results, rows = ({known: done[known][i] for known in found if known in done} for i in range(2))
             files.write(results, rows)
-    return results
+    return {name: done[name][0] for name in found}
+
+
+def grade_or_take_up(
+    hand_in: Path,
+    folder: Path,
+    grader: str,
+    means: Ready,
+    hidden: Sequence[Path],
+    settings: Sequence[str],
+    seconds: float,
+    quick: bool,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Results and pictures of one hand-in, from its folder if they are there already."""
+    folder.mkdir(exist_ok=True)
+    key = key_of(hand_in, grader)
+    known = take_up(folder, key)
+    if known is None:
+        known = grade_into(
+            hand_in, folder / RESULTS, means.shared, hidden, settings, means.gaps, seconds, quick=quick,
+            reference=means.reference, plain=means.plain,
+        )  # fmt: skip
+        keep(folder, key, known[1])
+    return known
+
+
+def in_parallel(
+    grade: Callable[[str], tuple[dict[str, Any], Any]], names: Iterable[str], jobs: int
+) -> Iterator[tuple[str, tuple[dict[str, Any], Any]]]:
+    """Grades so many at the same time, and tells of each as it is done, with what is left."""
+    start, pool = time.monotonic(), ThreadPoolExecutor(jobs)
+    waiting = {pool.submit(grade, name): name for name in names}
+    try:
+        for number, future in enumerate(as_completed(waiting), 1):
+            name, left = waiting[future], len(waiting) - number
+            minutes = (time.monotonic() - start) / number * left / 60
+            about = f" ({number} of {len(waiting)}, about {minutes:.0f} min left)" if left else ""
+            print(f"{name}: {in_short(future.result()[0])}{about}", flush=True)
+            yield name, future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop_all()
+        raise
+    finally:
+        pool.shutdown()
 
 
 def submitted(folder: Path) -> Path:
@@ -240,10 +227,13 @@ def grade_on_gradescope(root: Path, prepared: Path, settings: Sequence[str]) -> 
         return stays
     late = days_late(submission, numbers.rules) if submission else 0
     try:
-        with ready(prepared, numbers, numbers.gradescope_seconds / 2) as (shared, gaps):
+        with ready(prepared, numbers, numbers.gradescope_seconds / 2, train=False) as means:
             left = numbers.gradescope_seconds - LAST_SECONDS - (time.monotonic() - start)
             submitted_files = submitted(root / "submission")
-            return grade_into(submitted_files, target, shared, [root], settings, gaps, left, days_late=late)[0]
+            return grade_into(
+                submitted_files, target, means.shared, [root, prepared], settings, means.gaps, left, days_late=late,
+                reference=means.reference, plain=means.plain,
+            )[0]  # fmt: skip
     except (GraderError, SandboxError, OSError) as error:
         print(error, file=sys.stderr)
         results = not_graded("the grader does not work.", numbers)
@@ -257,7 +247,8 @@ def main() -> None:
     )
     add = parser.add_argument
     add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
-    add("--output", type=Path, default=Path("build/grades"), help="the folder for the results")
+    add("--output", type=Path, help="the folder for the results (build/grades; of a quick look build/quick)")
+    add("--quick", action="store_true", help="TODO places, report and LoRA files only: what is wrong, and no points")
     add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
     add(
         "--set",
@@ -278,14 +269,22 @@ def main() -> None:
         numbers = with_settings(Numbers(), args.settings)
         cores = min(usable_cores(), numbers.gradescope_cores) if args.gradescope else usable_cores()
         os.environ.update(thread_environment(max(1, cores // args.jobs)))  # for all processes that are started
-        if args.prepare:
-            return prepare(args.prepared, numbers)
-        if args.gradescope:
-            grade_on_gradescope(args.gradescope, args.prepared, args.settings)
-        elif args.hand_in:
-            grade_all(args.hand_in, args.output, args.prepared, args.settings, args.jobs)
-            print(f"The page: {args.output / PAGE}   The table: {args.output / TABLE}")
-        else:
-            parser.error("name a hand-in or a folder of them, or give --gradescope")
+        with warm_python(PLAIN_ENVIRONMENT):
+            grade_as_asked(args, numbers, parser)
+    except KeyboardInterrupt:
+        sys.exit("Stopped. What is graded is kept: the same command goes on from here.")
     except (GraderError, SandboxError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
+
+
+def grade_as_asked(args: argparse.Namespace, numbers: Numbers, parser: argparse.ArgumentParser) -> None:
+    if args.prepare:
+        prepare_all(args.prepared, numbers, PREPARE_SECONDS)
+    elif args.gradescope:
+        grade_on_gradescope(args.gradescope, args.prepared, args.settings)
+    elif args.hand_in:
+        output = args.output or Path("build") / ("quick" if args.quick else "grades")
+        grade_all(args.hand_in, output, args.prepared, args.settings, args.jobs, args.quick)
+        print(f"The page: {output / 'index.html'}   The table: {output / 'grades.csv'}")
+    else:
+        parser.error("name a hand-in or a folder of them, or give --gradescope")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
@@ -50,8 +49,8 @@ def run_and_judge(
         code = sandbox.folder / "code"
         task_1 = lay_out(code, parts)
         arguments = ["--task-1", str(task_1), "--seed", str(seed), "--output", FOLDER, "--todo", *todos]
-        command = [sys.executable, "-m", "grading.checks.observe", *arguments]
-        outcome = sandbox.run(command, numbers.limits(seconds), {"PYTHONPATH": str(code)})
+        command = ["-m", "grading.checks.observe", *arguments]
+        outcome = sandbox.run_python(command, numbers.limits(seconds), {"PYTHONPATH": str(code)})
         judged = {todo: judge_file(sandbox, todo, seed, outcome, numbers.observation_bytes) for todo in todos}
     return judged, outcome.succeeded
 

@@ -11,6 +11,8 @@ from ..sandbox.cores import usable_cores
 from ..sandbox.watch import Limits
 from .rules import KINDS, Rules, read_rules
 
+LEAST_PROOF = 5
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -33,6 +35,12 @@ class Numbers:
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
     least_iou: float = 0.55
+    # Training is deterministic: a hand-in whose ControlNet equals the right solution's to the bit after so many steps,
+    # and whose code does the same in every step, ends where that one ended, and is not trained further. False: all are
+    # trained to their end. Fewer than five would prove nothing: the learning rate starts at zero, and what lies behind
+    # two zero convolutions gets its first gradient two steps after them.
+    prove: bool = True
+    prove_steps: int = 8
     # More text than this between the banners cannot be a solution, but could hold weights.
     text_bytes: int = 20_000
 
@@ -122,4 +130,6 @@ def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
         if not all(0 <= part < math.inf for part in parts if isinstance(part, (int, float))):
             raise ValueError(f"{setting!r}: the value must be finite and not below 0.")
         numbers = replace(numbers, **{name: value})
+    if numbers.prove and numbers.prove_steps < LEAST_PROOF:
+        raise ValueError(f"prove_steps must be at least {LEAST_PROOF}: before, not every weight has had a gradient.")
     return numbers

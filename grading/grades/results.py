@@ -81,6 +81,13 @@ def not_graded(reason: str, numbers: Numbers) -> dict[str, Any]:
     return results
 
 
+def quick_look(scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: Sequence[str]) -> dict[str, Any]:
+    """The content of results.json where only a quick look was taken: what is wrong, and no points."""
+    results = {**results_of(scores, numbers, seconds, gaps), "output": "A quick look: no points."}
+    results["extra_data"].update(graded=False, quick=True)
+    return results
+
+
 def gallery(evidence: Evidence, numbers: Numbers) -> list[dict[str, Any]]:
     """Rows of pictures for the teacher's page: a title, a text and for each picture its caption and its PNG file."""
     rows = []
@@ -177,6 +184,8 @@ def is_graded(result: Mapping[str, Any]) -> bool:
 
 def in_short(result: Mapping[str, Any]) -> str:
     """The points, or why there are none."""
+    if result["extra_data"].get("quick"):
+        return f"a quick look, no points: {wrong(result['tests']) or 'nothing is wrong so far'}"
     return f"{result['score']:g} points" if is_graded(result) else first_line(result["tests"][0]["output"])
 
 

@@ -16,6 +16,8 @@ from .numbers import Numbers
 from .rules import TASKS, Rules
 
 FULL, HALF, ZERO = 10.0, 5.0, 0.0
+# The problem of an alignment that nobody looked for.
+NOT_TRAINED = "A quick look trains nothing."
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Alignment:
     """What the student's ControlNet drew after the grader's training; `problem` says why the code did not run.
 
     `ious` are the overlaps of the five test conditions, `held_out` those of the others, `pictures` five PNG files.
-    `log` is the end of what the training printed.
+    `log` is the end of what the training printed. `proved_after` says after how many steps it was known that the
+    training ends where the right solution's ended; 0: it was trained to its end, and `why_whole` says why.
     """
 
     problem: str | None = None
@@ -47,6 +50,8 @@ class Alignment:
     ious: tuple[float, ...] = ()
     held_out: tuple[float, ...] = ()
     pictures: tuple[bytes, ...] = ()
+    proved_after: int = 0
+    why_whole: str = ""
 
     @property
     def mean_iou(self) -> float:
@@ -143,6 +148,16 @@ def taken_off(condition: str, share: float) -> str:
     return f"{condition}, {'the score is zero' if share == 1 else f'{100 * share:.4g} % of the score are taken off'}."
 
 
+def how_it_is_known(alignment: Alignment) -> str:
+    """Whether it was trained to its end, or proved to end where the right solution ended; empty if nobody asked."""
+    if alignment.proved_after:
+        return (
+            f" That is known without training it to its end: after {alignment.proved_after} steps its ControlNet "
+            "equals the right solution's to the bit, and its code does the same in every step."
+        )
+    return f" It was trained to its end, as {alignment.why_whole}." if alignment.why_whole else ""
+
+
 def judge_task_1(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
     """Points and the reason."""
     for item in ("report", "code"):
@@ -153,12 +168,14 @@ def judge_task_1(evidence: Evidence, numbers: Numbers) -> tuple[float, str]:
     todos, alignment = evidence.todos, evidence.alignment
     wrong = "".join(f"\n- {problem}" for todo in todos.wrong for problem in todos.problems[todo])
     named = f"\n\nWhat is wrong:{wrong}" if wrong else ""
+    if alignment.problem == NOT_TRAINED:
+        return (HALF, f"There is something wrong.{named}") if wrong else (FULL, "Every TODO place does what it must.")
     if alignment.problem:
         return ZERO, f"The code cannot be executed: {alignment.problem}{named}{block(alignment.log)}"
     measured = (
         f"Trained for {numbers.train_steps} steps, it draws discs that overlap with their conditions by "
         f"{alignment.mean_iou:.2f} (mean IoU of {len(alignment.ious) + len(alignment.held_out)} conditions; at least "
-        f"{numbers.least_iou:.2f} is asked for)."
+        f"{numbers.least_iou:.2f} is asked for).{how_it_is_known(alignment)}"
     )
     if alignment.mean_iou < numbers.least_iou:
         return HALF, f"The generated images do not align with the conditions. {measured}{named}"
@@ -251,7 +268,22 @@ def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
             text = f"{' '.join(rules)} Without {without} it would be {score:g} points: {text}"
             score = round(score * left, 2)
         tasks.append(Score(name, score, FULL, score == FULL, text))
-    task_1, task_2 = tasks
+    return lines(evidence, numbers, *tasks)
+
+
+def look_quickly(evidence: Evidence, numbers: Numbers) -> list[Score]:
+    """The lines of `grade` without points, where nothing was trained or drawn: a task passes if nothing is wrong."""
+    if evidence.unreadable:
+        return grade(evidence, numbers)
+    tasks = []
+    for name, judge in zip(TASKS, (judge_task_1, judge_task_2)):
+        score, text = judge(evidence, numbers)
+        tasks.append(Score(name, ZERO, FULL, score == FULL, f"{text}\n\nA quick look trains and draws nothing."))
+    return lines(evidence, numbers, *tasks)
+
+
+def lines(evidence: Evidence, numbers: Numbers, task_1: Score, task_2: Score) -> list[Score]:
+    """The result's lines, those of the two tasks among them."""
     return [
         describe_hand_in(evidence, numbers),
         task_1,

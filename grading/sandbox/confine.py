@@ -1,8 +1,9 @@
 """The inner half of the sandbox: closes the doors behind itself, then runs one command and waits for its end.
 
 `sandbox.py` starts this file by its path, as root where it can and in fresh namespaces where they are allowed,
-with one argument, a `Confinement` as JSON. It imports only the standard library. Its exit status is the command's, as a
-shell tells it: 128 + n after signal n.
+with one argument, a `Confinement` as JSON. `warm.py` uses its functions in a process that it has forked, which makes
+its namespaces by itself. It imports only the standard library. Its exit status is the command's, as a shell tells it:
+128 + n after signal n.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +22,12 @@ from pathlib import Path
 # mount(2)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
 KEPT_FLAGS = 1 | 2 | 4 | 8 | 1024 | 2048  # those a remount must repeat; statvfs(3) gives them the same numbers
+MS_NOEXEC, MS_PRIVATE = 8, 1 << 18
+# sched.h: what `unshare --mount --net --ipc --pid` asks for
+NAMESPACES = 0x00020000 | 0x40000000 | 0x08000000 | 0x20000000
+# prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+PR_CAP_AMBIENT_CLEAR_ALL, LINUX_CAPABILITY_VERSION_3 = 4, 0x20080522
 # libseccomp's seccomp.h
 SCMP_ACT_ALLOW, SCMP_ACT_ERRNO, SCMP_CMP_NE, EPERM = 0x7FFF0000, 0x00050000, 1, 1
 # seccomp does not see what goes through io_uring.
@@ -112,21 +120,65 @@ def drop_rights(user: int | None) -> list[str]:
     return [*command, "--"]
 
 
-def main() -> None:
-    confinement = Confinement(**json.loads(sys.argv[1]))
+def prctl(option: int, value: int = 0) -> bool:
+    return ctypes.CDLL(None, use_errno=True).prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))) == 0
+
+
+def die_with_parent() -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def give_up_rights(user: int) -> None:
+    """What `drop_rights` has setpriv do, in this process, which must be root's.
+
+    Raises:
+        OSError: if a right is left; then nothing may run.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    for capability in range(64):
+        prctl(PR_CAPBSET_DROP, capability)  # fails for numbers that this kernel does not have
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    libc.capset((ctypes.c_uint32 * 2)(LINUX_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
+    prctl(PR_SET_DUMPABLE, 1)  # as after an exec: otherwise its own files in /proc are root's
+    die_with_parent()  # last, as the kernel forgets it when the user changes
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    rights = [name for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb") if int(status[name], 16)]
+    if rights or status["NoNewPrivs"].strip() != "1" or set(status["Uid"].split()) != {str(user)}:
+        raise OSError(f"cannot give up rights: {', '.join(rights) or 'the user'}")
+
+
+def enter_namespaces() -> None:
+    """Namespaces of its own for this process; those of process ids begin with its next child."""
+    if ctypes.CDLL(None, use_errno=True).unshare(NAMESPACES):
+        error = ctypes.get_errno()
+        raise OSError(error, f"cannot make namespaces: {os.strerror(error)}")
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+
+
+def close_doors(confinement: Confinement) -> None:
+    """All that is closed for this process and what it starts, but the rights of its user."""
     Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this goes and not the grader
     if confinement.namespaces:
         folder = os.getcwd()
         for path in confinement.covered:
             cover(Path(path), confinement)
         os.chdir(folder)  # again, as it may have been covered and is now mounted anew
-    command = [*drop_rights(confinement.user), *confinement.command]
     for name, limit in confinement.resources.items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
     forbid_network()
+
+
+def main() -> None:
+    confinement = Confinement(**json.loads(sys.argv[1]))
+    command = [*drop_rights(confinement.user), *confinement.command]
+    close_doors(confinement)
     status = subprocess.Popen(command).wait()
     sys.exit(128 - status if status < 0 else status)
 

@@ -28,6 +28,7 @@ import psutil
 
 from .confine import Confinement
 from .cores import thread_environment
+from .start import start_python, warm_socket
 from .watch import Limits, Outcome, SandboxError, watch
 
 CONFINE = Path(__file__).resolve().with_name("confine.py")
@@ -156,13 +157,39 @@ class Sandbox:
                 json.dumps(asdict(confinement)),
             ],
             cwd=cwd or self.work,
-            env={**clean_environment(self.work), **(environment or {}), MARK: self.mark},
+            env=self.environment(environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         return watch(process, limits, self.processes, self.folders, self.kill)
+
+    def run_python(
+        self,
+        arguments: Sequence[str],
+        limits: Limits,
+        environment: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Outcome:
+        """`run` of `python ARGUMENTS`, without its start-up time where there is a warm Python.
+
+        The arguments are a file's path, `-m` and a module, or `-c` and a text, and what these get.
+        """
+        if self.user is None or not warm_socket():
+            return self.run([sys.executable, *arguments], limits, environment, cwd)
+        output, end = os.pipe()
+        try:
+            process = start_python(
+                arguments, cwd or self.work, self.environment(environment), end, self.confinement([], limits)
+            )
+        finally:
+            os.close(end)
+        process.stdout = os.fdopen(output, "rb")
+        return watch(process, limits, self.processes, self.folders, self.kill)
+
+    def environment(self, more: dict[str, str] | None) -> dict[str, str]:
+        return {**clean_environment(self.work), **(more or {}), MARK: self.mark}
 
     def confinement(self, command: Sequence[str], limits: Limits) -> Confinement:
         shared = {**dict.fromkeys(map(str, self.shared), False), str(self.folder): True}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Sequence
 
 from .cores import thread_environment
+from .start import end_session, start_python
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL_CHARACTERS = 2000
@@ -27,19 +27,17 @@ def run_trusted(arguments: Sequence[str], folder: Path, seconds: float) -> str:
     """
     own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment = {**os.environ, **thread_environment(), **own}
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
     name = " ".join(arguments[:1])
-    try:
-        output = process.communicate(timeout=max(seconds, 1))[0].decode(errors="replace")
-    except subprocess.TimeoutExpired:
-        raise GraderError(f"{name} took longer than {seconds:.0f} s.") from None
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    if process.returncode:
+    with tempfile.TemporaryFile() as printed:
+        process = start_python(arguments, folder, environment, printed.fileno())
+        try:
+            code = process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            raise GraderError(f"{name} took longer than {seconds:.0f} s.") from None
+        finally:
+            end_session(process)
+        printed.seek(0)
+        output = printed.read().decode(errors="replace")
+    if code:
         raise GraderError(f"{name} failed: {output[-TAIL_CHARACTERS:].strip()}")
     return output

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -25,13 +26,14 @@ from safetensors.numpy import save
 
 from grading.autograder import run as autograder
 from grading.autograder import todos
+from grading.autograder.job import supervise
 from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
 from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
 from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.autograder.todos import Judged
 from grading.grades.numbers import Numbers, with_settings
-from grading.grades.results import COLUMNS, is_graded, results_of, write_table
-from grading.grades.rubric import Alignment, Evidence, Lora, Todos, block, grade
+from grading.grades.results import COLUMNS, in_short, is_graded, not_graded, quick_look, results_of, write_table
+from grading.grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Todos, block, grade, look_quickly
 from grading.grades.teacher_page import page, render
 from grading.gradescope.pack import SETUP, write_autograder
 from grading.handed_out.banners import TODOS
@@ -126,7 +128,7 @@ def test_numbers_can_be_set_and_wrong_ones_are_refused():
     assert (changed.train_steps, changed.least_iou, changed.lora_prompts) == (7, 1.0, ("a",))
     assert changed.rules.visibility == "hidden" and changed.seed == NUMBERS.seed
     wrong = ("steps=7", "train_steps", "train_steps=many", "train_steps=7.5", "missing_item=1")
-    for setting in (*wrong, "train_steps=-1", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
+    for setting in (*wrong, "train_steps=-1", "prove_steps=4", "least_iou=1e999", "lora_norm=(-1.0, 2.0)"):
         with pytest.raises(ValueError, match=setting.partition("=")[0]):
             with_settings(NUMBERS, [setting])
 
@@ -265,7 +267,7 @@ def test_there_are_results_when_grading_fails(tmp_path, name, capsys):
     start = time.monotonic()
     grade_into(
         tmp_path / "x.zip", tmp_path / "results.json", tmp_path, [], [], [],
-        seconds=1 - LAST_SECONDS, command=[sys.executable, "-c", check + script],
+        seconds=1 - LAST_SECONDS, command=["-c", check + script],
     )  # fmt: skip
     assert time.monotonic() - start < 15
     results = json.loads((tmp_path / "results.json").read_text())
@@ -293,12 +295,12 @@ def fake_child(results: dict) -> list[str]:
         f"open(job['output'] + '/results.json', 'w').write({json.dumps(results)!r})\n"
         "open(job['output'] + '/gallery.json', 'w').write('[]')\n"
     )
-    return [sys.executable, "-c", script]
+    return ["-c", script]
 
 
 @contextmanager
-def ready(prepared, numbers, seconds):
-    yield Path("/nowhere"), ["the network can be reached"]
+def ready(prepared, numbers, seconds, train=True, quick=False):
+    yield autograder.Ready(Path("/nowhere"), ["the network can be reached"])
 
 
 def test_gradescope_gets_its_results(tmp_path, monkeypatch):
@@ -317,7 +319,7 @@ def test_gradescope_gets_its_results(tmp_path, monkeypatch):
 
 
 def test_gradescope_gets_results_when_the_grader_cannot_even_start(tmp_path, monkeypatch):
-    def fail(prepared, numbers, seconds):
+    def fail(prepared, numbers, seconds, train):
         raise GraderError("train.py failed: no disk")
 
     monkeypatch.setattr(autograder, "ready", fail)
@@ -379,6 +381,79 @@ def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
     assert [row[:4] for row in rows[2:]] == [["20240002_Lee", "15", "5", "10"], ["'=cmd()", "15", "5", "10"]]
     assert "TODO (3): the residuals are not kept" in rows[1][COLUMNS.index("what is wrong")]
     assert "20240001_Kim" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_second_start_grades_what_the_first_one_did_not(tmp_path, monkeypatch, capsys):
+    graded = []
+
+    def grade_one(hand_in, target, *_, quick, **__):
+        graded.append((hand_in.name, quick))
+        failed = hand_in.read_bytes() == b"fails"
+        results = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, [])
+        autograder.write_results(target, not_graded("the grader stopped.", NUMBERS) if failed else results)
+        return json.loads(target.read_text()), [{"title": "T", "text": "t", "pictures": []}]
+
+    def start(*settings: str, quick: bool = False) -> list[str]:
+        graded.clear()
+        results = grade_all(tmp_path / "in", tmp_path / "out", tmp_path / "prepared", settings, 1, quick)
+        assert list(results) == ["a", "b", "c"]
+        assert [row[0] for row in read_table(tmp_path / "out" / "grades.csv")[1:]] == ["a", "b", "c"]
+        return [name for name, _ in graded]
+
+    monkeypatch.setattr(autograder, "ready", ready)
+    monkeypatch.setattr(autograder, "grade_into", grade_one)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_zip({"x": name.encode()}, tmp_path / "in" / f"{name}.zip")
+    (tmp_path / "in" / "b.zip").write_bytes(b"fails")
+    assert (
+        start() == ["a.zip", "b.zip", "c.zip"] and "a: 20 points (1 of 3, about 0 min left)" in capsys.readouterr().out
+    )
+    assert start() == ["b.zip"], "only what was not graded"
+    write_zip({"x": b"other"}, tmp_path / "in" / "c.zip")
+    assert start() == ["b.zip", "c.zip"] and start() == ["b.zip"]
+    (tmp_path / "out" / "a" / "results.json").write_text('{"sco')
+    assert start() == ["a.zip", "b.zip"]
+    assert start("least_iou=0.6") == ["a.zip", "b.zip", "c.zip"], "by another rubric all are graded anew"
+    assert start("least_iou=0.6", quick=True) == ["a.zip", "b.zip", "c.zip"] and graded[0] == ("a.zip", True)
+
+
+def test_ctrl_c_ends_what_runs_and_starts_no_more():
+    started, process = [], []
+
+    def grade_one(name: str):
+        started.append(name)
+        if name == "b":
+            return results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []), []
+        job = autograder.Job("x", "x", [], [], [], 30.0, "x")
+        process.append(supervise(job, NUMBERS, ["-c", "import time; time.sleep(60)"])[0])
+        return process[0], []
+
+    def interrupt(signal_number, frame):
+        raise KeyboardInterrupt
+
+    start, before = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(autograder.in_parallel(grade_one, ["a", "b", "c"], 1))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert started == ["a"] and not is_graded(process[0]) and time.monotonic() - start < 20
+
+
+def test_a_quick_look_gives_no_points_and_says_what_is_wrong(tmp_path):
+    untrained = Alignment(NOT_TRAINED)
+    for places, task_1, words in ((RIGHT, "passed", "nothing is wrong so far"), (WRONG, "failed", "are not kept")):
+        scores = look_quickly(replace(EVIDENCE, todos=places, alignment=untrained), NUMBERS)
+        result = quick_look(scores, NUMBERS, 1, [])
+        assert result["score"] == 0 and not is_graded(result) and words in in_short(result)
+        assert [test["status"] for test in result["tests"] if test["name"].startswith("Task 1: Con")] == [task_1]
+        write_table(tmp_path / "grades.csv", {"Kim": result})
+        assert read_table(tmp_path / "grades.csv")[1][1:4] == ["", "", ""]
+    unreadable = quick_look(look_quickly(replace(EVIDENCE, unreadable="No zip."), NUMBERS), NUMBERS, 1, [])
+    assert "No zip." in in_short(unreadable)
 
 
 class Reader(HTMLParser):
@@ -505,6 +580,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     command += ["--prepared", tmp_path / "prepared"]
     for setting in (
         "train_steps=2",
+        "prove_steps=5",
         "train_samples=8",
         "train_batch_size=4",
         "held_out=1",
@@ -517,6 +593,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     tests = {test["name"]: test for test in results["tests"]}
     assert tests["Task 1: ControlNet"]["score"] == 5, tests
     assert "Trained for 2 steps" in tests["Task 1: ControlNet"]["output"]
+    assert "after 5 steps its ControlNet equals the right solution's" in tests["Task 1: ControlNet"]["output"]
     assert all(tests[f"Task 1: TODO ({todo})"]["status"] == "passed" for todo in TODOS)
     assert tests["Task 2: LoRA and DreamBooth"]["score"] == 5
     assert "does not visibly change the pictures" in tests["Task 2: lora_2"]["output"]
@@ -525,6 +602,15 @@ def test_a_real_hand_in_is_graded(tmp_path):
     reader.feed((tmp_path / "out" / "index.html").read_text())
     assert reader.tags.count("img") == 5 * 2 + 3
     # What was prepared serves the next grading, also one with other numbers.
-    again = [*command[:3], "--prepare", "--prepared", tmp_path / "prepared", "--set", "train_samples=8"]
+    again = [
+        *command[:3],
+        "--prepare",
+        "--prepared",
+        tmp_path / "prepared",
+        "--set",
+        "train_samples=8",
+        "--set",
+        "prove=False",
+    ]
     run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--clip", default="", help="CLIP model: folder or hub name")
     parser.add_argument("--dino", default="", help="DINO model: folder or hub name")
+    parser.add_argument("--plain_is_drawn", action="store_true", help="plain-0.png and so on are there, unscored")
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
 
@@ -62,7 +63,7 @@ def main() -> None:
             image.save(args.output_dir / f"{name}-{i}.png")
         return score(images, args.prompt, args.clip, args.dino)
 
-    scores = {"plain": draw("plain")}
+    scores = {"plain": {} if args.plain_is_drawn else draw("plain")}
     refused = {}
     for item in args.lora:
         name, _, file = item.partition("=")

@@ -1,0 +1,61 @@
+"""What an earlier start has graded: it is taken up, and not done again, if nothing that it was made of has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from ..grades.numbers import Numbers
+from ..grades.results import is_graded, write_atomically
+from .job import RESULTS
+from .proof.identity import identity
+
+KEPT = "graded.json"
+CODE = ("grading", "task_1_controlnet", "task_2_lora", "finetune")
+
+
+def grader_key(numbers: Numbers, quick: bool) -> str:
+    """Differs where the grader does: its code, its numbers, the libraries."""
+    return json.dumps(identity(CODE, [asdict(numbers), quick]), sort_keys=True)
+
+
+def key_of(hand_in: Path, grader: str) -> str:
+    """Differs where the hand-in's files or the grader do."""
+    digest = hashlib.sha256(grader.encode())
+    paths = sorted(hand_in.rglob("*")) if hand_in.is_dir() else [hand_in]
+    for path in paths:
+        digest.update(f"{path.relative_to(hand_in)!s}\0{path.is_file()}\0".encode(errors="surrogateescape"))
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest() if FAST else of_content(file))
+    return digest.hexdigest()
+
+
+FAST = hasattr(hashlib, "file_digest")  # since Python 3.11
+
+
+def of_content(file: Any) -> bytes:
+    digest = hashlib.sha256()
+    while piece := file.read(2**20):
+        digest.update(piece)
+    return digest.digest()
+
+
+def keep(folder: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps with the results in a hand-in's folder what they were made of, and the pictures for the page."""
+    write_atomically(folder / KEPT, json.dumps({"key": key, "rows": list(rows)}))
+
+
+def take_up(folder: Path, key: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Results and pictures of an earlier start, if there are any with this key, and grading did not fail then."""
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # none, or one that was not finished
+    whole = isinstance(results, dict) and "extra_data" in results
+    fits = whole and (is_graded(results) or results["extra_data"].get("quick")) and kept.get("key") == key
+    return (results, kept["rows"]) if fits else None
