@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
+from ..contest.judge import RECIPE, Entered, enter
 from ..files.archive import ArchiveError, unpack
 from ..files.items import Items, find_items
 from ..files.report_pdf import MAX_PAGES, inspect_report
@@ -28,12 +30,13 @@ WEIGHTS = "controlnet.safetensors"
 class Judges:
     """What takes time: running the student's texts, training with them, and drawing with the LoRAs.
 
-    `todos` and `alignment` get the texts by TODO number, `loras` the files by name.
+    `todos` and `alignment` get the texts by TODO number, `loras` the files by name, `contest` the recipe's file.
     """
 
     todos: Callable[[Mapping[str, str]], Todos]
     alignment: Callable[[Mapping[str, str]], Alignment]
     loras: Callable[[Mapping[str, Path]], tuple[Mapping[str, Lora], tuple[bytes, ...]]]
+    contest: Callable[[Path], Entered] = lambda file: Entered(None, f"{file.name} was not tried.")
 
 
 def real_judges(
@@ -55,6 +58,11 @@ def real_judges(
         seconds: the time, by the clock, after which the grader's own programs are given up.
     """
 
+    until = time.monotonic() + seconds
+
+    def contest(file: Path) -> Entered:
+        return enter(file, until - time.monotonic(), numbers.memory_mib)
+
     def align(parts: Mapping[str, str]) -> Alignment:
         weights, why = work / WEIGHTS, ""
         if reference:
@@ -70,7 +78,7 @@ def real_judges(
         folder.mkdir()
         return judge_loras(files, shared, numbers, seconds, folder, plain)
 
-    return Judges(lambda parts: check_todos(parts, numbers, hidden), align, loras)
+    return Judges(lambda parts: check_todos(parts, numbers, hidden), align, loras, contest)
 
 
 def quick_judges(numbers: Numbers, hidden: Sequence[Path]) -> Judges:
@@ -119,6 +127,16 @@ def look_at_code(task_1: Path | None, evidence: Evidence, judges: Judges, number
     return replace(evidence, todos=todos, alignment=judges.alignment(parts))
 
 
+def look_at_recipe(task_1: Path | None, evidence: Evidence, judges: Judges, numbers: Numbers) -> Evidence:
+    """For the leaderboard, if there is one for it; it changes no points."""
+    if not numbers.rules.leaderboard_seconds or task_1 is None or not (task_1 / RECIPE).is_file():
+        return evidence
+    entered = judges.contest(task_1 / RECIPE)
+    return replace(
+        evidence, of_reference=entered.of_reference, notes=(*evidence.notes, f"The contest: {entered.words}")
+    )
+
+
 def look_at(folder: Path, judges: Judges, numbers: Numbers, days_late: int = 0) -> Evidence:
     """Everything about an unpacked hand-in."""
     items = find_items(folder)
@@ -127,7 +145,7 @@ def look_at(folder: Path, judges: Judges, numbers: Numbers, days_late: int = 0) 
     evidence = look_at_code(items.task_1, evidence, judges, numbers)
     files = {name: path for name, path in (("lora_1", items.lora_1), ("lora_2", items.lora_2)) if path}
     loras, plain = judges.loras(files)
-    return replace(evidence, loras=loras, plain_pictures=plain)
+    return look_at_recipe(items.task_1, replace(evidence, loras=loras, plain_pictures=plain), judges, numbers)
 
 
 def grade_hand_in(

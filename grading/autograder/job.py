@@ -16,7 +16,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import gallery, not_graded, quick_look, results_of, write_atomically
-from ..grades.rubric import Evidence, look_quickly
+from ..grades.rubric import Evidence, look_quickly, share_left
 from ..sandbox.start import end_session, kill_session, start_python
 from ..sandbox.trusted import ROOT
 from .alignment import Shared
@@ -73,7 +73,8 @@ def run_job(job: Job) -> None:
                 results = quick_look(scores, numbers, time.monotonic() - start, job.gaps)
             else:
                 evidence, scores = grade_hand_in(hand_in, judges, numbers, work, job.days_late)
-                results = results_of(scores, numbers, time.monotonic() - start, job.gaps, evidence.mean_iou)
+                known = (evidence.mean_iou, share_left(evidence, numbers.rules), evidence.of_reference)
+                results = results_of(scores, numbers, time.monotonic() - start, job.gaps, *known)
         except TimeoutError as error:
             results = not_graded(str(error), numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))

@@ -32,9 +32,10 @@ from finetune.numbers import positive_int
 from ..files.archive import is_dropping
 from ..files.collection import hand_ins, is_readable_archive, left_out
 from ..grades.numbers import Numbers, with_settings
-from ..grades.results import in_short, not_graded, write_atomically, write_table
+from ..grades.results import in_short, not_graded
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
-from ..grades.teacher_page import anchors_of, page
+from ..grades.teacher_files import TeacherFiles
+from ..grades.teacher_page import anchors_of
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
 from ..sandbox.sandbox import Sandbox
@@ -136,7 +137,8 @@ def grade_all(
     numbers = with_settings(Numbers(), settings)
     found, others = hand_ins(path), left_out(path)
     print(*others, sep="\n", end="\n" if others else "")
-    output.mkdir(parents=True, exist_ok=True)
+    names = folder_names(found)
+    files = TeacherFiles(output, names, numbers, others)
     with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:
         for gap in means.gaps:
             print(f"Note: the sandbox is not complete here, as {gap} (see docs/teacher.md).")
@@ -144,18 +146,16 @@ def grade_all(
             grade_or_take_up, grader=grader_key(numbers, quick), means=means, hidden=[path, output, prepared],
             settings=settings, seconds=numbers.total_seconds - LAST_SECONDS, quick=quick,
         )  # fmt: skip
-        folders = {name: output / folder for name, folder in folder_names(found).items()}
+        folders = {name: output / folder for name, folder in names.items()}
         done: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
         for name, result in in_parallel(lambda name: graded(found[name], folders[name]), found, jobs):
             done[name] = result
             results, rows = ({known: done[known][i] for known in found if known in done} for i in range(2))
-            write_table(output / "grades.csv", results)
-            write_atomically(output / "index.html", page(results, rows, numbers, others))
+            files.write(results, rows)
     if len(found) > 1 and not quick:
         from ..compare.run import likeness_section  # with libraries that grading one hand-in does not need
 
-        likeness = likeness_section(found, output / "compared", jobs, anchors_of(found))
-        write_atomically(output / "index.html", page(results, rows, numbers, others, likeness))
+        files.write(results, rows, likeness_section(found, output / "compared", jobs, anchors_of(found)))
     return {name: done[name][0] for name in found}
 
 

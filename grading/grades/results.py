@@ -4,47 +4,60 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import os
 import tempfile
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
 from ..files.items import TASK_1
 from .numbers import Numbers
 from .rubric import FULL, TASKS, Evidence, Score, all_loras
+from .rules import BY_HAND
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = "Please ask the teacher, who can start the grading again."
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Writes a file that is the old one or the new one at every moment, readable by its owner only."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with os.fdopen(handle, "w", encoding=encoding, newline="") as file:
         file.write(text)
     os.replace(temporary, path)
 
 
 def results_of(
-    scores: Sequence[Score], numbers: Numbers, seconds: float, gaps: Sequence[str], iou: float | None = None
+    scores: Sequence[Score],
+    numbers: Numbers,
+    seconds: float,
+    gaps: Sequence[str],
+    iou: float | None = None,
+    left: float = 1.0,
+    of_reference: float | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         gaps: what is missing of the sandbox's isolation; only the teacher sees it.
         iou: what the leaderboard shows, if there is one.
+        left: what the rules leave of the score, for points that are given by hand later.
+        of_reference: what the leaderboard shows of those who handed in a recipe, for the contest.
     """
     rules = numbers.rules
-    on_board = rules.leaderboard and iou is not None
+    board = [{"name": "mean IoU of Task 1", "value": round(iou, 3)}] if rules.leaderboard and iou is not None else []
+    if rules.leaderboard_seconds and of_reference is not None:
+        board.append({"name": "seconds to IoU 0.90 (reference: 1)", "value": round(of_reference, 3), "order": "asc"})
     return {
         "score": sum(score.score for score in scores),
         "execution_time": round(seconds),
         "visibility": rules.visibility,
         "stdout_visibility": "hidden",
-        "extra_data": {"gaps": list(gaps)},
-        **({"leaderboard": [{"name": "mean IoU of Task 1", "value": round(iou, 3)}]} if on_board else {}),
+        "extra_data": {"gaps": list(gaps), "share_left": left},
+        **({"leaderboard": board} if board else {}),
         "tests": [
             {
                 "name": score.name,
@@ -97,19 +110,65 @@ def picture_row(title: str, text: str, pictures: Mapping[str, bytes]) -> dict[st
     return {"title": title, "text": text, "pictures": shown}
 
 
-def write_table(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+@dataclass(frozen=True)
+class Marks:
+    """The points of a hand-in with those given by hand, each less what the rules take off; their sum is the total."""
+
+    task_1: float
+    task_2: float
+    task_1_1: float | None
+    report: float | None
+    total: float
+    by_hand: str
+
+
+def marks(result: Mapping[str, Any], given: Mapping[str, float]) -> Marks | None:
+    """The points of a graded hand-in; None for one that was not graded.
+
+    Points by hand are taken for the full ones, so what the rules take off the score is taken off them, too. A score is
+    never below zero.
+    """
+    if not is_graded(result):
+        return None
+    left = share_left(result)
+    task_1, proposed = (test["score"] for test in tasks_of(result))
+    own = {field: round(value * left, 2) for field, value in given.items()}
+    task_2 = own.get("task_2", proposed)
+    total = max(0.0, round(task_1 + task_2 + own.get("task_1_1", 0.0) + own.get("report", 0.0), 2))
+    instead = {"task_2": f" in place of {proposed:g}"}
+    words = "; ".join(f"{BY_HAND[field]}: {own[field]:g}{instead.get(field, '')}" for field in BY_HAND if field in own)
+    return Marks(task_1, task_2, own.get("task_1_1"), own.get("report"), total, words)
+
+
+def share_left(result: Mapping[str, Any]) -> float:
+    """What the rules leave of the score."""
+    return result["extra_data"].get("share_left", 1.0)
+
+
+COLUMNS = ("hand-in", "total", "task 1", "task 2", "task 1-1", "report", "what is wrong", "by hand")
+
+
+def write_table(
+    path: Path, results: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
     """Writes grades.csv: for each hand-in the total, each task's points, and the reason why one is not full.
 
     It begins with UTF-8's mark, as Excel reads other letters than English ones only then. One that was not graded has
     no points.
+
+    Args:
+        given: the points by hand, by hand-in and field.
     """
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.writer(file)
-        writer.writerow(["hand-in", "total", "task 1", "task 2", "what is wrong"])
-        for name, result in results.items():
-            points = [result["score"], *(test["score"] for test in tasks_of(result))]
-            shown = [f"{score:g}" if is_graded(result) else "" for score in points]
-            writer.writerow([plain_text(name), *shown, plain_text(wrong(result["tests"]))])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for name, result in results.items():
+        own = marks(result, (given or {}).get(name, {}))
+        numbers = (own.total, own.task_1, own.task_2, own.task_1_1, own.report) if own else (None,) * 5
+        shown = ["" if number is None else f"{number:g}" for number in numbers]
+        words = own.by_hand if own else ""
+        writer.writerow([plain_text(name), *shown, plain_text(wrong(result["tests"])), words])
+    write_atomically(path, text.getvalue(), "utf-8-sig")
 
 
 def plain_text(text: str) -> str:

@@ -78,6 +78,7 @@ class Evidence:
     changes: what was changed outside the banners.
     notes: what the teacher may want to know and is no fault.
     days_late: how many days after it was due it was handed in.
+    of_reference: the time of the student's recipe in the contest, as a multiple of the reference's.
     """
 
     missing: Mapping[str, str]
@@ -91,6 +92,7 @@ class Evidence:
     loras: Mapping[str, Lora] | None = None
     plain_pictures: tuple[bytes, ...] = ()
     days_late: int = 0
+    of_reference: float | None = None
 
     @property
     def mean_iou(self) -> float | None:
@@ -135,6 +137,11 @@ def deductions(evidence: Evidence, rules: Rules) -> dict[str, float]:
         taken_off(f"As it came {days} late", late): late,
     }
     return {sentence: share for sentence, share in found.items() if share}
+
+
+def share_left(evidence: Evidence, rules: Rules) -> float:
+    """What the rules leave of the score, as a share of it."""
+    return 1 - min(1.0, sum(deductions(evidence, rules).values()))
 
 
 def taken_off(condition: str, share: float) -> str:
@@ -252,7 +259,7 @@ def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
             *(Score(name, ZERO, FULL, False, "The hand-in cannot be read.") for name in TASKS),
         ]
     rules = deductions(evidence, numbers.rules)
-    left = 1 - min(1.0, sum(rules.values()))
+    left = share_left(evidence, numbers.rules)
     without = "this rule" if len(rules) == 1 else "these rules"
     tasks = []
     for name, judge in zip(TASKS, (judge_task_1, judge_task_2)):

@@ -25,11 +25,34 @@ LINES = (
     *(f"Task 2: {name}" for name in ("lora_1", "lora_2")),
 )
 RULES = Path(__file__).with_name("rules.toml")
+# What a teacher may give points for by hand; see by_hand.py.
+BY_HAND: Mapping[str, str] = {"task_2": "Task 2", "task_1_1": "Task 1-1", "report": "Report"}
 VISIBILITIES = ("visible", "after_due_date", "after_published", "hidden")
 
 
 class RulesError(ValueError):
     """The rules cannot be used; the message names the one, and says how it must be written."""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which points can be given: these values, or else any from `low` to `high`. Without any there is no such field."""
+
+    low: float = 0.0
+    high: float = 0.0
+    values: tuple[float, ...] | None = None
+
+    @property
+    def is_used(self) -> bool:
+        return self.values != ()
+
+    def allows(self, value: float) -> bool:
+        return self.low <= value <= self.high if self.values is None else value in self.values
+
+    def words(self) -> str:
+        if self.values is None:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"one of {', '.join(f'{value:g}' for value in self.values)}" if self.values else "not given"
 
 
 @dataclass(frozen=True)
@@ -47,8 +70,10 @@ class Rules:
     attempts: int
     attempts_hours: float
     leaderboard: bool
+    leaderboard_seconds: bool
     visibility: str
     visibility_of: Mapping[str, str]
+    by_hand: Mapping[str, Allowed]
 
     def visibility_at(self, line: str) -> str:
         """When students see the line of the result with this name."""
@@ -111,6 +136,24 @@ def visibilities(value: Any) -> Mapping[str, str]:
     return {name: visibility(when) for name, when in value.items()}
 
 
+def allowed(value: Any) -> Allowed:
+    """The points that can be given, as a list or as "LOW to HIGH". Raises ValueError."""
+    numbers = value.split(" to ") if isinstance(value, str) else value
+    try:
+        found = tuple(float(one) for one in numbers)
+    except (TypeError, ValueError):
+        found = (math.inf,)
+    if not all(map(math.isfinite, found)) or isinstance(value, str) and not (len(found) == 2 and found[0] < found[1]):
+        raise ValueError('of points each a list such as [0, 5, 10], or two numbers such as "0 to 5"; [] for no field')
+    return Allowed(*found) if isinstance(value, str) else Allowed(values=found)
+
+
+def by_hand(value: Any) -> Mapping[str, Allowed]:
+    if not isinstance(value, dict) or sorted(value) != sorted(BY_HAND):
+        raise ValueError(f"a table of {', '.join(BY_HAND)}")
+    return {name: allowed(value[name]) for name in BY_HAND}
+
+
 KINDS: Mapping[str, Callable[[Any], Any]] = {
     "missing_item": share,
     "changes": share,
@@ -123,8 +166,10 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
     "attempts": whole,
     "attempts_hours": number,
     "leaderboard": switch,
+    "leaderboard_seconds": switch,
     "visibility": visibility,
     "visibility_of": visibilities,
+    "by_hand": by_hand,
 }
 
 

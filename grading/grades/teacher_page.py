@@ -7,9 +7,12 @@ import re
 from dataclasses import asdict
 from typing import Any, Iterable, Mapping, Sequence
 
+from . import form
+from .by_hand import Points, fields_in_use, unused
 from .numbers import Numbers
-from .results import first_line, in_short, is_graded, tasks_of
+from .results import first_line, in_short, is_graded, share_left, tasks_of
 from .rubric import FULL, TASKS
+from .rules import BY_HAND, Rules
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -69,15 +72,22 @@ def kind(score: float) -> str:
     return "full" if score == FULL else "zero" if score == 0 else "half"
 
 
-def summary_row(name: str, anchor: str, result: Mapping[str, Any]) -> str:
+def summary_row(name: str, number: int, result: Mapping[str, Any], rules: Rules) -> str:
     graded = is_graded(result)
     total = f"{result['score']:g}" if graded else ""
-    cells = [f'<td><a href="#{anchor}">{escape(name)}</a></td><td class="points"><b>{total}</b></td>']
-    for test in tasks_of(result):
+    link = f'<a href="#hand-in-{number}">{escape(name)}</a>'
+    cells = [f'<td>{link}</td><td class="points"><b data-cell="{number}:total">{total}</b></td>']
+    for task, test in zip(("task_1", "task_2"), tasks_of(result)):
         reason = escape(first_line(test["output"]))
         points, style = (f"{test['score']:g}", kind(test["score"])) if graded else ("", "")
-        cells.append(f'<td class="points {style}">{points}</td><td>{reason}</td>')
+        cells.append(f'<td class="points {style}" data-cell="{number}:{task}">{points}</td><td>{reason}</td>')
+    cells += [f'<td class="points" data-cell="{number}:{field}"></td>' for field in more_columns(rules)]
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def more_columns(rules: Rules) -> list[str]:
+    """The fields by hand that have a column of their own."""
+    return [field for field in fields_in_use(rules) if field != "task_2"]
 
 
 def picture_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -97,8 +107,13 @@ def picture_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(shown)
 
 
-def hand_in_section(name: str, anchor: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+def hand_in_section(
+    name: str, number: int, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], rules: Rules
+) -> str:
     tests = []
+    total = escape(in_short(result))
+    if is_graded(result):
+        total = f'<span data-cell="{number}:total">{result["score"]:g}</span> points'
     for test in result["tests"]:
         counts = test["max_score"] and is_graded(result)
         points = f"{test['score']:g} of {test['max_score']:g}" if counts else ""
@@ -110,8 +125,9 @@ def hand_in_section(name: str, anchor: str, result: Mapping[str, Any], rows: Seq
             f"<td>{render(test['output'])}</td></tr>"
         )
     return (
-        f'<section id="{anchor}"><h2>{escape(name)}: {escape(in_short(result))}</h2>'
-        f"<table>{''.join(tests)}</table>{picture_rows(rows)}</section>"
+        f'<section id="hand-in-{number}"><h2>{escape(name)}: {total}</h2>'
+        f"<table>{''.join(tests)}</table>{picture_rows(rows)}"
+        f"{form.form(number, rules, share_left(result))}</section>"
     )
 
 
@@ -134,6 +150,9 @@ def page(
     numbers: Numbers,
     left_out: Sequence[str] = (),
     likeness: str = "",
+    points: Points | None = None,
+    folders: Mapping[str, str] | None = None,
+    output: str = "build/grades",
 ) -> str:
     """The page as HTML.
 
@@ -142,24 +161,34 @@ def page(
         rows: the pictures, as `results.gallery` makes them.
         left_out: sentences about what was not graded.
         likeness: a section about what hand-ins have in common, HTML.
+        points: those given by hand so far.
+        folders: of each hand-in the folder with its results.json, in the folder `output`.
     """
-    anchors = anchors_of(results)
+    rules, points = numbers.rules, points or Points("")
     heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
-    summary = "".join(summary_row(name, anchors[name], result) for name, result in results.items())
-    sections = "".join(hand_in_section(name, anchors[name], results[name], rows[name]) for name in results)
+    heads += "".join(f'<th class="points">{BY_HAND[field]}</th>' for field in more_columns(rules))
+    summary = "".join(summary_row(name, i, result, rules) for i, (name, result) in enumerate(results.items()))
+    sections = "".join(
+        hand_in_section(name, i, result, rows[name], rules) for i, (name, result) in enumerate(results.items())
+    )
     used = asdict(numbers)
     used.update(used.pop("rules"))
     settings = "\n".join(f"{name} = {value!r}" for name, value in used.items())
+    said = [*left_out, *unused(points, rules, results)]
     return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Grades</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
+<title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>
 <h1>Grades</h1>
 <p>Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 are
 a proposal, and the last word is yours.</p>
 {isolation(results)}
-{"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in left_out)}
+{"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in said)}
 <table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
 {likeness}
 {sections}
 <section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>
+{form.bar(output)}
+{form.data_block(form.form_data(results, folders or {}, points, rules))}
+<script>{form.SCRIPT}</script>
 </body></html>
 """

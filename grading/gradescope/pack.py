@@ -17,9 +17,9 @@ SCRIPTS = Path(__file__).resolve().parent
 SETUP, RUN = "setup.sh", "run_autograder"
 FOLDERS = ("grading", "task_1_controlnet", "finetune", "task_2_lora", "tiny_sd")
 FILES = ("requirements.txt", "pyproject.toml")
-SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml", ".typ")
+SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml", ".typ", ".js")
 # What the embedded base was made with, its successor, training pictures, this folder itself, questions, and what looks
-# at many hand-ins.
+# at many hand-ins: comparing them, and points by hand.
 LEFT_OUT = (
     "tiny_sd/icons",
     "tiny_sd/*.py",
@@ -28,6 +28,7 @@ LEFT_OUT = (
     "grading/gradescope",
     "grading/questions",
     "grading/compare",
+    "grading/points",
 )
 GENERATED = ("__pycache__", "runs", "build")
 # Every entry has the same date, so that the same files give the same bytes.

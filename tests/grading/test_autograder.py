@@ -32,7 +32,7 @@ from grading.autograder.pictures import calm, change, contrast, read_picture, sm
 from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.autograder.todos import Judged
 from grading.grades.numbers import Numbers, with_settings
-from grading.grades.results import in_short, is_graded, not_graded, quick_look, results_of, write_table
+from grading.grades.results import COLUMNS, in_short, is_graded, not_graded, quick_look, results_of, write_table
 from grading.grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Todos, block, grade, look_quickly
 from grading.grades.teacher_page import page, render
 from grading.gradescope.pack import SETUP, write_autograder
@@ -377,9 +377,9 @@ def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
     for folder in ("20240001_Kim", "20240002_Lee"):
         assert json.loads((tmp_path / "out" / folder / "results.json").read_text()) == results
     rows = read_table(tmp_path / "out" / "grades.csv")
-    assert rows[0] == ["hand-in", "total", "task 1", "task 2", "what is wrong"]
+    assert rows[0] == list(COLUMNS)
     assert [row[:4] for row in rows[2:]] == [["20240002_Lee", "15", "5", "10"], ["'=cmd()", "15", "5", "10"]]
-    assert "TODO (3): the residuals are not kept" in rows[1][4]
+    assert "TODO (3): the residuals are not kept" in rows[1][COLUMNS.index("what is wrong")]
     assert "20240001_Kim" in (tmp_path / "out" / "index.html").read_text()
 
 
@@ -469,7 +469,7 @@ class Reader(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_holds_everything_and_runs_nothing():
+def test_the_page_holds_everything_and_runs_nothing_but_its_own_script():
     evil = f"<script>alert(1)</script>{block('<img src=x onerror=alert(2)>')}- **bold** `code` & more"
     evidence = replace(EVIDENCE, unreadable=evil)
     results = {"<b>Kim</b>": results_of(grade(evidence, NUMBERS), NUMBERS, 1, [])}
@@ -479,7 +479,8 @@ def test_the_page_holds_everything_and_runs_nothing():
     ]
     reader = Reader()
     reader.feed(page(results, {"<b>Kim</b>": rows}, NUMBERS))
-    assert "script" not in reader.tags and "i" not in reader.tags and reader.tags.count("img") == 2
+    assert reader.tags.count("script") == 2 and "i" not in reader.tags and reader.tags.count("img") == 2
+    assert reader.tags.index("script") > reader.tags.index("pre")
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in reader.sources)
     text = "".join(reader.words)
     for words in ("<script>alert(1)</script>", "<i>prompt</i>", "the last word is yours", "train_steps = 700"):

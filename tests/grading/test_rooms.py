@@ -20,11 +20,23 @@ FLOORS = (
     ("files", "sandbox", "report", "gradescope"),
     ("handed_out",),
     ("checks", "hand_in", "starter", "questions", "grades"),
-    ("compare",),
+    ("contest", "points", "compare"),
     ("autograder", "student_tests"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-COMMANDS = ("checks", "hand_in", "report", "autograder", "starter", "gradescope", "handed_out", "questions", "compare")
+COMMANDS = (
+    "checks",
+    "hand_in",
+    "report",
+    "autograder",
+    "starter",
+    "gradescope",
+    "handed_out",
+    "questions",
+    "contest",
+    "points",
+    "compare",
+)
 # A folder with more files than this is no room that a stranger walks through.
 MAX_FILES = 12
 

@@ -1,0 +1,96 @@
+"""Brings points that were given by hand on the page of all hand-ins into the table and that page.
+
+    python -m grading.points ~/Downloads/points_by_hand.json                       # what the page's button saved
+    python -m grading.points FILE ANOTHER_FILE --grades build/grades               # of several people, in any order
+    python -m grading.points                                                       # what was saved in the folder itself
+
+All entries are kept in build/grades/points_by_hand.json, from which the next grading takes them, too. The last entry
+for a field counts; files can be merged again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+from ..grades.by_hand import Points, PointsError, read_file, read_folder, require_allowed, unused, write_store
+from ..grades.form import DATA_END, DATA_START, data_block
+from ..grades.numbers import Numbers, with_settings
+from ..grades.results import write_atomically, write_table
+from ..grades.rules import Rules
+from ..grades.teacher_files import PAGE, TABLE
+
+RESULTS = "results.json"
+
+
+def split_page(page: Path) -> tuple[str, dict[str, Any], str]:
+    """What stands before the page's data, the data, and what stands behind.
+
+    Raises:
+        PointsError: for a page without them, as an older release wrote it.
+    """
+    before, start, rest = page.read_text(encoding="utf-8").partition(DATA_START)
+    text, end, after = rest.partition(DATA_END)
+    if not (start and end):
+        raise PointsError(f"{page} has no form for points by hand: grade again.")
+    return before, json.loads(text), after
+
+
+def merge(grades: Path, files: Sequence[Path], rules: Rules) -> Points:
+    """Takes the files' entries over into the folder's own file, and returns all of them.
+
+    Raises:
+        PointsError: for a file or a value that cannot be used; then nothing is changed.
+    """
+    points = read_folder(grades)
+    for file in files:
+        more = read_file(file)
+        require_allowed(more, rules, file)
+        points = points.with_entries(more.entries)
+    write_store(grades, points)
+    return points
+
+
+def update(grades: Path, points: Points, rules: Rules) -> list[str]:
+    """Writes table and page anew with these points; sentences about those that count for nothing.
+
+    Raises:
+        PointsError: if the page is of an older release.
+        OSError: if a result that the page shows is gone.
+    """
+    before, data, after = split_page(grades / PAGE)
+    names = {one["name"]: one["folder"] for one in data["hand_ins"]}
+    results = {name: json.loads((grades / folder / RESULTS).read_text()) for name, folder in names.items()}
+    data["entries"] = points.as_json()["entries"]
+    write_table(grades / TABLE, results, {name: points.given(name, rules) for name in names})
+    write_atomically(grades / PAGE, f"{before}{data_block(data)}{after}")
+    return unused(points, rules, names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m grading.points", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("files", type=Path, nargs="*", metavar="FILE", help="points_by_hand.json, as the page saved it")
+    add("--grades", type=Path, default=Path("build/grades"), help="the folder of results (%(default)s)")
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="the rules of that grading")
+    args = parser.parse_args()
+    try:
+        if not args.grades.is_dir():
+            raise PointsError(f"There is no folder {args.grades}: name the one with {PAGE} by --grades.")
+        rules = with_settings(Numbers(), args.settings).rules
+        points = merge(args.grades, args.files, rules)
+        if not (args.grades / PAGE).is_file():
+            return print(f"The points are kept in {args.grades}. There is no {PAGE} yet: the next grading uses them.")
+        sentences = update(args.grades, points, rules)
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
+    print(*sentences, f"{len(points.current())} points by hand are in {args.grades / TABLE}.", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
