@@ -37,7 +37,10 @@ def parser() -> argparse.ArgumentParser:
     demo = add("demo", parents=[shared], help="trains a ControlNet on the embedded base, draws and scores")
     demo.add_argument("--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR")
     demo.add_argument("--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR")
-    add("test", parents=[shared], help="the checks of the TODO places" if commands.is_starter() else "all tests")
+    tests = add(
+        "test", parents=[shared], help="the checks of the TODO places" if commands.is_starter() else "all tests"
+    )
+    tests.add_argument("files", nargs="*", metavar="FILE", help="only the tests in these")
     add("test-course", parents=[shared], help="the tests on Python 3.8 with the course's pins, in .venv-course")
     if not commands.is_starter():
         add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
@@ -51,7 +54,7 @@ def start(args: argparse.Namespace, environment: Environment) -> None:
     if args.command == "demo":
         commands.demo(environment, args.output, args.base)
     elif args.command == "test":
-        commands.test(environment)
+        commands.test(environment, args.files)
     elif args.command == "test-course":
         commands.test_course(environment)
     elif args.command == "starter":

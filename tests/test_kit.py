@@ -83,6 +83,19 @@ def test_a_students_copy_runs_the_students_tests_and_has_no_teachers_command(sta
         program.parser().parse_args(["grade"])
 
 
+def test_some_tests_can_be_asked_for(started):
+    args = program.parser().parse_args(["test", "tests/test_models.py"])
+    program.start(args, TODAY)
+    assert len(started) == 1 and started[0][:3] == [TODAY.python, "-m", "pytest"]
+    assert started[0][-2:] == ["--", "tests/test_models.py"]
+
+
+def test_every_file_of_the_workflow_is_there():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    files = re.findall(r"tests/[\w/]+\.py", workflow)
+    assert len(files) > 10 and all((ROOT / file).is_file() for file in files)
+
+
 def test_without_an_index_nothing_but_the_requirements_is_installed(started, fresh):
     fresh.prepare("python3", None)
     assert started == [
