@@ -181,15 +181,15 @@ class RealSize:
         }
 
 
-def require_room(size: str, folder: Path) -> None:
+def require_room(size: str, folder: Path, disk_gb: float = 20, memory_gb: float = 17) -> None:
     """Raises Failed where disk or memory cannot be enough."""
     if size != "sd14":
         return
     folder.mkdir(parents=True, exist_ok=True)
     disk, memory = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    for what, found, wanted in (("on the disk", disk, 20 * GB), ("in the memory", memory, 17 * GB)):
-        if found < wanted:
-            raise Failed(f"There are {found / GB:.0f} GB {what}, and {wanted / GB:.0f} GB are needed: make room first.")
+    for what, found, wanted in (("on the disk", disk, disk_gb), ("in the memory", memory, memory_gb)):
+        if found < wanted * GB:
+            raise Failed(f"There are {found / GB:.0f} GB {what}, and {wanted:g} GB are needed: make room first.")
 
 
 def run_all(work: RealSize, max_gb: float, max_minutes: float) -> list[dict[str, object]]:

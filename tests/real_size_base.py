@@ -61,7 +61,7 @@ def vocabulary_of(merges: list[str]) -> dict[str, int]:
 
 def write_tokenizer(packed: bytes, folder: Path) -> None:
     """The four files that the hub's folder has."""
-    _, *lines = gzip.decompress(packed).decode("utf-8").split("\n")
+    _, *lines = gzip.decompress(packed).decode("utf-8").rstrip("\n").split("\n")
     merges = lines[: VOCABULARY_SIZE - 2 * 256 - 2]  # the file has more lines than CLIP uses
     folder.mkdir(parents=True)
     end = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
