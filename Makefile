@@ -6,7 +6,7 @@ RUN := runs/demo
 BASE := tiny_sd
 export TORCH_INDEX
 
-.PHONY: demo test test-course starter autograder grade real-size
+.PHONY: demo test test-course starter autograder grade docs real-size
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -m kit environment
@@ -32,6 +32,10 @@ autograder:
 HAND_INS ?= hand_ins
 grade:
 	@$(PYTHON) -m kit grade "$(HAND_INS)"
+
+# The lecture's pages with the code that the files hold today.
+docs:
+	@$(PYTHON) -m kit docs
 
 # All programs once at Stable Diffusion 1.4's size, with random weights: half an hour and 22 GB of memory and disk.
 real-size:

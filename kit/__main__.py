@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
         add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
         add("grade", parents=[shared], help="grades hand-ins").add_argument("hand_ins", nargs="?", default="hand_ins")
+        add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
         add("real-size", parents=[shared], help="all programs at Stable Diffusion 1.4's size: 22 GB, half an hour")
     return whole
 
@@ -63,6 +64,8 @@ def start(args: argparse.Namespace, environment: Environment) -> None:
         commands.program(environment, "grading.gradescope", ["--output", "build/autograder.zip"])
     elif args.command == "grade":
         commands.program(environment, "grading.autograder", ["--output", "build/grades", "--", args.hand_ins])
+    elif args.command == "docs":
+        commands.program(environment, "docs/lecture/show_code.py", [])
     elif args.command == "real-size":
         commands.program(environment, "tests/real_size.py", [])
 
