@@ -40,10 +40,9 @@ def prepare(size: str, samples: int, resolution: int, folder: Path, batches: int
 
     from fill50k import load_data
     from finetune.cache import Samples, load_encodings
-    from finetune.setup import bf16_is_fast
+    from finetune.setup import precision_here
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    accelerator = Accelerator(mixed_precision="bf16" if bf16_is_fast(device) else "no")
+    accelerator = Accelerator(mixed_precision=precision_here("auto"))
     base = build_base(size)
     data = load_data("rendered", "image", "conditioning_image", "text", samples)
     base.to(accelerator.device)

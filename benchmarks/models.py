@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from finetune import devices
 from finetune.base import BaseModel, load_part
+from finetune.devices import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_SD = ROOT / "tiny_sd"
@@ -110,11 +111,5 @@ def copy_as(model_class: type, model: torch.nn.Module) -> torch.nn.Module:
     return copy
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return devices.device_name(pick_device())

@@ -28,6 +28,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.base import sampling_scheduler
+from finetune.devices import drawing_dtype, is_gpu
 from finetune.dtypes import cast
 from finetune.numbers import positive_int
 
@@ -44,7 +45,7 @@ def library(models: Models) -> diffusers.StableDiffusionControlNetPipeline:
 
 def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.Module, models: Models) -> Any:
     device = pick_device()
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = drawing_dtype(device)
     scheduler = sampling_scheduler(models.scheduler.config)
     for model in (models.vae, models.text_encoder, unet, controlnet):
         cast(model, dtype)
@@ -88,7 +89,7 @@ def compare(size: str, batch_size: int, num_inference_steps: int, repeats: int) 
 
 def images_are_equal(difference: float) -> bool:
     """On a GPU within what half precision leaves open. What is not a number is not equal to anything."""
-    return difference <= (0.02 if torch.cuda.is_available() else 0)
+    return difference <= (0.02 if is_gpu(pick_device()) else 0)
 
 
 def words(result: dict[str, Any]) -> str:

@@ -47,6 +47,8 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune import devices
+from finetune.devices import HALF
 from finetune.dtypes import cast
 from finetune.images import square, to_tensor
 from finetune.numbers import positive_int
@@ -67,7 +69,7 @@ class Step:
         precision = precision_here(recipe.precision)
         AcceleratorState._reset_state(reset_partial_state=True)  # another recipe's precision in the same process
         self.accelerator = Accelerator(mixed_precision=precision)
-        self.frozen_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+        self.frozen_dtype = HALF.get(precision, torch.float32)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = recipe.precision != "no"
 
         self.unet, trained = self.build()
@@ -213,15 +215,13 @@ def measure(
 
 
 def reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    devices.reset_peak(pick_device())
 
 
 def peak_bytes() -> int:
-    """The most that tensors held on the GPU since `reset_peak`; without one the most this process ever held."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most that tensors held on the GPU since `reset_peak`; else the most this process ever held."""
+    on_gpu = devices.peak_bytes(pick_device())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_gpu is None else on_gpu
 
 
 def held_bytes(step: Step) -> dict[str, float]:
@@ -237,8 +237,7 @@ def held_bytes(step: Step) -> dict[str, float]:
 
 
 def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    devices.synchronize(pick_device())
 
 
 def in_own_process(recipe: str, args: argparse.Namespace) -> dict[str, float]:

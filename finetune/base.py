@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from .devices import picture_layout, send
 from .dtypes import dtype_argument
 
 EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"
@@ -135,16 +136,14 @@ class BaseModel:
         The posterior's mean, without its noise: in the embedded base its deviation is a hundredth of the latents',
         and what is not random needs to be computed only once.
         """
-        # The first convolutions, of large pictures with few channels, are faster on a CPU in this layout.
-        images = images.to(self.vae.device, memory_format=torch.channels_last)
+        images = images.to(self.vae.device, memory_format=picture_layout(self.vae.device))
         latents = self.vae.encode(images).latent_dist.mean
         return latents.float() * self.vae.config.scaling_factor
 
     def encoded(self, batch: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and text embeddings of a batch of `Samples`: those that it holds, else computed now."""
         if "latents" in batch:
-            latents, text_embeddings = batch["latents"], batch["text_embeddings"]
-            return latents.to(device, non_blocking=True), text_embeddings.to(device, non_blocking=True)
+            return send(batch["latents"], device), send(batch["text_embeddings"], device)
         return self.encode_images(batch["image"]), self.encode_prompts(batch["text"])
 
     def fingerprint(self) -> str:

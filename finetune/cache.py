@@ -33,10 +33,15 @@ class Encodings:
     """Memory-mapped latents of every image and embeddings of every prompt; equal prompts are stored once."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder).resolve()
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.embeddings = np.load(folder / "embeddings.npy", mmap_mode="r")
         self.prompt_of_sample = np.load(folder / "prompt_of_sample.npy", mmap_mode="r")
         self.prompts: list[str] = json.loads((folder / PROMPTS_FILE).read_text())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Where workers are not forked, they map the files themselves: pickled arrays would be whole copies."""
+        return Encodings, (self.folder,)
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -17,9 +17,15 @@ class CheckpointError(RuntimeError):
 
 
 def _flush(*paths: Path) -> None:
-    """Forces files and folders from the system's cache to the disk."""
+    """Forces files and folders from the system's cache to the disk.
+
+    Windows opens no folder, whose entries it keeps by itself, and flushes only what may be written.
+    """
+    posix = hasattr(os, "O_DIRECTORY")
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+        if not posix and path.is_dir():
+            continue
+        descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
@@ -99,6 +105,7 @@ def finish_folder(temporary: Path, target: Path) -> None:
     give_rights(*[path for path in temporary.rglob("*") if path.is_file()])
     _flush(*temporary.rglob("*"), temporary)
     old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed before it could
     if target.exists():
         os.replace(target, old)
     os.replace(temporary, target)

@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import Any, Iterable
 
 import torch
-from accelerate.utils import is_torch_version
+
+from .devices import can_fuse
 
 
 class SetupError(RuntimeError):
     """This machine or installation lacks something; the message says what to do."""
-
-
-def can_fuse(device: torch.device) -> bool:
-    """Whether PyTorch's optimisers update all weights in one kernel there."""
-    return device.type == "cuda" or (device.type == "cpu" and is_torch_version(">=", "2.4"))
 
 
 # Of Stable Diffusion's fine-tunings.
@@ -30,13 +26,15 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float) 
 def build_optimizer(
     parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW with the settings of Stable Diffusion's fine-tunings; fused on a CUDA GPU, since PyTorch 2.4 also on a CPU.
+    """AdamW with the settings of Stable Diffusion's fine-tunings; fused where PyTorch can.
 
     Raises:
-        SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed.
+        SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed, or the device is MPS.
     """
     settings = {"lr": learning_rate, **HYPERPARAMETERS}
     if use_8bit_adam:
+        if device.type == "mps":
+            raise SetupError("--use_8bit_adam needs bitsandbytes, whose optimisers do not run on MPS: leave it away.")
         try:
             from bitsandbytes.optim import AdamW8bit
         except ImportError as error:

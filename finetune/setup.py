@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
+from .devices import GPUS, HALF, bf16_is_fast, fast_precision, is_gpu, pick_device, takes
 from .dtypes import cast
 from .optimizer import SetupError
 from .runs import RunFinished, is_main_process, processes_started
@@ -50,7 +51,7 @@ def looks_local(name: str) -> bool:
 
 
 def require_hardware(base_model: str) -> None:
-    """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a CUDA GPU."""
+    """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a GPU."""
     if Path(base_model).is_dir() or is_single_file(base_model):
         return
     if looks_local(base_model):
@@ -59,30 +60,21 @@ def require_hardware(base_model: str) -> None:
             "diffusers saves it, a .safetensors or .ckpt file, or OWNER/NAME of the Hugging Face hub; or use "
             f"{EMBEDDED_BASE}."
         )
-    if not torch.cuda.is_available():
+    if not is_gpu(pick_device()):
         raise SetupError(
-            f"The base model {base_model!r} needs a CUDA GPU, and PyTorch {torch.__version__} finds none here.\n"
+            f"The base model {base_model!r} needs {GPUS}, and PyTorch {torch.__version__} finds none here.\n"
             f"- With an NVIDIA GPU: check that `nvidia-smi` works and that PyTorch was installed with CUDA.\n"
             f"- Without one: use {EMBEDDED_BASE}.\n"
             f"- If a folder was meant: there is no {base_model!r} in {Path.cwd()}."
         )
 
 
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether bfloat16 is what this device computes fastest in; a CPU without the instructions only imitates it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
 def place_frozen(model: ModelMixin, accelerator: Accelerator) -> None:
-    """Freezes a model on the device, on CUDA in the half precision that was chosen (trained weights stay float32)."""
+    """Freezes a model on the device, on a GPU in the half precision that was chosen (trained weights stay float32)."""
     model.requires_grad_(False)
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    half = HALF.get(accelerator.mixed_precision)
     model.to(accelerator.device)
-    if half is not None and accelerator.device.type == "cuda":
+    if half is not None and is_gpu(accelerator.device):
         cast(model, half)
 
 
@@ -94,9 +86,17 @@ def use_fast_attention(model: ModelMixin, device: torch.device) -> None:
 
 def precision_here(mixed_precision: str) -> str:
     """What "auto" stands for on this machine; anything else is what it is."""
-    if mixed_precision != "auto":
-        return mixed_precision
-    return "bf16" if bf16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "no"
+    return fast_precision(pick_device()) if mixed_precision == "auto" else mixed_precision
+
+
+def require_precision(mixed_precision: str) -> None:
+    """Raises SetupError if this machine's GPU does not take the precision: accelerate's words would not help."""
+    device = pick_device()
+    if not takes(device, mixed_precision):
+        raise SetupError(
+            f"PyTorch {torch.__version__} and this system do not train in --mixed_precision {mixed_precision} on "
+            f"{device.type}: use --mixed_precision auto, which is {fast_precision(device)!r} here."
+        )
 
 
 def join_processes_on_cpu() -> None:
@@ -105,7 +105,7 @@ def join_processes_on_cpu() -> None:
     Raises:
         SetupError: if this PyTorch cannot.
     """
-    if torch.cuda.is_available() or processes_started() == 1 or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if is_gpu(pick_device()) or processes_started() == 1 or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return
     if not hasattr(torch.cpu, "set_device"):
         raise SetupError(
@@ -121,8 +121,9 @@ def start_accelerator(
     """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded.
 
     Raises:
-        SetupError: if the processes that were started do not train together.
+        SetupError: if the processes that were started do not train together, or the GPU does not take the precision.
     """
+    require_precision(precision_here(mixed_precision))
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(gradient_accumulation_steps)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import checkpoints, runs
+from .devices import pins_memory
 from .objective import batches_of_indices, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
 from .progress import progress_bar
@@ -170,8 +171,14 @@ class Training:
             self.accelerator.process_index,
             self.accelerator.num_processes,
         )
-        settings = {"num_workers": self.plan.dataloader_num_workers, "pin_memory": torch.cuda.is_available()}
-        return iter(DataLoader(self.dataset, batch_sampler=indices, **settings))
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=indices,
+                num_workers=self.plan.dataloader_num_workers,
+                pin_memory=pins_memory(self.accelerator.device),
+            )
+        )
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError.

@@ -1,6 +1,6 @@
 """Task 0: draws the five test prompts with the plain base model, without any ControlNet.
 
-python text_to_image.py                                      # Stable Diffusion 1.4, on a CUDA GPU
+python text_to_image.py                                      # Stable Diffusion 1.4, on a GPU
 python text_to_image.py --base ../tiny_sd --guidance_scale 3 # the embedded base, anywhere
 """
 
@@ -14,11 +14,12 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from finetune.base import load_part
+from finetune.devices import drawing_dtype, pick_device
 from finetune.dtypes import dtype_argument
 from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
 from finetune.single_file import as_folder
-from utils import draw_grid, load_test_data, pick_device
+from utils import draw_grid, load_test_data
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     args.base = as_folder(args.base)
 
     device = pick_device()
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = drawing_dtype(device)
     text_encoder = load_part(CLIPTextModel, args.base, "text_encoder", dtype)
     argument = dtype_argument(StableDiffusionPipeline, dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(args.base, text_encoder=text_encoder, **argument)

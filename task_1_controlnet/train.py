@@ -1,6 +1,6 @@
 """Trains a ControlNet on Fill50K, or on any images with conditions and captions.
 
-The defaults are the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see train.sh). On a laptop, in minutes:
+The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see train.sh). On a laptop, in minutes:
 
     python train.py --pretrained_model_name_or_path ../tiny_sd --dataset_name rendered --resolution 128 \
         --learning_rate 1e-3 --train_batch_size 16 --max_train_steps 1000 --output_dir ../runs/laptop
@@ -27,6 +27,7 @@ from fill50k import load_data
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
 from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.devices import picture_layout, send
 from finetune.flags import parse, plan_of, training_parser
 from finetune.hub import end_if_finished, prepare_upload
 from finetune.images import square, to_tensor
@@ -220,9 +221,9 @@ def main() -> None:
         return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
 
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-        condition = batch["condition"].to(accelerator.device, non_blocking=True)  # (B, 3, H, W)
+        condition = send(batch["condition"], accelerator.device)  # (B, 3, H, W)
         # Embedding it, a large picture with few channels, takes a third of the time on a CPU in this layout.
-        condition = condition.contiguous(memory_format=torch.channels_last)
+        condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
         latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
         text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
         predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)

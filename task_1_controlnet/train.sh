@@ -8,8 +8,8 @@ DATASET_NAME="${DATASET_NAME:-fusing/fill50k}"
 OUTPUT_DIR="${OUTPUT_DIR:-../runs/controlnet-fill50k}"
 PYTHON="${PYTHON:-python}"
 
-# 8-bit Adam needs a quarter of the optimiser's memory, where bitsandbytes is installed.
-if "$PYTHON" -c "import bitsandbytes" 2>/dev/null; then set -- --use_8bit_adam "$@"; fi
+# 8-bit Adam needs a quarter of the optimiser's memory, where bitsandbytes is installed; on MPS it does not run.
+if "$PYTHON" -c "import bitsandbytes, torch; assert not torch.backends.mps.is_available()" 2>/dev/null; then set -- --use_8bit_adam "$@"; fi
 
 exec "$PYTHON" train.py \
     --pretrained_model_name_or_path "$MODEL_DIR" \

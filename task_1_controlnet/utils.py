@@ -14,6 +14,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.base import load_part, sampling_scheduler
+from finetune.devices import drawing_dtype, pick_device
 from finetune.images import open_condition, square
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -42,20 +43,16 @@ def load_test_data(folder: Path = DATA) -> tuple[list[Image.Image], list[str]]:
     return conditions, [prompts[key] for key in keys]
 
 
-def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_pipeline(
     base: str, controlnet: str | Path | ControlNetModel, device: torch.device | None = None
 ) -> StableDiffusionControlNetPipeline:
-    """Our pipeline with our UNet: half precision on CUDA, float32 elsewhere.
+    """Our pipeline with our UNet: half precision on a GPU, float32 elsewhere.
 
     Raises:
         BaseModelError: if the base model or the ControlNet cannot be loaded.
     """
     device = device or pick_device()
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    dtype = drawing_dtype(device)
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     if not isinstance(controlnet, ControlNetModel):
         controlnet = ControlNetModel.from_pretrained(controlnet, dtype=dtype)

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from finetune.base import BaseModel, load_part, sampling_scheduler
+from finetune.devices import drawing_dtype, pick_device
 from finetune.dtypes import dtype_argument
 from finetune.images import to_tensor
 from finetune.progress import progress_bar
@@ -26,13 +27,13 @@ class DrawingError(ValueError):
 
 
 def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffusionPipeline:
-    """The plain base model, ready for `load_lora`: half precision on CUDA, float32 elsewhere.
+    """The plain base model, ready for `load_lora`: half precision on a GPU, float32 elsewhere.
 
     Raises:
         BaseModelError: if the base model cannot be loaded.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    device = device or pick_device()
+    dtype = drawing_dtype(device)
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(
         base,

@@ -2,7 +2,7 @@
 
 The subject is called by an indicator, a word without a meaning, as in "a sks cat". So that the class, "cat", does not
 turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). The defaults are
-the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see scripts/). On a laptop, in minutes:
+the real run: Stable Diffusion 1.4 at 512 px on one GPU (see scripts/). On a laptop, in minutes:
 
     MODEL_NAME=../tiny_sd sh scripts/train_dreambooth_lora.sh
 

@@ -1,6 +1,6 @@
 """Trains a LoRA: a small file that teaches Stable Diffusion a style, from pictures with captions.
 
-The defaults are the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see scripts/). On a laptop, in minutes:
+The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see scripts/). On a laptop, in minutes:
 
     MODEL_NAME=../tiny_sd sh scripts/train_lora_custom.sh
 

@@ -26,6 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune.base import load_part
 from finetune.checkpoints import give_rights
+from finetune.devices import pick_device
 from finetune.numbers import natural_int, positive_float, positive_int, share
 from finetune.progress import progress_bar
 from finetune.setup import use_fast_attention
@@ -331,7 +332,7 @@ def scenes_and_captions(shares: tuple[float, ...], number: int) -> tuple[torch.T
 
 
 def fingerprint(model: torch.nn.Module) -> float:
-    return sum(parameter.double().abs().sum().item() for parameter in model.parameters())
+    return sum(parameter.cpu().double().abs().sum().item() for parameter in model.parameters())
 
 
 def main() -> None:
@@ -370,7 +371,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     shares = (args.icon_share, args.print_share, args.place_share, args.pair_share)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     made_of = [args.images, *shares]

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, ContextManager
 
 import numpy as np
 import torch
@@ -23,9 +24,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from doodles import doodle
+from finetune.devices import bf16_is_fast, pick_device
 from finetune.numbers import natural_float, number, positive_float, positive_int
 from finetune.progress import progress_bar
-from finetune.setup import bf16_is_fast
 from long_run import LongRun, kept
 from scenes import scene
 
@@ -74,9 +75,9 @@ def open_pictures(folder: Path, resolution: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast(device: torch.device) -> ContextManager:
     """bfloat16 where the device is fast in it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
+    return torch.autocast(device.type, torch.bfloat16) if bf16_is_fast(device) else nullcontext()
 
 
 def to_range(images: torch.Tensor) -> torch.Tensor:
@@ -198,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     numbers = (args.scenes, args.doodles)
     bank, held_out = kept(args.output_dir / "pictures.pt", lambda: draw_pictures(*numbers), [*numbers, *SHARES])

@@ -7,11 +7,15 @@ with limits on computing time and memory.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # on Windows: there nothing limits computing and memory, only waiting
+    resource = None
 
 from pypdf import PdfReader
 
@@ -95,8 +99,10 @@ def inspect_report(path: Path) -> PdfReport:
 
 def main() -> None:
     path, seconds, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if resource:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    if sys.platform == "linux":  # macOS takes no limit on it
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     print(json.dumps(asdict(read_report(path))))
 
 

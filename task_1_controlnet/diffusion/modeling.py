@@ -16,6 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from finetune.checkpoints import give_rights
+from finetune.devices import has_float64
 from finetune.dtypes import dtype_argument
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
@@ -246,6 +247,8 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """The time embedding of shape (batch, 4 * block_out_channels[0]) for one timestep, or one per sample."""
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], dtype=torch.float64 if isinstance(timestep, float) else torch.int64)
+        if timestep.dtype == torch.float64 and not has_float64(sample.device):
+            timestep = timestep.float()
         timesteps = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
         return self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
 

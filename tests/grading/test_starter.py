@@ -184,16 +184,14 @@ def test_make_test_says_what_is_missing_and_passes_with_the_solution(starter, tm
 
 def test_the_students_makefile():
     makefile = student_makefile(
-        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test starter\n\ndemo: ready\n\tpython train.py\n\n"
-        "# For teachers.\nstarter:\n\tpython -m grading.starter\n\n"
-        "test: ready\n\tbin/ruff check .\n\tbin/python -m pytest -q\n"
+        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test starter\n\ndemo:\n\tpython -m kit demo\n\n"
+        "# For teachers.\nstarter:\n\tpython -m kit starter\n\n"
+        "test:\n\tpython -m kit test\n"
     )
     assert makefile == (
-        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test\n\ndemo: ready\n\tpython train.py\n\n"
-        "test: ready\n\tbin/python -m pytest -q grading/student_tests\n"
+        "# Commands.\nPYTHON ?= python3\n\n.PHONY: demo test\n\ndemo:\n\tpython -m kit demo\n\n"
+        "test:\n\tpython -m kit test\n"
     )
-    with pytest.raises(StarterError, match="pytest"):
-        student_makefile("demo:\n\tpython train.py\n")
 
 
 def test_an_old_starter_is_replaced_and_work_is_not(starter, tmp_path):

@@ -1,0 +1,144 @@
+"""Where is computed, and what differs from one kind of device to another.
+
+Asked in one place: CUDA, Intel's XPU and Apple's MPS take what a CPU takes, but not in every precision, and not all at
+once.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from accelerate.utils import compare_versions, is_torch_version
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# What is said of a machine that has none of them.
+GPUS = "a GPU (CUDA, Intel's XPU or Apple's MPS)"
+
+
+def has_xpu() -> bool:
+    return hasattr(torch, "xpu") and torch.xpu.is_available()  # PyTorch 2.1 has it only from Intel's extension
+
+
+def pick_device() -> torch.device:
+    """The device of this machine's GPU, of the kind that accelerate finds too; without one the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("xpu" if has_xpu() else "cpu")
+
+
+def is_gpu(device: torch.device) -> bool:
+    return device.type in ("cuda", "xpu", "mps")
+
+
+def takes(device: torch.device, precision: str) -> bool:
+    """Whether a training with accelerate may be in this precision there: "no", "bf16" or "fp16".
+
+    On MPS, autocast knows bfloat16 since PyTorch 2.6, where macOS has it (14), and float16 gradients can be scaled
+    since PyTorch 2.8 (https://github.com/pytorch/pytorch/pull/139390 and 144022); accelerate took both up in 1.9.
+    """
+    if precision == "no" or device.type != "mps":
+        return True
+    if not compare_versions("accelerate", ">=", "1.9"):
+        return False
+    if precision == "fp16":
+        return is_torch_version(">=", "2.8")
+    return is_torch_version(">=", "2.6") and torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 is what this device computes fastest in; a CPU without the instructions only imitates it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type == "xpu":
+        return not hasattr(torch.xpu, "is_bf16_supported") or torch.xpu.is_bf16_supported()
+    if device.type == "mps":
+        return takes(device, "bf16")
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def fast_precision(device: torch.device) -> str:
+    """What `--mixed_precision auto` stands for there: bf16 where that is fast, on MPS else fp16, or else "no"."""
+    if bf16_is_fast(device):
+        return "bf16"
+    return "fp16" if device.type == "mps" and takes(device, "fp16") else "no"
+
+
+def drawing_dtype(device: torch.device) -> torch.dtype:
+    """What whole pipelines draw in: half precision on a GPU. On MPS where a training takes it: older PyTorch stops."""
+    return torch.float16 if is_gpu(device) and takes(device, "fp16") else torch.float32
+
+
+def has_float64(device: torch.device) -> bool:
+    """MPS never has it, of Intel's GPUs many have not."""
+    if device.type == "xpu":
+        return bool(getattr(torch.xpu.get_device_properties(device), "has_fp64", False))
+    return device.type != "mps"
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether batches are to wait in pinned memory, which CUDA copies while it computes."""
+    return device.type == "cuda"
+
+
+def send(tensor: torch.Tensor, device: torch.device, **how: Any) -> torch.Tensor:
+    """`tensor.to(device)`, without waiting for the copy only on CUDA.
+
+    On MPS what was sent so has wrong values now and then, silently (https://github.com/pytorch/pytorch/issues/139550
+    and 189690).
+    """
+    return tensor.to(device, non_blocking=pins_memory(device), **how)
+
+
+def picture_layout(device: torch.device) -> torch.memory_format:
+    """The layout in which the first convolutions, of large pictures with few channels, are faster on a CPU.
+
+    Not on MPS, where convolutions in it have been wrong or failed (https://github.com/pytorch/pytorch/issues/174269).
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def can_fuse(device: torch.device) -> bool:
+    """Whether PyTorch's optimisers update all weights in one kernel there: a step of one number is tried."""
+    weight = torch.nn.Parameter(torch.zeros(1, device=device))
+    weight.grad = torch.zeros_like(weight)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _functions(device: torch.device) -> Any:
+    """PyTorch's module of functions for this kind of GPU."""
+    return getattr(torch, device.type)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for all that was asked of the device."""
+    if is_gpu(device):
+        _functions(device).synchronize()
+
+
+def reset_peak(device: torch.device) -> None:
+    """`peak_bytes` counts from here on, where peaks are counted."""
+    if device.type in ("cuda", "xpu"):
+        _functions(device).reset_peak_memory_stats()
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that tensors held on the device since `reset_peak`. None on MPS and a CPU, where nobody counts it."""
+    return _functions(device).max_memory_allocated() if device.type in ("cuda", "xpu") else None
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name, as far as it is known; of a CPU how many threads compute."""
+    if device.type in ("cuda", "xpu"):
+        return _functions(device).get_device_name()
+    cpu = f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return "Apple's GPU (MPS)" if device.type == "mps" else cpu

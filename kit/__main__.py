@@ -1,0 +1,85 @@
+"""`python -m kit COMMAND`: see `python -m kit --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import PurePath
+
+from . import commands
+from .environment import COURSE, TODAY, Environment, default_python
+from .running import Stopped
+
+EPILOG = """The first command makes .venv and installs requirements.txt, which takes some minutes. Without a CUDA GPU,
+--torch-index with the address of the CPU index from PyTorch's page (or TORCH_INDEX in the environment) makes it 1 GB
+instead of 6.5 GB on Linux; without it nothing changes."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands that are of use here: a starter has none of the teacher's."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(
+        "--torch-index",
+        default=os.environ.get("TORCH_INDEX") or None,
+        metavar="ADDRESS",
+        help="take PyTorch and torchvision from this index when the environment is made",
+    )
+    shared.add_argument("--python", default=None, metavar="FILE", help="make the environment with this interpreter")
+    whole = argparse.ArgumentParser(
+        "python -m kit",
+        description="Makes the environment where it is not there, and runs a command in it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = whole.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
+    add("environment", parents=[shared], help="only makes .venv")
+    demo = add("demo", parents=[shared], help="trains a ControlNet on the embedded base, draws and scores")
+    demo.add_argument("--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR")
+    demo.add_argument("--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR")
+    tests = add(
+        "test", parents=[shared], help="the checks of the TODO places" if commands.is_starter() else "all tests"
+    )
+    tests.add_argument("files", nargs="*", metavar="FILE", help="only the tests in these")
+    add("test-course", parents=[shared], help="the tests on Python 3.8 with the course's pins, in .venv-course")
+    if not commands.is_starter():
+        add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
+        add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
+        add("grade", parents=[shared], help="grades hand-ins").add_argument("hand_ins", nargs="?", default="hand_ins")
+        add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
+        add("real-size", parents=[shared], help="all programs at Stable Diffusion 1.4's size: 22 GB, half an hour")
+    return whole
+
+
+def start(args: argparse.Namespace, environment: Environment) -> None:
+    if args.command == "demo":
+        commands.demo(environment, args.output, args.base)
+    elif args.command == "test":
+        commands.test(environment, args.files)
+    elif args.command == "test-course":
+        commands.test_course(environment)
+    elif args.command == "starter":
+        commands.program(environment, "grading.starter", ["--output", "build/starter"])
+    elif args.command == "autograder":
+        commands.program(environment, "grading.gradescope", ["--output", "build/autograder.zip"])
+    elif args.command == "grade":
+        commands.program(environment, "grading.autograder", ["--output", "build/grades", "--", args.hand_ins])
+    elif args.command == "docs":
+        commands.program(environment, "docs/lecture/show_code.py", [])
+    elif args.command == "real-size":
+        commands.program(environment, "tests/real_size.py", [])
+
+
+def main() -> None:
+    args = parser().parse_args()
+    environment = COURSE if args.command == "test-course" else TODAY
+    try:
+        environment.prepare(args.python or default_python(environment), args.torch_index)
+        start(args, environment)
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
+
+
+if __name__ == "__main__":
+    main()

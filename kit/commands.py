@@ -1,0 +1,70 @@
+"""What each command runs; the environment is there by then."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Sequence
+
+from .environment import Environment
+from .running import ROOT, run
+
+# One thread for each process of the tests: threads of several would wait for each other.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+TESTS = ("-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+STUDENT_TESTS = "grading/student_tests"
+# Trains a ControlNet on the embedded base. It learns at 64 px first, where a step costs a quarter: where the disc
+# belongs does not depend on the size.
+RECIPE = (
+    "--dataset_name rendered --conditioning_channels 8 16 32 64 --train_batch_size 16 --gradient_accumulation_steps 1 "
+    "--learning_rate 6e-4 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 "
+    "--resume_from_checkpoint latest"
+).split()
+AT_64_PX = (
+    "--resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup "
+    "--checkpointing_steps 300 --validation_steps 0"
+).split()
+AT_128_PX = (
+    "--resolution 128 --max_train_samples 2000 --max_train_steps 400 --lr_scheduler cosine "
+    "--checkpointing_steps 100 --validation_steps 200"
+).split()
+DRAWING = "--guidance_scale 3 --num_inference_steps 12".split()
+
+
+def is_starter(root: Path = ROOT) -> bool:
+    """Whether this is a student's copy, without the solution and its tests."""
+    return not (root / "grading" / "starter").is_dir()
+
+
+def demo(environment: Environment, output: PurePath, base: PurePath) -> None:
+    """Trains, or goes on with the run that is there, then draws and scores. Both folders as seen from the root."""
+    task_1, out, base_model = ROOT / "task_1_controlnet", PurePath("..") / output, str(PurePath("..") / base)
+    train = [environment.python, "train.py", "--pretrained_model_name_or_path", base_model, *RECIPE]
+    run([*train, *AT_64_PX, "--output_dir", str(out / "64px"), "--part_of", str(out)], task_1)
+    start = ["--controlnet_model_name_or_path", str(out / "64px" / "controlnet")]
+    run([*train, *AT_128_PX, "--output_dir", str(out), *start], task_1)
+    drawn = ["--base", base_model, "--controlnet", str(out / "controlnet"), *DRAWING, "--output_dir", str(out)]
+    run([environment.python, "evaluate.py", *drawn], task_1)
+
+
+def test(environment: Environment, files: Sequence[str] = ()) -> None:
+    """The style and all tests, or those of some files; in a starter the checks of the five TODO places."""
+    if files:
+        return run([environment.python, *TESTS, "--", *files], environment=ONE_THREAD)
+    if is_starter():
+        return run([environment.python, "-m", "pytest", "-q", STUDENT_TESTS], environment=ONE_THREAD)
+    run([environment.python, "-m", "ruff", "check", "."])
+    run([environment.python, "-m", "ruff", "format", "--check", "."])
+    run([environment.python, *TESTS], environment=ONE_THREAD)
+
+
+def test_course(environment: Environment) -> None:
+    """The tests of what runs on the course's environment."""
+    left_out = ["--ignore", "tests/grading", "--ignore-glob", "tests/test_benchmarks*"]
+    tests = [STUDENT_TESTS] if is_starter() else left_out
+    run([environment.python, *TESTS, *tests], environment=ONE_THREAD)
+
+
+def program(environment: Environment, name: str, arguments: Sequence[str]) -> None:
+    """One of the repository's programs: a module to be run by `-m`, or a file."""
+    how = [name] if name.endswith(".py") else ["-m", name]
+    run([environment.python, *how, *arguments])

@@ -1,0 +1,186 @@
+"""Apple's MPS and Intel's XPU are found like CUDA, and are asked for nothing that they cannot do.
+
+Neither was at hand: what PyTorch says of them is replaced, and what is asked of them is looked at.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune import base as base_module
+from finetune import devices, setup
+from finetune.optimizer import SetupError, build_optimizer
+from processes import BASE
+
+KINDS = ["cuda", "mps", "xpu"]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """`machine("mps", torch="2.8")`: from then on PyTorch of this version finds this kind of GPU, and no other."""
+
+    def pretend(kind: str, torch_version: str = "2.14", accelerate: str = "1.15", macos: int = 26) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major, raising=False)
+        xpu = SimpleNamespace(is_available=lambda: kind == "xpu", is_bf16_supported=lambda: True)
+        monkeypatch.setattr(torch, "xpu", xpu, raising=False)
+
+        def at_least(installed: str, wanted: str) -> bool:
+            return [int(part) for part in installed.split(".")] >= [int(part) for part in wanted.split(".")]
+
+        monkeypatch.setattr(devices, "is_torch_version", lambda sign, wanted: at_least(torch_version, wanted))
+        monkeypatch.setattr(devices, "compare_versions", lambda name, sign, wanted: at_least(accelerate, wanted))
+        return torch.device(kind or "cpu")
+
+    return pretend
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_gpu_is_found_and_good_for_stable_diffusion(machine, kind):
+    machine(kind)
+    assert devices.pick_device().type == kind
+    setup.require_hardware("CompVis/stable-diffusion-v1-4")
+    assert devices.drawing_dtype(devices.pick_device()) == torch.float16
+
+
+def test_without_any_of_them_the_message_names_all(machine):
+    machine("")
+    assert devices.pick_device().type == "cpu"
+    with pytest.raises(SetupError, match="needs a GPU .CUDA, Intel's XPU or Apple's MPS., and PyTorch .* finds none"):
+        setup.require_hardware("CompVis/stable-diffusion-v1-4")
+
+
+@pytest.mark.parametrize(
+    "found, auto, refused",
+    [
+        (("cuda",), "bf16", ()),
+        (("xpu",), "bf16", ()),
+        (("mps",), "bf16", ()),
+        (("mps", "2.8", "1.15", 13), "fp16", ("bf16",)),
+        (("mps", "2.7"), "bf16", ("fp16",)),
+        (("mps", "2.5"), "no", ("fp16", "bf16")),
+        (("mps", "2.14", "1.6"), "no", ("fp16", "bf16")),
+        (("mps", "2.1", "0.33"), "no", ("fp16", "bf16")),
+    ],
+)
+def test_the_precision_is_one_that_the_gpu_takes(machine, found, auto, refused):
+    machine(*found)
+    assert setup.precision_here("auto") == auto
+    for precision in ("no", "fp16", "bf16"):
+        if precision in refused:
+            with pytest.raises(SetupError, match=f"{precision} on mps: use --mixed_precision auto, .* '{auto}' here"):
+                setup.require_precision(precision)
+        else:
+            setup.require_precision(precision)
+
+
+def test_a_refused_precision_stops_before_anything_is_begun(machine, tmp_path):
+    machine("mps", "2.5")
+    with pytest.raises(SetupError, match="fp16 on mps"):
+        setup.start_accelerator(tmp_path, "controlnet", "fp16", 1, 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_frozen_model_is_in_half_precision_on_every_kind_of_gpu(kind, monkeypatch):
+    """On the meta device under the GPU's name: there is none to move to."""
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(model, "to", lambda device: model)
+    setup.place_frozen(model, SimpleNamespace(mixed_precision="fp16", device=torch.device(kind)))
+    assert model.weight.dtype == torch.float16 and not model.weight.requires_grad
+
+
+class Sent:
+    """In a tensor's place: how it was asked to go to a device."""
+
+    def to(self, device: torch.device, **how: Any) -> dict[str, Any]:
+        return how
+
+
+@pytest.mark.parametrize("kind, at_once", [("cuda", False), ("mps", True), ("xpu", True), ("cpu", True)])
+def test_only_cuda_gets_batches_while_it_computes(kind, at_once):
+    """On MPS such copies have had wrong values."""
+    device = torch.device(kind)
+    base = SimpleNamespace(encoded=base_module.BaseModel.encoded)
+    sent = base.encoded(base, {"latents": Sent(), "text_embeddings": Sent()}, device)
+    assert sent == ({"non_blocking": not at_once},) * 2
+    assert devices.pins_memory(device) is not at_once
+
+
+def test_mps_gets_no_layout_of_which_it_computes_something_else():
+    assert devices.picture_layout(torch.device("mps")) == torch.contiguous_format
+    assert devices.picture_layout(torch.device("cpu")) == torch.channels_last
+
+
+class No64(TorchDispatchMode):
+    """Refuses what MPS refuses: numbers of 64 bits after the point."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64 and tensor.dim():
+                made_by_hand = function in (torch.ops.aten.lift_fresh.default, torch.ops.aten.detach.default)
+                assert made_by_hand, f"{function} gives float64"
+        return result
+
+
+def test_no_float64_reaches_a_device_without_it(monkeypatch):
+    """A timestep that is a number, or a tensor of a scheduler that counts in float64, gives what float32 gives."""
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    sample, text = torch.randn(1, unet.config.in_channels, 8, 8), torch.randn(1, 4, unet.config.cross_attention_dim)
+    monkeypatch.setattr("diffusion.modeling.has_float64", lambda device: False)
+    with torch.no_grad(), No64():
+        given = [unet(sample, t, text).sample for t in (37.5, torch.tensor(37.5), torch.tensor(37.5).double())]
+    assert torch.equal(given[0], given[1]) and torch.equal(given[2], given[1])
+    assert not devices.has_float64(torch.device("mps")) and devices.has_float64(torch.device("cuda"))
+
+
+def test_eight_bit_adam_is_refused_where_it_cannot_run():
+    with pytest.raises(SetupError, match="do not run on MPS"):
+        build_optimizer([torch.nn.Parameter(torch.zeros(2))], 1e-3, True, torch.device("mps"))
+
+
+def test_the_optimiser_is_fused_exactly_where_pytorch_allows_it():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    try:
+        torch.optim.AdamW([weight], fused=True).step()
+        allowed = bool(weight.any())
+    except RuntimeError:
+        allowed = False
+    assert devices.can_fuse(torch.device("cpu")) is allowed
+    (group,) = build_optimizer([weight], 1e-3, False, torch.device("cpu")).param_groups
+    assert bool(group["fused"]) is allowed
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_each_gpu_is_waited_for_and_measured_by_its_own_functions(kind, monkeypatch):
+    asked = []
+
+    def answer(name: str) -> Any:
+        return lambda: asked.append(name) or 7
+
+    names = ["synchronize", "max_memory_allocated", "reset_peak_memory_stats"]
+    functions = names[:1] if kind == "mps" else names  # MPS counts no peak
+    monkeypatch.setattr(torch, kind, SimpleNamespace(**{name: answer(name) for name in functions}), raising=False)
+    device = torch.device(kind)
+    devices.synchronize(device)
+    devices.reset_peak(device)
+    assert devices.peak_bytes(device) == (None if kind == "mps" else 7)
+    assert sorted(asked) == sorted(functions)
+
+
+def test_a_cpu_is_not_waited_for():
+    devices.synchronize(torch.device("cpu"))
+    devices.reset_peak(torch.device("cpu"))
+    assert devices.peak_bytes(torch.device("cpu")) is None
+    assert "CPU threads" in devices.device_name(torch.device("cpu"))
