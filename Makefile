@@ -18,18 +18,13 @@ BASE := ../tiny_sd
 	.venv-course/bin/python -m pip install -r requirements-course.txt
 	touch $@
 
-# Trains a ControlNet on the embedded base (or goes on with the run that is there), then draws and scores. It learns at
-# 64 px first, where a step costs a quarter: where the disc belongs does not depend on the size.
+# Trains a ControlNet on the embedded base (or goes on with the run that is there), then draws and scores. What is trained
+# in the two stages stands in finetune/presets.py.
 TRAIN := cd task_1_controlnet && ../.venv/bin/python train.py --pretrained_model_name_or_path $(BASE) \
-	--dataset_name rendered --conditioning_channels 8 16 32 64 --train_batch_size 16 --gradient_accumulation_steps 1 \
-	--learning_rate 6e-4 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 \
 	--resume_from_checkpoint latest
 demo: .venv/ready
-	$(TRAIN) --resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup \
-		--checkpointing_steps 300 --validation_steps 0 --output_dir ../$(RUN)/64px --part_of ../$(RUN)
-	$(TRAIN) --resolution 128 --max_train_samples 2000 --max_train_steps 400 --lr_scheduler cosine \
-		--checkpointing_steps 100 --validation_steps 200 --output_dir ../$(RUN) \
-		--controlnet_model_name_or_path ../$(RUN)/64px/controlnet
+	$(TRAIN) --preset demo-64 --output_dir ../$(RUN)/64px --part_of ../$(RUN)
+	$(TRAIN) --preset demo-128 --output_dir ../$(RUN) --controlnet_model_name_or_path ../$(RUN)/64px/controlnet
 	cd task_1_controlnet && ../.venv/bin/python evaluate.py --base $(BASE) --controlnet ../$(RUN)/controlnet \
 		--guidance_scale 3 --num_inference_steps 12 --output_dir ../$(RUN)
 

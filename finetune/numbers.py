@@ -1,10 +1,10 @@
-"""Types for argparse's numbers: what no program can work with is refused at once, in a sentence."""
+"""Types for argparse's numbers and switches: what no program can work with is refused at once, in a sentence."""
 
 from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
-from typing import Callable
+from typing import Any, Callable
 
 
 def number(
@@ -39,6 +39,18 @@ def number(
         return value
 
     return parse
+
+
+def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type that also takes "none": the flag is off, whatever a preset says."""
+    return lambda text: None if text.lower() == "none" else kind(text)
+
+
+def switch(text: str) -> bool:
+    """The type of a flag that is on or off: yes or no. Raises ArgumentTypeError."""
+    if text.lower() not in ("yes", "no"):
+        raise ArgumentTypeError(f"must be yes or no, not {text!r}")
+    return text.lower() == "yes"
 
 
 positive_int = number(int, at_least=1)

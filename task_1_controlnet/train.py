@@ -2,8 +2,7 @@
 
 The defaults are the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see train.sh). On a laptop, in minutes:
 
-    python train.py --pretrained_model_name_or_path ../tiny_sd --dataset_name rendered --resolution 128 \
-        --learning_rate 1e-3 --train_batch_size 16 --max_train_steps 1000 --output_dir ../runs/laptop
+    python train.py --preset demo-64
 
 Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, eq. 1.
 """
@@ -28,7 +27,7 @@ from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
 from finetune.flags import parse, plan_of, training_parser
 from finetune.images import square, to_tensor
-from finetune.numbers import natural_int, positive_int
+from finetune.numbers import natural_int, or_none, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.runs import Run
 from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
@@ -39,6 +38,7 @@ from utils import load_test_data
 
 def parse_args() -> argparse.Namespace:
     parser = training_parser(
+        "train.py",
         __doc__.splitlines()[0],
         output_dir=Path("../runs/controlnet"),
         gradient_accumulation_steps=4,
@@ -47,13 +47,18 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--part_of", type=Path, default=None, help="of an earlier one of several stages: output_dir of the last one")
-    add("--controlnet_model_name_or_path", default=None, help="start from this ControlNet instead of the UNet's copy")
+    add(
+        "--controlnet_model_name_or_path",
+        type=or_none(str),
+        default=None,
+        help="start from this ControlNet instead of the UNet's copy",
+    )
     add("--conditioning_channels", type=positive_int, nargs="+", default=[16, 32, 96, 256], help="embedding's widths")
     add("--dataset_name", default="fusing/fill50k", help="'rendered' (no download), folder, zip, or hub name")
     add("--image_column", default="image", help="the data's column of images")
     add("--conditioning_image_column", default="conditioning_image", help="the data's column of conditions")
     add("--caption_column", default="text", help="the data's column of prompts")
-    add("--max_train_samples", type=positive_int, default=None, help="use the first so many samples only")
+    add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")
     add("--validation_steps", type=natural_int, default=500, help="draw and score the tests this often (0: never)")
     return parse(parser)
 

@@ -4,7 +4,7 @@ The subject is called by an indicator, a word without a meaning, as in "a sks ca
 turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). The defaults are
 the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see scripts/). On a laptop, in minutes:
 
-    MODEL_NAME=../tiny_sd sh scripts/train_dreambooth_lora.sh
+    python train_dreambooth_lora.py --preset dreambooth-tiny
 
 DreamBooth: Ruiz et al., 2022, https://arxiv.org/abs/2208.12242.
 """
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
 from finetune.cache import Samples
+from finetune.flags import add_switch
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
@@ -27,21 +28,28 @@ from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, p
 
 
 def parse_args() -> argparse.Namespace:
-    parser = lora_parser(__doc__.splitlines()[0], validation_epochs=50, output_dir=Path("../runs/dreambooth"))
+    parser = lora_parser(
+        "train_dreambooth_lora.py",
+        __doc__.splitlines()[0],
+        validation_epochs=50,
+        output_dir=Path("../runs/dreambooth"),
+    )
     add = parser.add_argument
-    add("--instance_data_dir", required=True, help="folder with the pictures of the subject")
+    add("--instance_data_dir", help="folder with the pictures of the subject")
     add(
         "--instance_prompt",
-        required=True,
         help="what they show, with the indicator: 'a photo of a sks cat'; captions in "
         "their folder (a metadata.jsonl) may say more of each: 'a photo of a sks cat in snow'",
     )
-    add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
+    add_switch(parser, "--with_prior_preservation", "keep what the class looks like")
     add("--class_data_dir", type=Path, default=None, help="pictures of the class; too few? The base draws more")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
     add("--num_class_images", type=positive_int, default=100)
     add("--prior_loss_weight", type=natural_float, default=1.0, help="how much the class counts beside the subject")
     args = parse_lora(parser)
+    missing = [f"--{name}" for name in ("instance_data_dir", "instance_prompt") if getattr(args, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}; or a --preset that has them")
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
     return args

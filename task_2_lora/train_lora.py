@@ -2,7 +2,7 @@
 
 The defaults are the real run: Stable Diffusion 1.4 at 512 px on one CUDA GPU (see scripts/). On a laptop, in minutes:
 
-    MODEL_NAME=../tiny_sd sh scripts/train_lora_custom.sh
+    python train_lora.py --preset style-tiny
 
 LoRA: Hu et al., 2021, https://arxiv.org/abs/2106.09685.
 """
@@ -13,20 +13,20 @@ import argparse
 from pathlib import Path
 
 from data import CaptionedImages, Variants
-from finetune.numbers import natural_float, positive_int
+from finetune.numbers import natural_float, or_none, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
-    parser = lora_parser(__doc__.splitlines()[0], validation_epochs=1, output_dir=Path("../runs/lora"))
+    parser = lora_parser("train_lora.py", __doc__.splitlines()[0], validation_epochs=1, output_dir=Path("../runs/lora"))
     add = parser.add_argument
     add("--dataset_name", default=None, help="pictures with captions: data set of the hub")
     add("--train_data_dir", default=None, help="or a folder or zip of pictures with captions")
     add("--image_column", default="image", help="the data's column of images")
     add("--caption_column", default="text", help="the data's column of captions")
-    add("--max_train_samples", type=positive_int, default=None, help="use the first so many samples only")
+    add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")
     add("--noise_offset", type=natural_float, default=0.0, help="for very dark or bright styles; 0.05 to 0.1 is usual")
     return parse_lora(parser)
 

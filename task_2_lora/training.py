@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from drawing import validate
 from finetune.base import BaseModel
 from finetune.cache import Samples, load_encodings
-from finetune.flags import parse, plan_of, training_parser
-from finetune.numbers import natural_int, positive_float, positive_int
+from finetune.flags import add_switch, parse, plan_of, training_parser
+from finetune.numbers import natural_int, or_none, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
@@ -47,23 +47,28 @@ class LoraPlan:
     optimisation: Plan
 
 
-def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
+def lora_parser(program: str, description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
     """The flags that both trainings have; `validation_epochs` and `defaults` are the program's own defaults."""
-    parser = training_parser(description, **defaults)
+    parser = training_parser(program, description, **defaults)
     add = parser.add_argument
-    add("--random_flip", action="store_true", help="train on the mirror images too")
-    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
+    add_switch(parser, "--random_flip", "train on the mirror images too")
+    add_switch(parser, "--random_crop", "train on random squares of the images, not on the centre")
     add("--rank", type=positive_int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=positive_float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add("--alpha", type=or_none(positive_float), default=None, help="the LoRA counts alpha / rank (default: the rank)")
     add(
         "--lora_layers",
         choices=list(UNET_TARGETS),
         default="attention",
-        help="of the UNet; all: feed-forward and convolutions too, which small bases want (default: attention)",
+        help="of the UNet; all: feed-forward and convolutions too, which small bases want",
     )
-    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
+    add_switch(parser, "--train_text_encoder", "a LoRA on the text encoder too")
     add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
+    add(
+        "--validation_prompt",
+        type=or_none(str),
+        default=None,
+        help="draw this during training, into output_dir/validation",
+    )
     add("--num_validation_images", type=positive_int, default=4)
     add("--validation_epochs", type=natural_int, default=validation_epochs, help="draw after so many epochs (0: never)")
     return parser

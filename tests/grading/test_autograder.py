@@ -504,8 +504,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     command += ["--prepared", tmp_path / "prepared"]
     for setting in (
         "train_steps=2",
-        "train_samples=8",
-        "train_batch_size=4",
+        "train_flags=('--max_train_samples', '8', '--train_batch_size', '4')",
         "held_out=1",
         f"lora_prompts=('{PROMPT}',)",
     ):
@@ -524,6 +523,13 @@ def test_a_real_hand_in_is_graded(tmp_path):
     reader.feed((tmp_path / "out" / "index.html").read_text())
     assert reader.tags.count("img") == 5 * 2 + 3
     # What was prepared serves the next grading, also one with other numbers.
-    again = [*command[:3], "--prepare", "--prepared", tmp_path / "prepared", "--set", "train_samples=8"]
+    again = [
+        *command[:3],
+        "--prepare",
+        "--prepared",
+        tmp_path / "prepared",
+        "--set",
+        "train_flags=('--max_train_samples', '8')",
+    ]
     run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert run.returncode == 0, run.stdout + run.stderr
