@@ -55,6 +55,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     )
     add = parser.add_argument
     add("--preset", choices=list(presets_of(program)), default=None, help="start from these flags, see below")
+    add_switch(parser, "--dry_run", "print flags, parameters, steps, work and memory, and start nothing")
     add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder or hub name")
     add("--output_dir", type=Path, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")

@@ -35,7 +35,8 @@ NAMES = {
 }  # fmt: skip
 # Flags on which nothing depends that is learnt, but for rounding.
 FREE = {
-    "preset", "output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
+    "preset", "dry_run", "output_dir", "part_of", "resume_from_checkpoint",
+    "checkpointing_steps", "checkpoints_total_limit",
     "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
     "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`

@@ -48,6 +48,11 @@ def looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
 
 
+def would_run_on(base_model: str) -> str:
+    """The type of the device that a training of this base is for: a GPU's where the hardware here does not do."""
+    return "cpu" if Path(base_model).is_dir() and not torch.cuda.is_available() else "cuda"
+
+
 def require_hardware(base_model: str) -> None:
     """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a CUDA GPU."""
     if Path(base_model).is_dir():
@@ -75,13 +80,19 @@ def bf16_is_fast(device: torch.device) -> bool:
     )
 
 
+def frozen_dtype(mixed_precision: str, device_type: str) -> torch.dtype:
+    """Of frozen weights: on CUDA the half precision that was chosen (trained weights stay float32)."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision)
+    return half if half is not None and device_type == "cuda" else torch.float32
+
+
 def place_frozen(model: ModelMixin, accelerator: Accelerator) -> None:
-    """Freezes a model on the device, on CUDA in the half precision that was chosen (trained weights stay float32)."""
+    """Freezes a model on the device, in the type that `frozen_dtype` says."""
     model.requires_grad_(False)
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    dtype = frozen_dtype(accelerator.mixed_precision, accelerator.device.type)
     model.to(accelerator.device)
-    if half is not None and accelerator.device.type == "cuda":
-        cast(model, half)
+    if dtype != torch.float32:
+        cast(model, dtype)
 
 
 def use_fast_attention(model: ModelMixin, device: torch.device) -> None:

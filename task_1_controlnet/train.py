@@ -13,7 +13,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from accelerate import Accelerator
@@ -23,14 +23,23 @@ from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import generate, results_grid, score_all
 from fill50k import load_data
-from finetune.base import BaseModel, load_part, sampling_scheduler
+from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
 from finetune.cache import Samples, load_encodings
+from finetune.estimate import Rehearsal, cast_frozen, dry_run
 from finetune.flags import parse, plan_of, training_parser
 from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, or_none, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.runs import Run
-from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
+from finetune.setup import (
+    fail_clearly,
+    frozen_dtype,
+    place_frozen,
+    require_hardware,
+    start_accelerator,
+    use_fast_attention,
+    would_run_on,
+)
 from finetune.training import Training
 from metrics import summary
 from utils import load_test_data
@@ -104,6 +113,47 @@ def load_models(
     return unet, trained
 
 
+def predict_noise(
+    unet: UNet2DConditionModel,
+    controlnet: torch.nn.Module,
+    unet_dtype: torch.dtype,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    condition: torch.Tensor,
+) -> torch.Tensor:
+    """What UNet and ControlNet together predict, of the latents' shape (B, 4, H / 8, W / 8)."""
+    down, mid = controlnet(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
+    # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
+    down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
+    return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
+
+
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[], Rehearsal]:
+    """What makes one batch's step of this training, for an estimate, without weights. Raises BaseModelError."""
+    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    start = args.controlnet_model_name_or_path
+    config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
+    batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
+
+    def make() -> Rehearsal:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        trained = ControlNetModel.from_config(config) if config else None
+        trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
+        for model in (unet, trained.train()):
+            use_fast_attention(model, device)
+            if args.gradient_checkpointing:
+                model.enable_gradient_checkpointing()
+        dtype = frozen_dtype(args.mixed_precision, device.type)
+        cast_frozen(unet, dtype)
+        latents = torch.randn(batch, unet.config.in_channels, side, side)
+        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
+        inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
+        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), args.mixed_precision)
+
+    return make
+
+
 def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes the folder that `ControlNetModel.from_pretrained` reads, here and in diffusers."""
     with torch.device("meta"):  # no memory: the weights are those of the state dict
@@ -152,14 +202,14 @@ def validate(
 
 def main() -> None:
     args = parse_args()
+    columns = (args.image_column, args.conditioning_image_column, args.caption_column)
+    if args.dry_run:
+        here = args.dataset_name == "rendered" or Path(args.dataset_name).expanduser().exists()
+        samples = len(load_data(args.dataset_name, *columns, args.max_train_samples)) if here else None
+        device = torch.device(would_run_on(args.pretrained_model_name_or_path))
+        return dry_run(args, rehearsal(args, device), device, samples)
     require_hardware(args.pretrained_model_name_or_path)
-    data = load_data(
-        args.dataset_name,
-        args.image_column,
-        args.conditioning_image_column,
-        args.caption_column,
-        args.max_train_samples,
-    )
+    data = load_data(args.dataset_name, *columns, args.max_train_samples)
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
@@ -207,10 +257,7 @@ def main() -> None:
     def denoise(
         noisy_latents: torch.Tensor, timesteps: torch.Tensor, text_embeddings: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        down, mid = training.model(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-        # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
-        down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
-        return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
+        return predict_noise(unet, training.model, unet_dtype, noisy_latents, timesteps, text_embeddings, condition)
 
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
         condition = batch["condition"].to(accelerator.device, non_blocking=True)  # (B, 3, H, W)

@@ -24,7 +24,7 @@ from finetune.flags import add_switch
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
+from training import LoraTraining, dry_run, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,11 +78,15 @@ class SubjectWithPrior(Dataset):
 
 def main() -> None:
     args = parse_args()
-    require_hardware(args.pretrained_model_name_or_path)
+    if not args.dry_run:
+        require_hardware(args.pretrained_model_name_or_path)
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
     instances = Variants(subject, args.random_flip, args.random_crop)
+    if args.dry_run:
+        of_class = args.num_class_images if args.with_prior_preservation else 0
+        return dry_run(args, max(len(instances), of_class), 2 if of_class else 1)
     run = Run(args)
     run.add_data(args.instance_data_dir, subject)
     run.check()

@@ -16,7 +16,7 @@ from data import CaptionedImages, Variants
 from finetune.numbers import natural_float, or_none, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
+from training import LoraTraining, dry_run, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,11 +33,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    require_hardware(args.pretrained_model_name_or_path)
+    if args.dry_run and args.train_data_dir is None:
+        return dry_run(args, None)
+    if not args.dry_run:
+        require_hardware(args.pretrained_model_name_or_path)
     captioned = CaptionedImages(
         args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, args.max_train_samples
     )
     data = Variants(captioned, args.random_flip, args.random_crop)
+    if args.dry_run:
+        return dry_run(args, len(data))
     run = Run(args)
     run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()

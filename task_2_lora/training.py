@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
 from torch.utils.data import Dataset
+from transformers import CLIPTextModel
 
 from drawing import validate
-from finetune.base import BaseModel
+from finetune import estimate
+from finetune.base import BaseModel, factor_of, load_configs
 from finetune.cache import Samples, load_encodings
+from finetune.estimate import Rehearsal, cast_frozen
 from finetune.flags import add_switch, parse, plan_of, training_parser
 from finetune.numbers import natural_int, or_none, positive_float, positive_int
 from finetune.objective import diffusion_loss, drop_prompts
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
+from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
 from finetune.training import Plan, Training
-from lora import KOHYA_FILE, UNET_TARGETS, load_denoiser, load_state, save_kohya, save_lora, save_state
+from lora import KOHYA_FILE, UNET_TARGETS, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,35 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
         validation_guidance_scale=args.validation_guidance_scale,
         optimisation=plan_of(args),
     )
+
+
+def rehearsal(args: argparse.Namespace, device: torch.device, samples: int) -> Callable[[], Rehearsal]:
+    """What makes one batch's step, of so many samples, for an estimate, without weights. Raises BaseModelError."""
+    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
+
+    def make() -> Rehearsal:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        use_fast_attention(unet, device)
+        text_encoder = CLIPTextModel(text_config) if args.train_text_encoder else None
+        denoiser = LoraDenoiser(unet, text_encoder, args.rank, args.alpha, args.lora_layers).train()
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        cast_frozen(unet, frozen_dtype(args.mixed_precision, device.type))
+        text = torch.randn(samples, length, text_config.hidden_size)
+        if text_encoder is not None:
+            text = torch.zeros(samples, length, dtype=torch.long)
+        latents = torch.randn(samples, unet.config.in_channels, side, side)
+        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), args.mixed_precision)
+
+    return make
+
+
+def dry_run(args: argparse.Namespace, samples: int | None, samples_of_an_item: int = 1) -> None:
+    """Prints what the training would be; an item of the data is so many samples of a batch."""
+    device = torch.device(would_run_on(args.pretrained_model_name_or_path))
+    make = rehearsal(args, device, samples_of_an_item * args.train_batch_size)
+    estimate.dry_run(args, make, device, samples)
 
 
 def end_if_finished(run: Run, also_save: str | None) -> None:

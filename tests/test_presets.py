@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 import train_dreambooth_lora
 import train_lora
+from finetune.estimate import Rehearsal, count_flops
 from finetune.presets import PRESETS
 from finetune.runs import differences, settings_of
-from processes import ROOT
+from processes import BASE, ROOT, call
 
 PROGRAMS = {
     "train.py": (train.parse_args, "task_1_controlnet"),
@@ -104,3 +107,40 @@ def test_scripts_name_presets_and_pass_on_what_is_given(tmp_path):
         )
         assert run.stdout.startswith(expected)
         assert run.stdout.endswith("--resume_from_checkpoint|latest|--seed|3|"), "so that what is typed comes last"
+
+
+def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monkeypatch):
+    """Figures that can be had otherwise are those of the models themselves."""
+    from diffusion.controlnet import ControlNetModel
+    from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+
+    monkeypatch.chdir(ROOT / "task_1_controlnet")
+    flags = ["--preset", "demo-64", "--dry_run", "--output_dir", str(tmp_path / "run"), "--train_batch_size", "2"]
+    status, said = call(train.main, *flags, "--gradient_accumulation_steps", "3", "--max_train_samples", "13")
+    assert status == 0, said
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    trained = ControlNetModel.from_unet(unet, [8, 16, 32, 64]).num_parameters()
+    words = f"Trained: {trained / 1e6:.2f} M parameters, beside {unet.num_parameters() / 1e6:.2f} M that are frozen"
+    assert words in said
+    assert "Steps: 900, each of 6 samples; 13 samples are 3 steps an epoch, 300.0 epochs in all" in said
+    assert re.search(r"learning_rate +0.0006\n", said) and re.search(r"preset +demo-64\n", said)
+    # Weights alone are 4 bytes a parameter, and AdamW's averages are twice those of what is trained.
+    parts = [float(number) for number in re.findall(r"[:+] ([\d.]+) [gwo]", said.split("Memory")[1])]
+    expected = [number / 2**30 for number in (4 * (trained + unet.num_parameters()), 8 * trained)]
+    assert parts[0] == pytest.approx(expected[0], abs=0.006) and parts[-1] == pytest.approx(expected[1], abs=0.006)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_work_of_a_step_is_counted_in_attention_too():
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def make() -> Rehearsal:
+        network = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        inputs = torch.randn(1, 5, 8)
+        return Rehearsal([network], lambda: network(inputs, inputs, inputs, need_weights=False)[0])
+
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    forward = 2 * 5 * weights + 2 * (2 * 5 * 5 * 8)
+    # Backward: the weights' gradients, those of the inputs but the first ones', and two for each product of attention.
+    backward = 2 * 5 * weights + 2 * 5 * 8 * 8 + 2 * 2 * (2 * 5 * 5 * 8)
+    assert count_flops(make) == forward + backward
