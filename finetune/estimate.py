@@ -139,6 +139,7 @@ class Rehearsal:
         self.networks, self.predict, self.precision = networks, predict, precision
         self.parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(self.parameters, 1e-5, False, torch.device("cpu"))
+        self.batches = 1
 
     def backward(self) -> None:
         # bfloat16 for both kinds of half precision: they take the same memory.
@@ -148,7 +149,8 @@ class Rehearsal:
         loss.backward()
 
     def __call__(self) -> None:
-        self.backward()
+        for _ in range(self.batches):
+            self.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -186,14 +188,17 @@ def can_simulate() -> bool:
     return is_torch_version(">=", "2.5")
 
 
-def expected_memory(make: Callable[[], Rehearsal], like_cuda: bool, eight_bit: bool) -> dict[str, int]:
-    """Bytes by kind at the peak of a step. Before PyTorch 2.5 without `rest`, which only a simulation knows."""
+def expected_memory(
+    make: Callable[[], Rehearsal], like_cuda: bool, eight_bit: bool = False, accumulation: int = 1
+) -> dict[str, int]:
+    """Bytes by kind at the peak of a step of so many batches. Before PyTorch 2.5 without `rest`, which only a simulation knows."""
     if can_simulate():
         sizes: list[int] = []
 
         def counted() -> Rehearsal:
             step = make()
             sizes.extend(p.numel() for p in step.parameters)
+            step.batches = min(accumulation, 2)  # from the second on, gradients are there in the forward pass
             return step
 
         with simulation(), as_on_cuda() if like_cuda else nullcontext():
@@ -207,10 +212,10 @@ def expected_memory(make: Callable[[], Rehearsal], like_cuda: bool, eight_bit: b
     return {**peak, "optimizer": eight_bit_bytes(sizes) if eight_bit else peak["optimizer"]}
 
 
-def count_flops(make: Callable[[], Rehearsal]) -> int:
+def count_flops(make: Callable[[str], Rehearsal]) -> int:
     """Of the forward and the backward pass of one batch: two for each multiplication with an addition."""
     with torch.device("meta"):
-        step = make()
+        step = make("no")  # there is no autocast there, and half precision takes as many
         with FlopCounterMode(display=False) as counter:
             step.backward()
     return counter.get_total_flops()
@@ -222,7 +227,8 @@ def in_millions(number: int) -> str:
 
 def flops_in_words(flops: int, batches: int) -> str:
     """What a step takes of so many batches."""
-    return f"{flops * batches / 1e9:,.4g} GFLOP a step, forward and backward"
+    total = flops * batches / 1e9
+    return f"{f'{total:,.0f}' if total >= 100 else f'{total:.3g}'} GFLOP a step, forward and backward"
 
 
 def memory_in_words(memory: dict[str, int], like_cuda: bool) -> str:
@@ -240,7 +246,7 @@ def dry_run(args: argparse.Namespace, make: Callable[[], Rehearsal], device: tor
     """Prints what a training with these flags would be, and does nothing else.
 
     Args:
-        make: makes the `Rehearsal` of one batch.
+        make: makes the `Rehearsal` of one batch in a precision.
         device: what the training is for.
         samples: how many there are; None if that is known only when the data are downloaded.
     """
@@ -248,7 +254,7 @@ def dry_run(args: argparse.Namespace, make: Callable[[], Rehearsal], device: tor
     for name, value in sorted(vars(args).items()):
         print(f"  {name:<34}{value}")
     with torch.device("meta"):
-        step = make()
+        step = make("no")
     everything = sum(p.numel() for network in step.networks for p in network.parameters())
     trained = sum(p.numel() for p in step.parameters)
     print(f"\nTrained: {in_millions(trained)} parameters, beside {in_millions(everything - trained)} that are frozen")
@@ -260,4 +266,6 @@ def dry_run(args: argparse.Namespace, make: Callable[[], Rehearsal], device: tor
     print(f"Steps: {args.max_train_steps:,}, each of {samples_a_step} samples; {epochs}")
     print(f"Work: {flops_in_words(count_flops(make), args.gradient_accumulation_steps)}")
     like_cuda = device.type != "cpu"
-    print(f"Memory: {memory_in_words(expected_memory(make, like_cuda, args.use_8bit_adam), like_cuda)}")
+    accumulation = args.gradient_accumulation_steps
+    memory = expected_memory(partial(make, args.mixed_precision), like_cuda, args.use_8bit_adam, accumulation)
+    print(f"Memory: {memory_in_words(memory, like_cuda)}")

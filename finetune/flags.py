@@ -19,8 +19,10 @@ from .numbers import (
     positive_int,
     seed_int,
     share,
+    split_share,
     switch,
 )
+from .objective import MOST_HELD_OUT
 from .presets import defaults_of, in_words, presets_of
 from .setup import precision_here
 from .training import Plan
@@ -77,6 +79,16 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add("--checkpointing_steps", type=natural_int, default=500, help="save this often, and at the end (0: never)")
     add("--checkpoints_total_limit", type=positive_int, default=2, help="older checkpoints are removed")
     add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
+    add(
+        "--validation_split",
+        type=or_none(split_share),
+        default=None,
+        help="hold out this share of the pictures: their "
+        f"loss is measured ({MOST_HELD_OUT} pictures at most), and they are not trained on",
+    )
+    add("--validation_data_dir", type=or_none(str), default=None, help="or a folder of other pictures, laid out alike")
+    add("--validation_loss_steps", type=natural_int, default=100, help="measure that loss this often (0: never)")
+    add("--report_to", choices=["tensorboard", "wandb", "none"], default="tensorboard", help="where the curves go")
     add("--validation_guidance_scale", type=natural_float, default=7.5)
     add("--seed", type=seed_int, default=0)
     parser.set_defaults(**defaults)
@@ -98,6 +110,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
             f"--lr_scheduler polynomial falls from --learning_rate to {LAST_OF_POLYNOMIAL:g} after --lr_warmup_steps: "
             "the rate must be higher, and the steps fewer than --max_train_steps"
         )
+    if args.validation_split is not None and args.validation_data_dir is not None:
+        parser.error(
+            "--validation_split takes from the data, --validation_data_dir is another folder: give one of them"
+        )
+    args.mixed_precision_asked = args.mixed_precision
     args.mixed_precision = precision_here(args.mixed_precision)
     return args
 
@@ -117,4 +134,5 @@ def plan_of(args: argparse.Namespace) -> Plan:
         checkpointing_steps=args.checkpointing_steps,
         checkpoints_total_limit=args.checkpoints_total_limit,
         seed=args.seed,
+        validation_loss_steps=args.validation_loss_steps,
     )

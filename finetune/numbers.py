@@ -59,5 +59,6 @@ finite_float = number(float)
 positive_float = number(float, above=0)
 natural_float = number(float, at_least=0)
 share = number(float, at_least=0, at_most=1)
+split_share = number(float, above=0, at_most=0.9)
 seed_int = number(int, at_least=0, at_most=2**32 - 1)  # NumPy takes no other
 picture_size = number(int, at_least=8, multiple_of=8)  # px; all autoencoders of Stable Diffusion make 1 of 8

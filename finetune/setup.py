@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
+import platform
 import re
 import sys
 from contextlib import contextmanager
@@ -124,28 +127,52 @@ def join_processes_on_cpu() -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def start_accelerator(
-    output_dir: Path, name: str, mixed_precision: str, gradient_accumulation_steps: int, seed: int
-) -> Accelerator:
-    """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded.
+def device_in_words(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return f"{device} ({name}, {torch.get_num_threads()} threads)"
+
+
+def precision_in_words(asked: str, chosen: str) -> str:
+    """The precision, and why it is that."""
+    name = {"no": "float32"}.get(chosen, chosen)
+    if asked != "auto":
+        return f"{name}, as --mixed_precision says"
+    return f"{name}, as this machine is {'' if chosen == 'bf16' else 'not '}fast in bfloat16 (--mixed_precision auto)"
+
+
+def flags_for_trackers(args: argparse.Namespace) -> dict[str, bool | int | float | str]:
+    """All flags as TensorBoard and others take them: what is no number, text or switch becomes text."""
+    values = vars(args).items()
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values}
+
+
+def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
+    """Device, precision and processes; logs under `output_dir/logs/name`, which begin with all flags; seeded.
 
     Raises:
-        SetupError: if the processes that were started do not train together.
+        SetupError: if the processes that were started do not train together, or the tracker is not installed.
     """
+    if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
+        raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(gradient_accumulation_steps)
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(args.gradient_accumulation_steps)
+    logs = args.output_dir / "logs"
     accelerator = Accelerator(
-        mixed_precision=precision_here(mixed_precision),
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
+        mixed_precision=precision_here(args.mixed_precision),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(logs)),
     )
     if accelerator.num_processes != processes_started():
         raise SetupError(
             f"{processes_started()} processes were started, but each would train for itself: start the program by "
             "`python` alone, without torchrun, accelerate launch or mpirun."
         )
-    accelerator.init_trackers(name)
-    set_seed(seed)
+    if args.report_to != "none":
+        logs.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers(name, flags_for_trackers(args), {"wandb": {"dir": str(logs)}})
+    precision = precision_in_words(args.mixed_precision_asked, accelerator.mixed_precision)
+    accelerator.print(f"Device: {device_in_words(accelerator.device)}. Precision: {precision}.")
+    set_seed(args.seed)
     return accelerator

@@ -21,15 +21,16 @@ from accelerate import Accelerator
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from evaluate import generate, results_grid, score_all
-from fill50k import load_data
+from evaluate import center, generate, results_grid, score_all
+from fill50k import PartOfPairs, load_data
 from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
-from finetune.cache import Samples, load_encodings
+from finetune.cache import Samples, held_out_from, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen, dry_run
 from finetune.flags import parse, plan_of, training_parser
 from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, or_none, positive_int
-from finetune.objective import diffusion_loss, drop_prompts
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
+from finetune.progress import log_images
 from finetune.runs import Run
 from finetune.setup import (
     fail_clearly,
@@ -41,7 +42,7 @@ from finetune.setup import (
     would_run_on,
 )
 from finetune.training import Training
-from metrics import summary
+from metrics import chance, not_aligned_yet, summary
 from utils import load_test_data
 
 
@@ -55,7 +56,12 @@ def parse_args() -> argparse.Namespace:
         learning_rate=1e-5,
     )
     add = parser.add_argument
-    add("--part_of", type=Path, default=None, help="of an earlier one of several stages: output_dir of the last one")
+    add(
+        "--part_of",
+        type=or_none(Path),
+        default=None,
+        help="of an earlier one of several stages: output_dir of the last one",
+    )
     add(
         "--controlnet_model_name_or_path",
         type=or_none(str),
@@ -129,14 +135,14 @@ def predict_noise(
     return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
 
 
-def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[], Rehearsal]:
-    """What makes one batch's step of this training, for an estimate, without weights. Raises BaseModelError."""
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
+    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
     unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
     start = args.controlnet_model_name_or_path
     config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
     batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
 
-    def make() -> Rehearsal:
+    def make(precision: str) -> Rehearsal:
         unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
         trained = ControlNetModel.from_config(config) if config else None
         trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
@@ -144,12 +150,12 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[], Re
             use_fast_attention(model, device)
             if args.gradient_checkpointing:
                 model.enable_gradient_checkpointing()
-        dtype = frozen_dtype(args.mixed_precision, device.type)
+        dtype = frozen_dtype(precision, device.type)
         cast_frozen(unet, dtype)
         latents = torch.randn(batch, unet.config.in_channels, side, side)
         text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
         inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
-        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), args.mixed_precision)
+        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), precision)
 
     return make
 
@@ -170,8 +176,12 @@ def validate(
     controlnet: ControlNetModel,
     guidance_scale: float,
     folder: Path,
+    samples: int,
 ) -> dict[str, float]:
-    """Draws the five test conditions into `folder`, returns their scores, and leaves everything as it was."""
+    """Draws the five test conditions into `folder`, returns their scores, and leaves everything as it was.
+
+    `samples` were seen so far: the line says so that tells of pictures which do not follow the conditions yet.
+    """
     pipeline = StableDiffusionControlNetPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -193,10 +203,12 @@ def validate(
     folder.mkdir(parents=True, exist_ok=True)
     grid = results_grid(images, conditions, prompts, scores)
     grid.save(folder / f"step-{step:06d}.png")
-    for tracker in accelerator.trackers:
-        tracker.log_images({"validation": torch.stack([to_tensor(image) for image in images]).numpy()}, step=step)
+    log_images(accelerator, images, step)
     result = {f"validation/{name}": value for name, value in summary(scores).items()}
     accelerator.print(f"\nStep {step}: mean IoU of the test conditions {result['validation/mean_iou']:.3f}")
+    words = not_aligned_yet(result["validation/mean_iou"], chance([center(one) for one in conditions]), samples)
+    if words is not None:
+        accelerator.print(words)
     return result
 
 
@@ -205,18 +217,18 @@ def main() -> None:
     columns = (args.image_column, args.conditioning_image_column, args.caption_column)
     if args.dry_run:
         here = args.dataset_name == "rendered" or Path(args.dataset_name).expanduser().exists()
-        samples = len(load_data(args.dataset_name, *columns, args.max_train_samples)) if here else None
+        data = load_data(args.dataset_name, *columns, args.max_train_samples) if here else None
+        samples = None if data is None else len(held_out_from(args, data, load_data, PartOfPairs)[0])
         device = torch.device(would_run_on(args.pretrained_model_name_or_path))
         return dry_run(args, rehearsal(args, device), device, samples)
     require_hardware(args.pretrained_model_name_or_path)
     data = load_data(args.dataset_name, *columns, args.max_train_samples)
+    data, held_out = held_out_from(args, data, lambda folder: load_data(folder, *columns), PartOfPairs)
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
     run.end_if_finished()
-    accelerator = start_accelerator(
-        args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
-    )
+    accelerator = start_accelerator(args, "controlnet")
 
     base = BaseModel.load(args.pretrained_model_name_or_path)
     check_sizes(base, args.resolution, None if args.controlnet_model_name_or_path else args.conditioning_channels)
@@ -231,25 +243,26 @@ def main() -> None:
     # The data are encoded once, after which the encoders leave the device.
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
-    encodings = None
+    parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
     if args.no_cache:
         base.tell_of_cut(data.texts(), accelerator.print)
     else:
-        encodings = load_encodings(
-            base, data, args.resolution, args.output_dir / "cache", accelerator, args.dataloader_num_workers
-        )
+        cache, workers = args.output_dir / "cache", args.dataloader_num_workers
+        encodings = [load_encodings(base, part, args.resolution, cache, accelerator, workers) for part in parts]
         base.to("cpu")
     training = Training(
         accelerator,
         controlnet,
         plan_of(args),
-        ControlNetSamples(data, args.resolution, encodings),
+        ControlNetSamples(data, args.resolution, encodings[0]),
         save_model=save_controlnet,
         load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
         output_dir=args.output_dir,
         model_name="controlnet",
         settings=run.settings,
+        options=vars(args),
     )
+    training.rehearsal = partial(rehearsal, args, accelerator.device)
     training.resume(args.resume_from_checkpoint)
     unet_dtype = unet.dtype
 
@@ -264,15 +277,21 @@ def main() -> None:
         # Embedding it, a large picture with few channels, takes a third of the time on a CPU in this layout.
         condition = condition.contiguous(memory_format=torch.channels_last)
         latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
-        text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
+        measured = batch if is_held_out(batch) else None
+        if measured is None:
+            text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
         predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
         with accelerator.autocast():
-            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma)
+            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
 
     def draw_and_score(step: int) -> dict[str, float]:
-        folder = args.output_dir / "validation"
-        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder)
+        folder, samples = args.output_dir / "validation", step * training.samples_per_step
+        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, samples)
 
+    training.aligned_by = "validation/mean_iou"
+    if held_out is not None:
+        samples = ControlNetSamples(held_out, args.resolution, encodings[1])
+        training.held_out, training.held_out_loss = HeldOut(samples, held_out.fingerprint), compute_loss
     if training.run(compute_loss, draw_and_score, args.validation_steps):
         training.finish("ControlNet", training.save_final())
     accelerator.end_training()

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
-from finetune.cache import Samples
+from finetune.cache import Samples, held_out_from
 from finetune.flags import add_switch
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
@@ -83,20 +83,21 @@ def main() -> None:
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
+    subject, held_out = held_out_from(
+        args, subject, lambda folder: SubjectImages(folder, args.instance_prompt, with_captions=True)
+    )
     instances = Variants(subject, args.random_flip, args.random_crop)
     if args.dry_run:
         of_class = args.num_class_images if args.with_prior_preservation else 0
-        return dry_run(args, max(len(instances), of_class), 2 if of_class else 1)
+        return dry_run(args, max(len(instances), of_class))
     run = Run(args)
     run.add_data(args.instance_data_dir, subject)
     run.check()
-    accelerator = start_accelerator(
-        args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
-    )
+    accelerator = start_accelerator(args, "dreambooth")
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
         end_if_finished(run, args.also_save)
-        training = LoraTraining(accelerator, plan, run, instances)
+        training = LoraTraining(accelerator, plan, run, instances, held_out)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint)
         return
 
@@ -119,6 +120,7 @@ def main() -> None:
         plan,
         run,
         Joined([instances, class_images]),
+        held_out,
         arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
     )
     training.run(lambda batch: training.loss(batch, (1.0, args.prior_loss_weight)), args.resume_from_checkpoint)

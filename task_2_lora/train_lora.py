@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from data import CaptionedImages, Variants
+from finetune.cache import held_out_from
 from finetune.numbers import natural_float, or_none, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
@@ -40,6 +41,8 @@ def main() -> None:
     captioned = CaptionedImages(
         args.dataset_name, args.train_data_dir, args.image_column, args.caption_column, args.max_train_samples
     )
+    columns = (args.image_column, args.caption_column)
+    captioned, held_out = held_out_from(args, captioned, lambda folder: CaptionedImages(None, folder, *columns))
     data = Variants(captioned, args.random_flip, args.random_crop)
     if args.dry_run:
         return dry_run(args, len(data))
@@ -47,11 +50,9 @@ def main() -> None:
     run.add_data(args.train_data_dir or args.dataset_name, captioned)
     run.check()
     end_if_finished(run, args.also_save)
-    accelerator = start_accelerator(
-        args.output_dir, "lora", args.mixed_precision, args.gradient_accumulation_steps, args.seed
-    )
+    accelerator = start_accelerator(args, "lora")
 
-    training = LoraTraining(accelerator, lora_plan_of(args), run, data)
+    training = LoraTraining(accelerator, lora_plan_of(args), run, data, held_out)
     training.run(lambda batch: training.loss([batch], noise_offset=args.noise_offset), args.resume_from_checkpoint)
 
 

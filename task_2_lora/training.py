@@ -22,7 +22,7 @@ from finetune.cache import Samples, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen
 from finetune.flags import add_switch, parse, plan_of, training_parser
 from finetune.numbers import natural_int, or_none, positive_float, positive_int
-from finetune.objective import diffusion_loss, drop_prompts
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
 from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
@@ -108,33 +108,34 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
     )
 
 
-def rehearsal(args: argparse.Namespace, device: torch.device, samples: int) -> Callable[[], Rehearsal]:
-    """What makes one batch's step, of so many samples, for an estimate, without weights. Raises BaseModelError."""
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
+    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
     unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
     side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
+    with_class = getattr(args, "with_prior_preservation", False)
+    samples = args.train_batch_size * (2 if with_class else 1)  # each item is two samples then
 
-    def make() -> Rehearsal:
+    def make(precision: str) -> Rehearsal:
         unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
         use_fast_attention(unet, device)
         text_encoder = CLIPTextModel(text_config) if args.train_text_encoder else None
         denoiser = LoraDenoiser(unet, text_encoder, args.rank, args.alpha, args.lora_layers).train()
         if args.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        cast_frozen(unet, frozen_dtype(args.mixed_precision, device.type))
+        cast_frozen(unet, frozen_dtype(precision, device.type))
         text = torch.randn(samples, length, text_config.hidden_size)
         if text_encoder is not None:
             text = torch.zeros(samples, length, dtype=torch.long)
         latents = torch.randn(samples, unet.config.in_channels, side, side)
-        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), args.mixed_precision)
+        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), precision)
 
     return make
 
 
-def dry_run(args: argparse.Namespace, samples: int | None, samples_of_an_item: int = 1) -> None:
-    """Prints what the training would be; an item of the data is so many samples of a batch."""
+def dry_run(args: argparse.Namespace, items: int | None) -> None:
+    """Prints what the training would be; the data have so many items."""
     device = torch.device(would_run_on(args.pretrained_model_name_or_path))
-    make = rehearsal(args, device, samples_of_an_item * args.train_batch_size)
-    estimate.dry_run(args, make, device, samples)
+    estimate.dry_run(args, rehearsal(args, device), device, items)
 
 
 def end_if_finished(run: Run, also_save: str | None) -> None:
@@ -155,6 +156,7 @@ class LoraTraining:
     Args:
         run: what the folder's run has to be, with the data.
         data: `len`, items with `image` (PIL) and `text`, all `texts()`, and a string `fingerprint`.
+        held_out: like the data: what is not trained on, but whose loss is measured; None: nothing.
         arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
 
     Raises:
@@ -170,6 +172,7 @@ class LoraTraining:
         plan: LoraPlan,
         run: Run,
         data: Any,
+        held_out: Any = None,
         arrange: Callable[[Samples], Dataset] = lambda samples: samples,
     ) -> None:
         if accelerator.distributed_type == DistributedType.FSDP:
@@ -182,10 +185,12 @@ class LoraTraining:
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
         unencoded = [] if plan.encode_once else data.texts()
         self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
-        encodings = None
+        parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
         if plan.encode_once:  # after which the encoders leave the device
             cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers
-            encodings = load_encodings(self.base, data, plan.resolution, cache, accelerator, workers)
+            encodings = [
+                load_encodings(self.base, part, plan.resolution, cache, accelerator, workers) for part in parts
+            ]
             self.base.to("cpu")
         self.denoiser = load_denoiser(
             self.base,
@@ -201,13 +206,20 @@ class LoraTraining:
             accelerator,
             self.denoiser,
             optimisation,
-            arrange(Samples(data, plan.resolution, encodings)),
+            arrange(Samples(data, plan.resolution, encodings[0])),
             save_model=save_state,
             load_model=load_state,
             output_dir=plan.output_dir,
             model_name="lora",
             settings=run.settings,
+            options=vars(run.args),
         )
+        self.training.rehearsal = partial(rehearsal, run.args, accelerator.device)
+        self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
+        if held_out is not None:
+            samples = Samples(held_out, plan.resolution, encodings[1])
+            self.training.held_out = HeldOut(samples, held_out.fingerprint)
+            self.training.held_out_loss = lambda batch: self.loss([batch])
         self.denoise = self.training.compiled(self.training.model)
 
     def loss(
@@ -220,7 +232,9 @@ class LoraTraining:
         text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (N * B, T, D)
         if self.plan.train_text_encoder:
             text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
-        text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
+        measured = batches[0] if is_held_out(batches[0]) else None
+        if measured is None:
+            text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
         # The mean over all samples is one N-th of each batch's mean.
         sample_weights = len(batches) * torch.tensor(weights, device=device)
         with self.accelerator.autocast():
@@ -231,6 +245,7 @@ class LoraTraining:
                 self.plan.snr_gamma,
                 noise_offset,
                 sample_weights.repeat_interleave(len(latents) // len(batches)),
+                measured,
             )
 
     def draw(self, step: int) -> dict[str, float]:

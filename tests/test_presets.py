@@ -134,7 +134,7 @@ def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monk
 def test_the_work_of_a_step_is_counted_in_attention_too():
     layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
 
-    def make() -> Rehearsal:
+    def make(precision: str) -> Rehearsal:
         network = torch.nn.MultiheadAttention(8, 2, batch_first=True)
         inputs = torch.randn(1, 5, 8)
         return Rehearsal([network], lambda: network(inputs, inputs, inputs, need_weights=False)[0])
