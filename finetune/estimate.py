@@ -191,7 +191,10 @@ def can_simulate() -> bool:
 def expected_memory(
     make: Callable[[], Rehearsal], like_cuda: bool, eight_bit: bool = False, accumulation: int = 1
 ) -> dict[str, int]:
-    """Bytes by kind at the peak of a step of so many batches. Before PyTorch 2.5 without `rest`, which only a simulation knows."""
+    """Bytes by kind at the peak of a step of so many batches.
+
+    Before PyTorch 2.5 without `rest`, which only a simulation knows.
+    """
     if can_simulate():
         sizes: list[int] = []
 

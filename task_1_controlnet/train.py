@@ -178,10 +178,7 @@ def validate(
     folder: Path,
     samples: int,
 ) -> dict[str, float]:
-    """Draws the five test conditions into `folder`, returns their scores, and leaves everything as it was.
-
-    `samples` were seen so far: the line says so that tells of pictures which do not follow the conditions yet.
-    """
+    """Draws the five test conditions into `folder`, after so many `samples` in training, and returns their scores."""
     pipeline = StableDiffusionControlNetPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
