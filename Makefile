@@ -4,7 +4,7 @@ PYTHON_COURSE ?= python3.8
 RUN := runs/demo
 BASE := ../tiny_sd
 
-.PHONY: demo test test-course starter autograder grade
+.PHONY: demo test test-course starter autograder grade docs
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -51,3 +51,7 @@ autograder: .venv/ready
 HAND_INS ?= hand_ins
 grade: .venv/ready
 	.venv/bin/python -m grading.autograder $(HAND_INS) --output build/grades
+
+# The lecture's pages with the code that the files hold today.
+docs: .venv/ready
+	.venv/bin/python docs/lecture/show_code.py

@@ -8,6 +8,7 @@ from typing import Any, Iterator, Sequence
 from PIL import Image
 
 from .images import load_image
+from .notes import say_empty
 
 
 @contextmanager
@@ -60,6 +61,10 @@ class HubListing:
         """All captions. Raises ValueError for one that is no text."""
         texts = list(self.data[self.columns[-1]])[: self.size]
         return [self.check(index, text) for index, text in enumerate(texts)]
+
+    def tell(self) -> None:
+        """Says which texts are empty."""
+        say_empty(self.texts, self.where, self.name)
 
     def text(self, index: int) -> str:
         return self.check(index, self.data[index][self.columns[-1]])

@@ -90,11 +90,12 @@ def load_data(
     path = os.path.expanduser(dataset_name)
     if os.path.exists(path) or dataset_name == HUB_NAME:
         listing = Listing(path if os.path.exists(path) else download_fill50k(), columns, CHOOSE, max_samples)
-        listing.tell()
-        return Pairs(listing)
-    if os.path.isabs(path) or path.startswith(".") or path.endswith(".zip") or path.count("/") > 1:
+    elif os.path.isabs(path) or path.startswith(".") or path.endswith(".zip") or path.count("/") > 1:
         raise FileNotFoundError(f"there is no folder or zip archive {path}: correct --dataset_name")
-    return Pairs(HubListing(dataset_name, columns, CHOOSE, WITHOUT_HUB, max_samples))
+    else:
+        listing = HubListing(dataset_name, columns, CHOOSE, WITHOUT_HUB, max_samples)
+    listing.tell()
+    return Pairs(listing)
 
 
 class Pairs(Dataset):

@@ -96,9 +96,11 @@ def fit_circle(x: np.ndarray, y: np.ndarray, weight: np.ndarray, iterations: int
         weighted = weight * columns
         return np.linalg.lstsq(weighted @ columns.T, weighted @ values, rcond=None)[0]
 
+    # Linear in (a, b, c), with c = radius² - a² - b²: from x² + y² = 2 a x + 2 b y + c.
     a, b, c = solve([2 * x, 2 * y, ones], x**2 + y**2)
     radius = np.sqrt(max(c + a**2 + b**2, 0))
     for _ in range(iterations):
+        # Gauss-Newton: how the distance changes as the centre moves is the direction from it to the point.
         distance = np.maximum(np.hypot(x - a, y - b), 1e-9)
         to_a, to_b, radius = solve([(x - a) / distance, (y - b) / distance, ones], distance)
         a, b = a + to_a, b + to_b
@@ -108,13 +110,14 @@ def fit_circle(x: np.ndarray, y: np.ndarray, weight: np.ndarray, iterations: int
 def two_means(lab: np.ndarray, iterations: int = 20) -> np.ndarray:
     """Splits pixels of shape (height, width, 3) into two colours: a mask of the second, (height, width)."""
     pixels = lab.reshape(-1, 3)
+    # From the two ends of the longest axis, not from chance: a picture has the same score every time.
     deviation = pixels - pixels.mean(0)
     axis = np.linalg.eigh(deviation.T @ deviation)[1][:, -1]
     along = deviation @ axis
     centers = np.stack([pixels[along.argmin()], pixels[along.argmax()]])
     for _ in range(iterations):
         second = ((pixels - centers[1]) ** 2).sum(1) < ((pixels - centers[0]) ** 2).sum(1)
-        if second.all() or not second.any():
+        if second.all() or not second.any():  # one colour: there is nothing to split
             break
         centers = np.stack([pixels[~second].mean(0), pixels[second].mean(0)])
     return second.reshape(lab.shape[:2])
@@ -128,7 +131,7 @@ def score(image: Image.Image, condition: Image.Image, prompt: str) -> DiscScore:
     names = named_colors(prompt)
     if not disc.any() or disc.all():
         background = disc_color = np.median(lab.reshape(-1, 3), axis=0)
-    else:
+    else:  # the median, as the mean would take in the rim's mixtures
         disc_color, background = np.median(lab[disc], axis=0), np.median(lab[~disc], axis=0)
 
     # Which of the two colours is the disc's? The prompt says so; without known names, the better overlap.

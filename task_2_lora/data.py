@@ -13,7 +13,7 @@ from finetune.files import Files, open_files
 from finetune.hub import HubListing
 from finetune.images import open_image, to_rgb
 from finetune.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
-from finetune.notes import say_empty, some
+from finetune.notes import some
 from finetune.objective import seed_for
 
 # Says what the pictures that lie beside it were drawn for.
@@ -47,10 +47,8 @@ class CaptionedImages:
             raise ValueError(f"There is no folder {folder}. --train_data_dir must hold {LAYOUT}.")
         else:
             self.listing = Listing(folder, columns, CHOOSE, max_samples)
-            self.listing.tell()
+        self.listing.tell()
         self.captions = self.listing.texts
-        if folder is None:
-            say_empty(self.captions, self.listing.where, dataset_name)
         self.fingerprint = self.listing.fingerprint
 
     def __len__(self) -> int:

@@ -20,8 +20,8 @@ TODOS = tuple(todo for todos in TODO_FILES.values() for todo in todos)
 BANNER = "######## TODO ({}) ########"
 COMMENT = re.compile(r"^([ \t]*)(#.*)(?:\n|\Z)", re.MULTILINE)
 # How a comment may name a place, as strictly as a banner that was handed out, less so, and as loosely as a note. A
-# Korean keyboard writes wide brackets, and some programs make a dash of a hyphen.
-NAME = r"TODO\s*[(（]\s*(\d)\s*(?:[-_.\u2010-\u2015]\s*(\d)\s*)?[)）]"
+# Korean keyboard writes wide brackets, some programs make a dash of a hyphen, and editors know "TODO:".
+NAME = r"TODO\s*[:：]?\s*[(（\[]\s*(\d)\s*(?:[-_.\u2010-\u2015]\s*(\d)\s*)?[)）\]]"
 STRICTLY = re.compile(r"#{8} TODO \((\d)(?:-(\d))?\) #{8}\s*")
 KINDS = (STRICTLY, re.compile(rf"####.*?\b{NAME}.*", re.IGNORECASE), re.compile(rf"#+\s*{NAME}.*", re.IGNORECASE))
 DAMAGED = re.compile(r"####.*TODO.*", re.IGNORECASE)

@@ -36,10 +36,10 @@ STUDENT_PARTS = {
     "grading": ("README.md", "__init__.py", "checks", "files", "hand_in", "handed_out", "report", "student_tests"),
     "tests": ("test_cache.py", "test_fill50k.py", "test_metrics.py", "test_objective.py", "test_tiny_sd.py"),
 }
-# Left out: continuous integration, and weights, which only the base model brings with it.
-TEACHER_FILES = (".ci/*", ".github/*", "*.safetensors", "*.ckpt", "*.pt", "*.pth")
+# Left out: continuous integration, the lecture, which shows the solution, and all weights but the base's.
+TEACHER_FILES = (".ci/*", ".github/*", "docs/lecture/*", "*.safetensors", "*.ckpt", "*.pt", "*.pth")
 BASE_WEIGHTS = "tiny_sd/*"
-TEACHER_TARGETS = ("starter", "autograder", "grade", "lint", "bench", "benchmark")
+TEACHER_TARGETS = ("starter", "autograder", "grade", "docs", "lint", "bench", "benchmark")
 
 # What the student reads at each place: a comment, and the error's message.
 INSTRUCTIONS = {

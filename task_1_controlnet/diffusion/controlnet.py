@@ -53,6 +53,7 @@ class ControlNetConditioningEmbedding(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(conditioning_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.blocks = nn.ModuleList()
+        # Halved as often as the autoencoder halves: four widths make three halvings, 512 px to Stable Diffusion's 64.
         for narrow, wide in zip(block_out_channels, block_out_channels[1:]):
             self.blocks.append(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, stride=2))
@@ -64,10 +65,12 @@ class ControlNetConditioningEmbedding(nn.Module):
 
     def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) in 0..1 to (batch, out_channels, height / 8, width / 8)."""
-        embedding = F.silu(self.conv_in(conditioning))
+        # fmt: off
+        embedding = F.silu(self.conv_in(conditioning))                                              # (B, 16, 8 H, 8 W)
         for block in self.blocks:
-            embedding = F.silu(block(embedding))
-        return self.conv_out(embedding)
+            embedding = F.silu(block(embedding))                                        # in the end (B, 256, H, W)
+        return self.conv_out(embedding)                                                             # (B, C0, H, W)
+        # fmt: on
 
 
 class ControlNetModel(StableDiffusionModel):
@@ -119,7 +122,9 @@ class ControlNetModel(StableDiffusionModel):
         self.down_blocks = build_down_blocks(down_block_types, block_out_channels, num_heads, num_layers, params)
         self.mid_block = UNetMidBlock2DCrossAttn(block_out_channels[-1], num_heads[-1], params)
 
-        # One zero convolution for each of the UNet's skip connections, and one for its mid block.
+        # One zero convolution for each of the UNet's skip connections, and one for its mid block. The skips are the
+        # output of conv_in, each layer's, and each halving's, which the last block does not have: 1 + 4 * 2 + 3 = 12 in
+        # Stable Diffusion 1, the paper's 12 encoding blocks.
         skip_channels = [block_out_channels[0]]
         for i, channels in enumerate(block_out_channels):
             skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
@@ -131,21 +136,9 @@ class ControlNetModel(StableDiffusionModel):
         cls, unet: UNet2DConditionModel, conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256)
     ) -> ControlNetModel:
         """A ControlNet of the UNet's shape, starting from a copy of the weights of its encoder and mid block."""
-        controlnet = cls(
-            in_channels=unet.config.in_channels,
-            flip_sin_to_cos=unet.config.flip_sin_to_cos,
-            freq_shift=unet.config.freq_shift,
-            down_block_types=unet.config.down_block_types,
-            block_out_channels=unet.config.block_out_channels,
-            layers_per_block=unet.config.layers_per_block,
-            norm_num_groups=unet.config.norm_num_groups,
-            norm_eps=unet.config.norm_eps,
-            cross_attention_dim=unet.config.cross_attention_dim,
-            attention_head_dim=unet.config.attention_head_dim,
-            use_linear_projection=unet.config.use_linear_projection,
-            upcast_attention=unet.config.upcast_attention,
-            conditioning_embedding_out_channels=conditioning_embedding_out_channels,
-        )
+        # All fields that both have; what the UNet alone has is its decoder's.
+        shared = {name: unet.config[name] for name in cls._get_init_keys(cls) if name in unet.config}
+        controlnet = cls(**shared, conditioning_embedding_out_channels=conditioning_embedding_out_channels)
 
         ######## TODO (2) ########
         for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block"):
@@ -192,6 +185,7 @@ class ControlNetModel(StableDiffusionModel):
                 f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
                 f"the condition must have the size of the image that is generated."
             )
+        # The only place where the condition enters: from here on the copy runs as the UNet's encoder does.
         sample = self.conv_in(sample) + condition                                                  # (B, C0, H, W)
 
         down_block_res_samples = (sample,)
@@ -210,6 +204,8 @@ class ControlNetModel(StableDiffusionModel):
 
         num_residuals = len(down_block_res_samples) + 1
         scales = [conditioning_scale] * num_residuals
+        # The authors' code takes 0.825 times as much from one residual to the next: 0.1 to 1 over the 13 of Stable
+        # Diffusion 1. The coarse features, which say what is where, steer; the fine ones are left to the UNet.
         if guess_mode:
             scales = (torch.logspace(-1, 0, num_residuals) * conditioning_scale).tolist()
         down_block_res_samples = tuple(residual * s for residual, s in zip(down_block_res_samples, scales))

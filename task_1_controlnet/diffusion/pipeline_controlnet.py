@@ -7,42 +7,35 @@ runs our UNet and our ControlNet. Same weights, same seed: the pixels equal diff
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Sequence, Union
+from typing import Any, Callable, List, Sequence, Union
 
 import diffusers
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel, retrieve_timesteps
+from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
-from PIL import Image
 
 from finetune.checkpoints import give_rights
 from finetune.dtypes import as_dtype, cast, dtype_argument
 
-from .controlnet import ControlNetModel, ControlNetOutput
+from .controlnet import ControlNetModel
 from .pipeline_inputs import (
-    OUTPUT_TYPES,
     THEIRS,
+    StepCallback,
     check_clip_skip,
-    check_control_interval,
-    check_count,
-    check_generator,
     check_is_ours,
-    check_kind,
     check_latents,
-    check_member,
-    check_number,
     check_prompts,
+    check_settings,
     check_supported,
     check_text_width,
-    per_controlnet,
+    condition_batch,
+    image_size,
     split_conditions,
 )
+from .sampling_contexts import is_compiled, lora_scaled, text_model_found, text_projected_once
+from .steering import MultiControlNet, Steering, nets_of
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 # Arguments of `from_pretrained` that concern each model, not only the pipeline.
@@ -59,38 +52,6 @@ LOADING_ARGUMENTS = (
     "use_safetensors",
     "variant",
 )
-
-
-class MultiControlNet(MultiControlNetModel):
-    """Several ControlNets, `nets`, that steer one UNet together."""
-
-    def forward(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float | int,
-        encoder_hidden_states: torch.Tensor,
-        controlnet_cond: Sequence[torch.Tensor],
-        conditioning_scale: Sequence[float],
-        guess_mode: bool = False,
-        return_dict: bool = True,
-    ) -> ControlNetOutput | tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The sum of the ControlNets' residuals; arguments and shapes are those of `ControlNetModel.forward`.
-
-        `controlnet_cond` and `conditioning_scale` have one entry for each. One whose scale is 0 is not run; there must
-        be one that is.
-        """
-        residuals = [
-            net(sample, timestep, encoder_hidden_states, condition, scale, guess_mode=guess_mode, return_dict=False)
-            for net, condition, scale in zip(self.nets, controlnet_cond, conditioning_scale)
-            if scale != 0
-        ]
-        down_block_res_samples, mid_block_res_sample = residuals[0]
-        for down, mid in residuals[1:]:
-            down_block_res_samples = tuple(a + b for a, b in zip(down_block_res_samples, down))
-            mid_block_res_sample = mid_block_res_sample + mid
-        if not return_dict:
-            return down_block_res_samples, mid_block_res_sample
-        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
 
 
 def unsupported_method(what: str) -> Callable[..., None]:
@@ -304,287 +265,146 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             ValueError: if inputs are missing, of a wrong type, do not fit together, or are out of range.
         """
         check_supported(unsupported)
-        several, nets = hasattr(self.controlnet, "nets"), getattr(self.controlnet, "nets", [self.controlnet])
+        check_settings(
+            num_inference_steps, num_images_per_prompt, guidance_scale, eta, generator, output_type,
+            cross_attention_kwargs,
+        )  # fmt: skip
         prompt, negative_prompt, num_prompts = check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
-        check_count("num_inference_steps", num_inference_steps)
-        check_count("num_images_per_prompt", num_images_per_prompt)
-        check_number("guidance_scale", guidance_scale)
-        check_number("eta", eta)
-        check_generator(generator)
+        for embeds in (prompt_embeds, negative_prompt_embeds):
+            check_text_width(embeds, self.unet.config.cross_attention_dim)
         if prompt is not None and clip_skip is not None:
             check_clip_skip(clip_skip, self.text_encoder)
-        check_member("output_type", output_type, OUTPUT_TYPES)
-        tensor_inputs = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs or ())
-        for name in tensor_inputs:
-            check_member("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-        scales = per_controlnet("controlnet_conditioning_scale", controlnet_conditioning_scale, len(nets))
-        starts = per_controlnet("control_guidance_start", control_guidance_start, len(nets))
-        ends = per_controlnet("control_guidance_end", control_guidance_end, len(nets))
-        check_control_interval(starts, ends)
+        callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         # Callbacks read these through the library's properties, and may change them from one step to the next.
         self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
         self._clip_skip, self._interrupt = clip_skip, False
-        check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
-        for embeds in (prompt_embeds, negative_prompt_embeds):
-            check_text_width(embeds, self.unet.config.cross_attention_dim)
         attention_kwargs = dict(cross_attention_kwargs or {})
         lora_scale = attention_kwargs.pop("scale", None)
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
 
-        images = split_conditions(image, len(nets) if several else None, num_prompts)
-        height, width = self.image_size(images[0][0], height, width)
-        conditions = [self.prepare_condition(*pair, height, width, num_images) for pair in zip(nets, images)]
-        conditions = [condition.to(device, net.dtype) for condition, net in zip(conditions, nets)]
-        embedded: dict[bool, list[torch.Tensor]] = {}  # the conditions for the whole batch, and for one half of it
-
+        conditions, height, width = self.prepare_conditions(image, height, width, num_prompts, num_images)
+        steering = Steering(
+            self.controlnet, conditions, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+            guess_mode,
+        )  # fmt: skip
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            self.do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            lora_scale=lora_scale,
+            prompt, device, num_images_per_prompt, self.do_classifier_free_guidance, negative_prompt,
+            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, lora_scale=lora_scale,
             clip_skip=clip_skip,
-        )
+        )  # fmt: skip
         if self.do_classifier_free_guidance:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
-        self._num_timesteps = len(timesteps)
-        shape = (num_images, self.unet.config.in_channels)
-        check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
-        latents = latents if latents is None else latents.to(prompt_embeds.dtype)
-        latents = self.prepare_latents(*shape, height, width, prompt_embeds.dtype, device, generator, latents)
+        latents = self.start_latents(latents, num_images, height, width, prompt_embeds.dtype, generator)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
-        # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
-        mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
 
-        with lora_scaled(self.unet, lora_scale), text_projected_once(self.unet, *nets) as forget_text:
-            for i, t in enumerate(self.progress_bar(timesteps)):
-                if mark_steps:
-                    torch.compiler.cudagraph_mark_step_begin()
-                # fmt: off
-                guided = self.do_classifier_free_guidance
-                latent_model_input = torch.cat([latents] * 2) if guided else latents                # (2 * B, 4, H, W)
-                latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
-
-                step_scales = scales_at(i / len(timesteps), (i + 1) / len(timesteps), scales, starts, ends)
-                doubled = guided and not guess_mode
-                if doubled not in embedded:  # once: it does not depend on the timestep
-                    embedded[doubled] = self.embed_conditions(nets, conditions, 1 + doubled)
-                down_block_res_samples, mid_block_res_sample = self.control_residuals(
-                    latent_model_input, t, prompt_embeds, embedded[doubled], step_scales, guided, guess_mode
-                )
-                noise_pred = self.unet(                                                             # (2 * B, 4, H, W)
-                    latent_model_input,
-                    t,
-                    encoder_hidden_states=prompt_embeds,                                            # (2 * B, tokens, C)
-                    cross_attention_kwargs=attention_kwargs,
-                    down_block_additional_residuals=down_block_res_samples,
-                    mid_block_additional_residual=mid_block_res_sample,
-                    return_dict=False,
-                )[0]
-                if guided:
-                    noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
-                    noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred_text - noise_pred_uncond)
-                latents = self.scheduler.step(                                                      # (B, 4, H, W)
-                    noise_pred, t, latents, **extra_step_kwargs, return_dict=False
-                )[0]
-                # fmt: on
-
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
-                    tensors["negative_prompt_embeds"] = negative_prompt_embeds
-                    changed = callback_on_step_end(self, i, t, {name: tensors[name] for name in tensor_inputs}) or {}
-                    for name in changed:
-                        check_member("callback_on_step_end returned", name, self._callback_tensor_inputs)
-                    latents = changed.get("latents", latents)
-                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.get("negative_prompt_embeds", negative_prompt_embeds)
-                    forget_text()  # a callback may change anything, a LoRA too
-                if self._interrupt:
-                    break
-
-        images, has_nsfw_concept = latents, None
-        if output_type != "latent":
-            latents = latents / self.vae.config.scaling_factor
-            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]
-            images, has_nsfw_concept = self.run_safety_checker(images, device, prompt_embeds.dtype)
-        # What the checker blacks out it leaves at 0, which is black only if it is not taken for the middle of -1..1.
-        do_denormalize = [not flagged for flagged in has_nsfw_concept or [False] * num_images]
-        images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=do_denormalize)
+        with lora_scaled(self.unet, lora_scale):
+            latents = self.denoise(
+                latents, timesteps, prompt_embeds, negative_prompt_embeds, steering, callback, attention_kwargs,
+                extra_step_kwargs,
+            )  # fmt: skip
+        images, has_nsfw_concept = self.decode(latents, output_type, prompt_embeds.dtype, generator)
         self.maybe_free_model_hooks()
         if not return_dict:
             return images, has_nsfw_concept
         return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
 
-    def control_residuals(
+    def denoise(
         self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
         prompt_embeds: torch.Tensor,
-        conditions: Sequence[torch.Tensor],
-        scales: Sequence[float],
-        guided: bool,
-        guess_mode: bool,
-    ) -> tuple[tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
-        """What the UNet is to add to its skip connections and its mid block; (None, None) where every scale is 0.
+        negative_prompt_embeds: torch.Tensor | None,
+        steering: Steering,
+        callback: StepCallback,
+        attention_kwargs: dict[str, Any],
+        extra_step_kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        """The sampling loop, from noise to latents (images, channels, height / 8, width / 8).
 
-        With guidance, `sample` and `prompt_embeds` hold the unconditional half of the batch and then the conditional,
-        and so do the residuals. Conditions, as images or embedded, are for the halves that see them: with `guess_mode`
-        only the conditional one.
+        With guidance, `prompt_embeds` holds the negative embeddings and then the prompts'.
         """
-        if not any(scales):
-            return None, None
-        conditional_half_only = guess_mode and guided
-        if conditional_half_only:
-            sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]
-        if not hasattr(self.controlnet, "nets"):
-            conditions, scales = conditions[0], scales[0]
-        down_block_res_samples, mid_block_res_sample = self.controlnet(
-            sample, timestep, prompt_embeds, conditions, scales, guess_mode=guess_mode, return_dict=False
-        )
-        if conditional_half_only:
-            down_block_res_samples = tuple(torch.cat([torch.zeros_like(r), r]) for r in down_block_res_samples)
-            mid_block_res_sample = torch.cat([torch.zeros_like(mid_block_res_sample), mid_block_res_sample])
-        return down_block_res_samples, mid_block_res_sample
+        self._num_timesteps = len(timesteps)
+        # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
+        mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
+        with text_projected_once(self.unet, *steering.nets) as forget_text:
+            for i, t in enumerate(self.progress_bar(timesteps)):
+                if mark_steps:
+                    torch.compiler.cudagraph_mark_step_begin()
+                # fmt: off
+                guided = self.do_classifier_free_guidance
+                latent_model_input = torch.cat([latents] * 2) if guided else latents            # (2 * B, 4, H, W)
+                latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
 
-    def embed_conditions(
-        self, nets: Sequence[torch.nn.Module], conditions: Sequence[torch.Tensor], repeats: int
-    ) -> list[torch.Tensor]:
-        """For each ControlNet a batch of so many times its condition, embedded where that may be done outside its call.
+                step = (i / len(timesteps), (i + 1) / len(timesteps))
+                down, mid = steering.residuals(latent_model_input, t, prompt_embeds, step, guided)
+                noise_pred = self.unet(                                                         # (2 * B, 4, H, W)
+                    latent_model_input, t, prompt_embeds, attention_kwargs, down, mid, return_dict=False
+                )[0]
+                if guided:  # Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598, eq. 6, with w = guidance_scale - 1
+                    noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
+                    noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred_text - noise_pred_uncond)
+                latents = self.scheduler.step(                                                  # (B, 4, H, W)
+                    noise_pred, t, latents, **extra_step_kwargs, return_dict=False
+                )[0]
+                # fmt: on
+                if callback:
+                    latents, prompt_embeds, negative_prompt_embeds = callback(
+                        i, t, latents, prompt_embeds, negative_prompt_embeds
+                    )
+                    forget_text()  # a callback may change anything, a LoRA too
+                if self._interrupt:
+                    break
+        return latents
 
-        A model that is offloaded, alone or with others, comes to the device when it is called as a whole, and another
-        class may not know embedded conditions: these get images.
-        """
-        batches = [torch.cat([condition] * repeats) for condition in conditions]
-        if any(hasattr(model, hook) for model in (self.controlnet, *nets) for hook in ("_hf_hook", "_diffusers_hook")):
-            return batches
-        return [
-            net.controlnet_cond_embedding(batch) if isinstance(net, ControlNetModel) else batch
-            for net, batch in zip(nets, batches)
-        ]
+    def decode(
+        self, latents: torch.Tensor, output_type: str, dtype: torch.dtype, generator: Any
+    ) -> tuple[Any, list[bool] | None]:
+        """The images in the form that was asked for, and which of them the safety checker blacked out."""
+        images, has_nsfw_concept = latents, None
+        if output_type != "latent":
+            latents = latents / self.vae.config.scaling_factor
+            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]
+            images, has_nsfw_concept = self.run_safety_checker(images, self._execution_device, dtype)
+        # What the checker blacks out it leaves at 0, which is black only if it is not taken for the middle of -1..1.
+        do_denormalize = [not flagged for flagged in has_nsfw_concept or [False] * len(latents)]
+        images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=do_denormalize)
+        return images, has_nsfw_concept
 
-    def image_size(
-        self, condition: Image.Image | torch.Tensor, height: int | None, width: int | None
-    ) -> tuple[int, int]:
-        """The images' height and width: as asked for, else the condition's, rounded down to what can be decoded.
-
-        Raises:
-            ValueError: if one asked for is no multiple of the autoencoder's factor, or the condition is too small.
-        """
-        factor = self.vae_scale_factor
-        own_size = condition.size[::-1] if isinstance(condition, Image.Image) else condition.shape[-2:]
-        size = []
-        for name, asked, own in zip(("height", "width"), (height, width), own_size):
-            if asked is None and own < factor:
-                raise ValueError(f"The condition image's {name} is {own} px; it must be at least {factor}.")
-            asked = own - own % factor if asked is None else asked
-            check_count(name, asked)
-            if asked % factor != 0:
-                raise ValueError(f"{name} is {asked}, which is not a multiple of {factor}.")
-            size.append(asked)
-        return size[0], size[1]
-
-    def prepare_condition(
+    def start_latents(
         self,
-        controlnet: ControlNetModel,
-        images: Sequence[Image.Image | torch.Tensor],
+        latents: torch.Tensor | None,
+        num_images: int,
         height: int,
         width: int,
-        batch_size: int,
+        dtype: torch.dtype,
+        generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
-        """One ControlNet's condition, (batch_size, channels, height, width) in 0..1, each image as often as it is used.
+        """The noise to start from, as strong as the scheduler wants it: the given one's, or random."""
+        shape = (num_images, self.unet.config.in_channels)
+        check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
+        latents = latents if latents is None else latents.to(dtype)
+        return self.prepare_latents(*shape, height, width, dtype, self._execution_device, generator, latents)
+
+    def prepare_conditions(
+        self, image: Any, height: int | None, width: int | None, num_prompts: int, num_images: int
+    ) -> tuple[list[torch.Tensor], int, int]:
+        """For each ControlNet its condition (num_images, channels, height, width) in 0..1, and that height and width.
 
         Raises:
-            ValueError: if an image does not have the channels that the ControlNet takes.
+            ValueError: for what is no image, too many or too few, of a wrong size or with wrong channels.
         """
-        channels, tensors = controlnet.config.conditioning_channels, []
-        for image in images:
-            if isinstance(image, Image.Image):
-                tensor = self.control_image_processor.preprocess(image, height=height, width=width)
-            else:
-                tensor = F.interpolate(image[None], size=(height, width))
-            if tensor.shape[1] not in (1, channels):
-                raise ValueError(f"A condition image has {tensor.shape[1]} channels; ControlNet takes {channels}.")
-            tensors.append(tensor.expand(-1, channels, -1, -1))
-        return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
-
-
-@contextmanager
-def text_model_found(text_encoder: torch.nn.Module | None) -> Iterator[None]:
-    """Within this context diffusers finds the text encoder's last norm, which transformers 5 keeps one level higher."""
-    if text_encoder is None or hasattr(text_encoder, "text_model"):
-        yield
-        return
-    vars(text_encoder)["text_model"] = text_encoder  # not as a part of itself
-    try:
-        yield
-    finally:
-        del vars(text_encoder)["text_model"]
-
-
-@contextmanager
-def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
-    """Within this context the model's LoRA layers count `scale` times what they did."""
-    if scale is None:
-        yield
-        return
-    scale_lora_layers(model, scale)
-    try:
-        yield
-    finally:
-        unscale_lora_layers(model, scale)
-
-
-@contextmanager
-def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]]:
-    """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
-    same text at every timestep. Yields what makes it forget them.
-    """
-    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], text: torch.Tensor) -> torch.Tensor:
-        # An attention processor of the user's may project other things too, such as a text for each region.
-        if linear not in remembered or not same_memory(remembered[linear][0], text):
-            remembered[linear] = text, forward(text)
-        return remembered[linear][1]
-
-    # A set, as one ControlNet may be there twice.
-    layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
-    attentions = [layer for layer in layers if isinstance(layer, Attention) and layer.is_cross_attention]
-    projections = [linear for layer in attentions for linear in (layer.to_k, layer.to_v)]
-    before = [vars(linear).get("forward") for linear in projections]  # an offloaded model's has been replaced already
-    for linear in projections:
-        linear.forward = partial(project, linear, linear.forward)
-    try:
-        yield remembered.clear
-    finally:
-        for linear, forward in zip(projections, before):
-            del linear.forward
-            if forward is not None:
-                linear.forward = forward
-
-
-def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-
-
-def is_compiled(model: torch.nn.Module) -> bool:
-    """Whether any part of it was, in one of three ways; a layer's new `forward` would have it compiled once more."""
-    return any(
-        hasattr(part.forward, "_torchdynamo_orig_callable") or getattr(part, "_compiled_call_impl", None) is not None
-        for part in model.modules()
-    )
-
-
-def scales_at(
-    begin: float, end: float, scales: Sequence[float], starts: Sequence[float], ends: Sequence[float]
-) -> list[float]:
-    """Each ControlNet's scale in the step from `begin` to `end`, which is 0 unless it lies within start and end."""
-    return [scale if start <= begin and end <= stop else 0.0 for scale, start, stop in zip(scales, starts, ends)]
+        nets = nets_of(self.controlnet)
+        several = len(nets) if hasattr(self.controlnet, "nets") else None
+        images = split_conditions(image, several, num_prompts)
+        height, width = image_size(images[0][0], height, width, self.vae_scale_factor)
+        to_tensor = partial(self.control_image_processor.preprocess, height=height, width=width)
+        conditions = [
+            condition_batch(some, to_tensor, (height, width), net.config.conditioning_channels, num_images)
+            for net, some in zip(nets, images)
+        ]
+        device = self._execution_device
+        return [condition.to(device, net.dtype) for condition, net in zip(conditions, nets)], height, width

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -74,6 +75,48 @@ def unit_tensors(pixels: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
     return list(pixels) if pixels.ndim == 4 else [pixels]
 
 
+def image_size(
+    condition: Image.Image | torch.Tensor, height: int | None, width: int | None, factor: int
+) -> tuple[int, int]:
+    """The images' height and width: as asked for, else the condition's, rounded down to what can be decoded.
+
+    Raises:
+        ValueError: if one asked for is no multiple of the autoencoder's `factor`, or the condition is too small.
+    """
+    own_size = condition.size[::-1] if isinstance(condition, Image.Image) else condition.shape[-2:]
+    size = []
+    for name, asked, own in zip(("height", "width"), (height, width), own_size):
+        if asked is None and own < factor:
+            raise ValueError(f"The condition image's {name} is {own} px; it must be at least {factor}.")
+        asked = own - own % factor if asked is None else asked
+        check_count(name, asked)
+        if asked % factor != 0:
+            raise ValueError(f"{name} is {asked}, which is not a multiple of {factor}.")
+        size.append(asked)
+    return size[0], size[1]
+
+
+def condition_batch(
+    images: Sequence[Image.Image | torch.Tensor],
+    to_tensor: Callable[[Image.Image], torch.Tensor],
+    size: tuple[int, int],
+    channels: int,
+    batch_size: int,
+) -> torch.Tensor:
+    """One ControlNet's condition, (batch_size, channels, height, width) in 0..1, each image as often as it is used.
+
+    Raises:
+        ValueError: if an image does not have the channels that the ControlNet takes.
+    """
+    tensors = []
+    for image in images:
+        tensor = to_tensor(image) if isinstance(image, Image.Image) else F.interpolate(image[None], size=size)
+        if tensor.shape[1] not in (1, channels):
+            raise ValueError(f"A condition image has {tensor.shape[1]} channels; ControlNet takes {channels}.")
+        tensors.append(tensor.expand(-1, channels, -1, -1))
+    return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
+
+
 def kind(value: Any) -> str:
     dimensions = f" of {value.ndim} dimensions" if hasattr(value, "ndim") else ""
     return type(value).__name__ + dimensions
@@ -110,6 +153,25 @@ def check_number(name: str, value: Any) -> None:
 def check_kind(name: str, value: Any, expected: type) -> None:
     if value is not None and not isinstance(value, expected):
         raise ValueError(f"{name} is a {type(value).__name__}; it must be a {expected.__name__}.")
+
+
+def check_settings(
+    num_inference_steps: Any,
+    num_images_per_prompt: Any,
+    guidance_scale: Any,
+    eta: Any,
+    generator: Any,
+    output_type: Any,
+    cross_attention_kwargs: Any,
+) -> None:
+    """Raises ValueError for one that is of a wrong type or out of range."""
+    check_count("num_inference_steps", num_inference_steps)
+    check_count("num_images_per_prompt", num_images_per_prompt)
+    check_number("guidance_scale", guidance_scale)
+    check_number("eta", eta)
+    check_generator(generator)
+    check_member("output_type", output_type, OUTPUT_TYPES)
+    check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
 
 
 def check_generator(generator: Any) -> None:
@@ -189,3 +251,30 @@ def as_strings(name: str, value: str | Sequence[str] | None) -> list[str] | None
     if not isinstance(strings, (list, tuple)) or not strings or not all(isinstance(s, str) for s in strings):
         raise ValueError(f"{name} must be a string or a list of strings, not {value!r}.")
     return list(strings)
+
+
+class StepCallback:
+    """What the user has called after each step, with the tensors that it asks for; false if there is none.
+
+    Raises:
+        ValueError: if it asks for or returns a tensor that there is not.
+    """
+
+    def __init__(self, pipeline: Any, function: Any, tensor_inputs: Any) -> None:
+        self.pipeline, self.function = pipeline, function
+        self.allowed = pipeline._callback_tensor_inputs
+        self.tensor_inputs = getattr(function, "tensor_inputs", tensor_inputs or ())
+        for name in self.tensor_inputs:
+            check_member("callback_on_step_end_tensor_inputs", name, self.allowed)
+
+    def __bool__(self) -> bool:
+        return self.function is not None
+
+    def __call__(self, step: int, timestep: torch.Tensor, *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """The latents, prompt_embeds and negative_prompt_embeds to go on with."""
+        named = dict(zip(self.allowed, tensors))
+        shown = {name: named[name] for name in self.tensor_inputs}
+        changed = self.function(self.pipeline, step, timestep, shown) or {}
+        for name in changed:
+            check_member("callback_on_step_end returned", name, self.allowed)
+        return list({**named, **changed}.values())

@@ -42,7 +42,7 @@ def resnet_layer(in_channels: int, out_channels: int, params: BlockParams) -> Re
 def attention_layer(channels: int, num_heads: int, params: BlockParams) -> Transformer2DModel:
     return Transformer2DModel(
         num_heads,
-        channels // num_heads,
+        channels // num_heads,  # so that attention is as wide as the features, however many heads there are
         in_channels=channels,
         cross_attention_dim=params.cross_attention_dim,
         norm_num_groups=params.norm_num_groups,
@@ -65,6 +65,7 @@ class UNetBlock(nn.Module):
 
     def run_resnet(self, i: int, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Not reentrant: that kind gives no gradient where no input wants one, as with a frozen encoder.
             return checkpoint(self.resnets[i], hidden_states, temb, use_reentrant=False)
         return self.resnets[i](hidden_states, temb)
 

@@ -49,8 +49,10 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
+        # diffusers called the number of heads `attention_head_dim` by mistake, and keeps it for the files that say so.
         num_heads = per_block(attention_head_dim, num_blocks, "attention_head_dim")
         num_layers = per_block(layers_per_block, num_blocks, "layers_per_block")
+        # The time embedding is four times as wide as the first features, as in the code of Ho et al., 2020.
         params = BlockParams(
             temb_channels=4 * block_out_channels[0],
             cross_attention_dim=cross_attention_dim,
@@ -73,6 +75,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         width = block_out_channels[-1]
         up_blocks = block_classes(UP_BLOCKS, up_block_types, num_blocks, "up_block_types")
         for i, block in zip(reversed(range(num_blocks)), up_blocks):
+            # A layer more than the encoder's block has: the one more skip is what entered the block.
             skips = [skip_channels.pop() for _ in range(num_layers[i] + 1)]
             self.up_blocks.append(block(width, skips, block_out_channels[i], num_heads[i], i > 0, params))
             width = block_out_channels[i]
@@ -145,6 +148,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             skips = down_block_res_samples[-len(block.resnets) :]
             down_block_res_samples = down_block_res_samples[: -len(block.resnets)]
             size = tuple(down_block_res_samples[-1].shape[2:]) if down_block_res_samples else None
+            # A side of odd length was halved and rounded up: doubled it would be one too long for its skip.
             if size is not None and all(b == 2 * a for a, b in zip(sample.shape[2:], size)):
                 size = None  # the usual doubling
             sample = block(sample, skips, emb, encoder_hidden_states, cross_attention_kwargs, size)  # doubled

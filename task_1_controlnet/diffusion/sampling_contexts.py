@@ -1,0 +1,78 @@
+"""What holds while a pipeline samples: LoRA's share, what is computed once, where the library looks for a part."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+from typing import Callable, Iterator
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
+
+
+@contextmanager
+def text_model_found(text_encoder: torch.nn.Module | None) -> Iterator[None]:
+    """Within this context diffusers finds the text encoder's last norm, which transformers 5 keeps one level higher."""
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    vars(text_encoder)["text_model"] = text_encoder  # not as a part of itself
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
+
+
+@contextmanager
+def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
+    """Within this context the model's LoRA layers count `scale` times what they did."""
+    if scale is None:
+        yield
+        return
+    scale_lora_layers(model, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(model, scale)
+
+
+@contextmanager
+def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]]:
+    """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
+    same text at every timestep. Yields what makes it forget them.
+    """
+    remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+        # An attention processor of the user's may project other things too, such as a text for each region.
+        if linear not in remembered or not same_memory(remembered[linear][0], text):
+            remembered[linear] = text, forward(text)
+        return remembered[linear][1]
+
+    # A set, as one ControlNet may be there twice.
+    layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
+    attentions = [layer for layer in layers if isinstance(layer, Attention) and layer.is_cross_attention]
+    projections = [linear for layer in attentions for linear in (layer.to_k, layer.to_v)]
+    before = [vars(linear).get("forward") for linear in projections]  # an offloaded model's has been replaced already
+    for linear in projections:
+        linear.forward = partial(project, linear, linear.forward)
+    try:
+        yield remembered.clear
+    finally:
+        for linear, forward in zip(projections, before):
+            del linear.forward
+            if forward is not None:
+                linear.forward = forward
+
+
+def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def is_compiled(model: torch.nn.Module) -> bool:
+    """Whether any part of it was, in one of three ways; a layer's new `forward` would have it compiled once more."""
+    return any(
+        hasattr(part.forward, "_torchdynamo_orig_callable") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in model.modules()
+    )

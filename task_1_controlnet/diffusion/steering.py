@@ -1,0 +1,134 @@
+"""What ControlNets add to every step of sampling: which of them are heard in it, and what they say."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from diffusers.pipelines.controlnet.pipeline_controlnet import MultiControlNetModel
+
+from .controlnet import ControlNetModel, ControlNetOutput
+from .pipeline_inputs import check_control_interval, per_controlnet
+
+
+class MultiControlNet(MultiControlNetModel):
+    """Several ControlNets, `nets`, that steer one UNet together."""
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: Sequence[torch.Tensor],
+        conditioning_scale: Sequence[float],
+        guess_mode: bool = False,
+        return_dict: bool = True,
+    ) -> ControlNetOutput | tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """The sum of the ControlNets' residuals; arguments and shapes are those of `ControlNetModel.forward`.
+
+        `controlnet_cond` and `conditioning_scale` have one entry for each. One whose scale is 0 is not run; there must
+        be one that is.
+        """
+        residuals = [
+            net(sample, timestep, encoder_hidden_states, condition, scale, guess_mode=guess_mode, return_dict=False)
+            for net, condition, scale in zip(self.nets, controlnet_cond, conditioning_scale)
+            if scale != 0
+        ]
+        down_block_res_samples, mid_block_res_sample = residuals[0]
+        for down, mid in residuals[1:]:
+            down_block_res_samples = tuple(a + b for a, b in zip(down_block_res_samples, down))
+            mid_block_res_sample = mid_block_res_sample + mid
+        if not return_dict:
+            return down_block_res_samples, mid_block_res_sample
+        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
+
+
+def nets_of(controlnet: torch.nn.Module) -> Sequence[torch.nn.Module]:
+    """The ControlNets that a pipeline's one holds: itself, or those of a `MultiControlNet`."""
+    return getattr(controlnet, "nets", [controlnet])
+
+
+class Steering:
+    """The ControlNets in one call of the pipeline, with their conditions.
+
+    Args:
+        controlnet: one, or a `MultiControlNet`.
+        conditions: for each ControlNet (images, channels, height, width) in 0..1, on its device.
+        scale, start, end: the factor on the residuals, and the part of the steps, within 0..1, in which a ControlNet is
+            heard; a number for all ControlNets, or one for each.
+        guess_mode: only the conditional half of the guidance is steered.
+
+    Raises:
+        ValueError: for numbers that are missing, too many, none, or no part of 0..1.
+    """
+
+    def __init__(
+        self,
+        controlnet: torch.nn.Module,
+        conditions: Sequence[torch.Tensor],
+        scale: float | Sequence[float],
+        start: float | Sequence[float],
+        end: float | Sequence[float],
+        guess_mode: bool,
+    ) -> None:
+        self.controlnet, self.nets, self.guess_mode = controlnet, nets_of(controlnet), guess_mode
+        self.conditions = conditions
+        self.scales = per_controlnet("controlnet_conditioning_scale", scale, len(self.nets))
+        self.starts = per_controlnet("control_guidance_start", start, len(self.nets))
+        self.ends = per_controlnet("control_guidance_end", end, len(self.nets))
+        check_control_interval(self.starts, self.ends)
+        self.embedded: dict[int, list[torch.Tensor]] = {}
+
+    def residuals(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        step: tuple[float, float],
+        guided: bool,
+    ) -> tuple[tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
+        """What the UNet is to add to its skip connections and its mid block; (None, None) where nothing is heard.
+
+        `step` is the part of the sampling, within 0..1, that this step takes. With guidance, `sample` and
+        `prompt_embeds` hold the unconditional half of the batch and then the conditional, and so do the residuals.
+        """
+        begin, end = step
+        heard = [start <= begin and end <= stop for start, stop in zip(self.starts, self.ends)]
+        scales = [scale if is_heard else 0.0 for scale, is_heard in zip(self.scales, heard)]
+        if not any(scales):
+            return None, None
+        conditional_half_only = self.guess_mode and guided
+        conditions = self.embed(repeats=2 if guided and not self.guess_mode else 1)
+        if conditional_half_only:
+            sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]
+        one = not hasattr(self.controlnet, "nets")
+        down_block_res_samples, mid_block_res_sample = self.controlnet(
+            sample,
+            timestep,
+            prompt_embeds,
+            conditions[0] if one else conditions,
+            scales[0] if one else scales,
+            guess_mode=self.guess_mode,
+            return_dict=False,
+        )
+        if conditional_half_only:  # the other half is drawn as without ControlNet
+            down_block_res_samples = tuple(torch.cat([torch.zeros_like(r), r]) for r in down_block_res_samples)
+            mid_block_res_sample = torch.cat([torch.zeros_like(mid_block_res_sample), mid_block_res_sample])
+        return down_block_res_samples, mid_block_res_sample
+
+    def embed(self, repeats: int) -> list[torch.Tensor]:
+        """For each ControlNet a batch of `repeats` times its condition, embedded where that can be done here.
+
+        It does not depend on the timestep, so once is enough. A model that is offloaded, alone or with others, comes to
+        the device when it is called as a whole, and another class may not know embedded conditions: these get images.
+        """
+        if repeats not in self.embedded:
+            batches = [torch.cat([condition] * repeats) for condition in self.conditions]
+            models, hooks = (self.controlnet, *self.nets), ("_hf_hook", "_diffusers_hook")
+            if not any(hasattr(model, hook) for model in models for hook in hooks):
+                batches = [
+                    net.controlnet_cond_embedding(batch) if isinstance(net, ControlNetModel) else batch
+                    for net, batch in zip(self.nets, batches)
+                ]
+            self.embedded[repeats] = batches
+        return self.embedded[repeats]
