@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -279,6 +279,7 @@ class Training:
                 with self.record.pause():
                     if saving:
                         self.save_checkpoint()
+                        self.record.keep_options(self.step)
                     found = validate(self.step) if self.is_due(validation_steps) else {}
                     found = {**found, **self.measure()}
                     self.log(found)
@@ -327,7 +328,11 @@ class Training:
         """Keeps the model in `best/` if these figures beat those of what is there. Raises CheckpointError."""
         of = None if self.held_out is None else self.held_out.fingerprint
         best = Best(self.output_dir, HELD_OUT_LOSS if of else self.aligned_by, of)
-        if not best.beaten_by(found, self.step):
+        if best.by not in found:
+            return
+        beaten = [best.beaten_by(found, self.step)]
+        broadcast_object_list(beaten)  # the main process decides, whose disk and figures these are
+        if not beaten[0]:
             return
         state_dict = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:

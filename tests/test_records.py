@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,7 +134,8 @@ def test_held_out_pictures_are_not_trained_on_and_always_the_same(data):
         split_off(CaptionedImages(None, str(data), "image", "text", max_samples=1), 0.5)
 
 
-def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_path):
+def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.training.WORTH_COUNTING", 1)
     common = [*SMALL, "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1"]
     flags = ["--output_dir", str(tmp_path / "run"), "--validation_data_dir"]
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(data))
@@ -141,6 +143,7 @@ def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_p
     Image.new("RGB", (64, 64), "pink").save(tmp_path / "other.png")
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(tmp_path))
     assert status == 0 and "Step 1: held-out loss" in said, said
+    assert re.search(r"parameters \(lora\); work: [\d.,]+ GFLOP a step, forward and backward, of each process", said)
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(tmp_path), "--validation_split", "0.5")
     assert status == 2 and "give one of them" in said
 
