@@ -14,152 +14,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
-from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import train_step
-from finetune.dtypes import cast
+from finetune.estimate import HALF, KINDS, as_on_cuda, cast_frozen, eight_bit_bytes, simulation, step_peaks
 from finetune.numbers import positive_int
 from models import build_models
 from recipes import OURS
 from train_step import Step
 
 GIB = 2**30
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-KINDS = ("weights", "gradients", "optimizer", "rest")
-# bitsandbytes keeps each average as bytes with a float32 for every 256; averages of fewer than 4096 numbers whole.
-BLOCK, SMALL = 256, 4096
-
-
-class LiveStorages(TorchDispatchMode):
-    """Adds up the bytes of all storages that were made within it and are alive, by kind, and keeps their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: dict[int, tuple[weakref.ref, int, str]] = {}
-        self.live = dict.fromkeys(KINDS, 0)
-        self.peak = dict(self.live)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.label(tensor, None)
-        if sum(self.live.values()) > sum(self.peak.values()):
-            self.peak = dict(self.live)
-        return result
-
-    def label(self, tensor: torch.Tensor, kind: str | None) -> None:
-        """Counts a tensor's storage as `kind` from now on; None: a new one as `rest`, a known one as before."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        _, size, before = self.known.get(key, (None, storage.nbytes(), None))
-        if before is not None and kind in (None, before):
-            return
-        if before is not None:
-            self.live[before] -= size
-        kind = kind or "rest"
-        self.live[kind] += size
-        self.known[key] = (weakref.ref(storage, partial(self.forget, key)), size, kind)
-
-    def forget(self, key: int, reference: weakref.ref) -> None:
-        if key in self.known and self.known[key][0] is reference:
-            _, size, kind = self.known.pop(key)
-            self.live[kind] -= size
-
-    def restart(self) -> None:
-        self.peak = dict(self.live)
-
-
-@contextmanager
-def as_on_cuda() -> Iterator[None]:
-    """Fused attention; and norms in float32, as autocast computes them there. On a CPU it leaves them in half."""
-
-    def in_float32(norm: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-        if torch.is_autocast_enabled("cpu"):
-            args = [a.float() if isinstance(a, torch.Tensor) and a.dtype in HALF.values() else a for a in args]
-        return norm(*args, **kwargs)
-
-    # Not by a TorchFunctionMode: what checkpointing computes again in the backward pass would not see it.
-    with patch.object(F, "group_norm", partial(in_float32, F.group_norm)):
-        with patch.object(F, "layer_norm", partial(in_float32, F.layer_norm)):
-            with patch.object(train_step, "use_fast_attention", lambda model, device: None):
-                yield
 
 
 class SimulatedStep(Step):
-    """A step on a CPU whose frozen weights have the type that they have on a GPU."""
+    """A step on a CPU whose frozen weights have the type that they have on a GPU, with the attention of one."""
 
     def build(self) -> tuple[torch.nn.Module, torch.nn.Module]:
-        unet, trained = super().build()
+        with patch.object(train_step, "use_fast_attention", lambda model, device: None):
+            unet, trained = super().build()
         half = HALF.get(self.accelerator.mixed_precision)
-        trainable = {name: p.data for name, p in unet.named_parameters() if p.requires_grad}
         if half is not None:
-            cast(unet, half)
-        for name, parameter in unet.named_parameters():
-            if name in trainable:
-                parameter.requires_grad_(True).data = trainable[name]
+            cast_frozen(unet, half)
         return unet, trained
-
-
-def convert(module: torch.nn.Module, function: Callable, recurse: bool = True) -> torch.nn.Module:
-    """In place of PyTorch's `Module._apply`, which exchanges the contents of tensors: these have none."""
-    for part in module.modules() if recurse else [module]:
-        for name, parameter in part._parameters.items():
-            with torch.no_grad():
-                converted = parameter if parameter is None else function(parameter)
-            if converted is not parameter:
-                part._parameters[name] = torch.nn.Parameter(converted, parameter.requires_grad)
-        for name, buffer in part._buffers.items():
-            part._buffers[name] = buffer if buffer is None else function(buffer)
-    return module
-
-
-@contextmanager
-def simulation() -> Iterator[None]:
-    """Within it tensors have no contents, and modules of such tensors may be cast."""
-    # On a CPU's fake tensors also where there is a GPU: the backward pass of a GPU's would start CUDA.
-    with patch.object(torch.cuda, "is_available", lambda: False), patch.object(torch.nn.Module, "_apply", convert):
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            yield
-
-
-def step_peaks(make_step: Callable[[], Step], batch_size: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes by kind before the second step, when the optimiser has its averages, and at its peak."""
-    with LiveStorages() as live:
-        step = make_step()
-        step.prepare_data(batch_size)
-        for model in (step.unet, step.trained):
-            for parameter in model.parameters():
-                live.label(parameter, "weights")
-        for parameter in step.parameters:
-            parameter.register_post_accumulate_grad_hook(lambda p: live.label(p.grad, "gradients"))
-        step()
-        for tensor in tree_leaves(list(step.optimizer.state.values())):
-            if isinstance(tensor, torch.Tensor):
-                live.label(tensor, "optimizer")
-        before = dict(live.live)
-        live.restart()
-        step()
-        return before, live.peak
-
-
-def eight_bit_bytes(sizes: list[int]) -> int:
-    """Of 8-bit Adam's averages for parameters of so many numbers."""
-    small = sum(size for size in sizes if size < SMALL)
-    large = [size for size in sizes if size >= SMALL]
-    return 2 * (4 * small + sum(size + 4 * -(-size // BLOCK) for size in large))
 
 
 def simulate(
@@ -175,10 +57,12 @@ def simulate(
     def make_step() -> Step:
         step = (SimulatedStep if like_cuda else Step)(recipe, task, build_models(size, random_weights=True), 1)
         sizes.extend(parameter.numel() for parameter in step.parameters)
+        step.prepare_data(batch_size)
+        step.networks = (step.unet, step.trained)
         return step
 
     with simulation(), as_on_cuda() if like_cuda else nullcontext():
-        before, peak = step_peaks(make_step, batch_size)
+        before, peak = step_peaks(make_step)
     total = sum(peak.values())
     return {
         "task": task,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UniPCMultistepScheduler
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .devices import picture_layout, send
 from .dtypes import dtype_argument
@@ -39,8 +39,30 @@ def load_part(part_class: type, name: str, subfolder: str, dtype: torch.dtype = 
         BaseModelError: if the folder lacks the part, the hub is out of reach, or the licence is not accepted.
     """
     argument = dtype_argument(part_class, dtype) if issubclass(part_class, torch.nn.Module) else {}
-    try:
+    with loading(name, subfolder):
         return part_class.from_pretrained(name, subfolder=subfolder, **argument)
+
+
+def load_configs(name: str) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
+    """The configurations of UNet, VAE and text encoder, without their weights. Raises BaseModelError."""
+    with loading(name, "unet"):
+        unet = UNet2DConditionModel.load_config(name, subfolder="unet")
+    with loading(name, "vae"):
+        vae = AutoencoderKL.load_config(name, subfolder="vae")
+    with loading(name, "text_encoder"):
+        return unet, vae, CLIPTextConfig.from_pretrained(name, subfolder="text_encoder")
+
+
+def factor_of(vae_config: dict[str, Any]) -> int:
+    """So many px of a picture's side are one of its latents'."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+@contextmanager
+def loading(name: str, subfolder: str) -> Iterator[None]:
+    """Raises BaseModelError, which says what to do, where a part of a base model cannot be had."""
+    try:
+        yield
     except OSError as error:
         raise BaseModelError(
             f"Cannot load {subfolder!r} of the base model {name!r}: {str(error).splitlines()[0]}\n"
@@ -82,7 +104,7 @@ class BaseModel:
     @property
     def factor(self) -> int:
         """So many px of a picture's side are one of its latents'."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return factor_of(self.vae.config)
 
     def require_size(self, resolution: int) -> None:
         """Raises ValueError if the autoencoder cannot take pictures of so many px."""

@@ -8,7 +8,7 @@ import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator
+from typing import Any, BinaryIO, Callable, Iterator
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from .base import BaseModel
 from .checkpoints import CheckpointError, finish_folder, write_file
 from .images import square, to_tensor
+from .objective import Part, split_off
 from .progress import progress_bar
 
 CACHE_FILE = "cache.json"
@@ -75,6 +76,23 @@ class Samples(Dataset):
             return {"image": to_tensor(square(sample["image"], self.resolution)) * 2 - 1, "text": sample["text"]}
         latents, text_embeddings = self.encodings.sample(index)
         return {"latents": latents, "text_embeddings": text_embeddings, "text": self.encodings.text(index)}
+
+
+def held_out_from(args: Any, data: Any, load: Callable[[str], Any], part_class: type = Part) -> tuple[Any, Any]:
+    """What is trained on of `data`, and what the flags hold out: a share of them, a folder that `load` opens, or None.
+
+    Raises ValueError if nothing would be left, or if the folder holds what is trained on.
+    """
+    if args.validation_split is not None:
+        return split_off(data, args.validation_split, part_class)
+    if args.validation_data_dir is None:
+        return data, None
+    held_out = load(args.validation_data_dir)
+    if held_out.fingerprint == data.fingerprint:
+        raise ValueError(
+            f"--validation_data_dir {args.validation_data_dir} holds what is trained on: nothing is held out."
+        )
+    return data, held_out
 
 
 class _Rows:

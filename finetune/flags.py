@@ -4,12 +4,26 @@ the run that they describe."""
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from diffusers.optimization import SchedulerType
 
-from .numbers import natural_float, natural_int, picture_size, positive_float, positive_int, seed_int, share
+from .numbers import (
+    natural_float,
+    natural_int,
+    or_none,
+    picture_size,
+    positive_float,
+    positive_int,
+    seed_int,
+    share,
+    split_share,
+    switch,
+)
+from .objective import MOST_HELD_OUT
+from .presets import defaults_of, in_words, presets_of
 from .setup import precision_here
 from .training import Plan
 
@@ -18,14 +32,34 @@ SCHEDULES = [kind.value for kind in SchedulerType if kind != SchedulerType.PIECE
 LAST_OF_POLYNOMIAL = 1e-7  # the learning rate that this schedule ends at, in diffusers
 
 
-def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """A parser with the flags of a training on one base model; `defaults` are the program's own where they differ."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Says each flag's default, and leaves the lines about presets as they are."""
+
+
+def add_switch(parser: argparse.ArgumentParser, flag: str, help: str) -> None:
+    """A flag that is off; typed alone it is on, and with `no` behind it off again, whatever a preset says."""
+    parser.add_argument(flag, type=switch, nargs="?", const=True, default=False, metavar="{yes,no}", help=help)
+
+
+def training_parser(program: str, description: str, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with the flags of a training on one base model.
+
+    Args:
+        program: its file's name, by which its presets are known.
+        defaults: the program's own where they differ.
+    """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        prog=program,
+        description=description,
+        epilog=in_words(program),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
+    add("--preset", choices=list(presets_of(program)), default=None, help="start from these flags, see below")
+    add_switch(parser, "--dry_run", "print flags, parameters, steps, work and memory, and start nothing")
     add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder, file, hub name")
-    add("--output_dir", type=Path, required="output_dir" not in defaults, help="checkpoints, logs, pictures, results")
+    add("--output_dir", type=Path, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")
     add("--train_batch_size", type=positive_int, default=4, help="samples a step, for each process")
     add("--gradient_accumulation_steps", type=positive_int, default=1, help="batches whose gradients make one step")
@@ -35,18 +69,28 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
     add("--lr_warmup_steps", type=natural_int, default=0)
     add("--max_grad_norm", type=positive_float, default=1.0)
     add("--proportion_empty_prompts", type=share, default=0.0, help="share of prompts replaced by the empty one")
-    add("--snr_gamma", type=positive_float, default=None, help="weight timesteps by min-SNR; 5 is usual")
+    add("--snr_gamma", type=or_none(positive_float), default=None, help="weight timesteps by min-SNR; 5 is usual")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "auto"], default="no", help="auto: bf16 if fast")
-    add("--gradient_checkpointing", action="store_true", help="less memory, a third slower")
-    add("--compile", action="store_true", help="some minutes to start, then faster: for long runs")
-    add("--use_8bit_adam", action="store_true", help="less memory; needs bitsandbytes")
-    add("--no_cache", action="store_true", help="encode images and prompts at every step, not once")
+    add_switch(parser, "--gradient_checkpointing", "less memory, a third slower")
+    add_switch(parser, "--compile", "some minutes to start, then faster: for long runs")
+    add_switch(parser, "--use_8bit_adam", "less memory; needs bitsandbytes")
+    add_switch(parser, "--no_cache", "encode images and prompts at every step, not once")
     add("--dataloader_num_workers", type=natural_int, default=0)
     add("--checkpointing_steps", type=natural_int, default=500, help="save this often, and at the end (0: never)")
     add("--checkpoints_total_limit", type=positive_int, default=2, help="older checkpoints are removed")
     add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
-    add("--push_to_hub", action="store_true", help="the result, with its model card, to the Hugging Face hub")
+    add_switch(parser, "--push_to_hub", "the result, with its model card, to the Hugging Face hub")
     add("--hub_model_id", default=None, help="to this OWNER/NAME (default: you, and the name of --output_dir)")
+    add(
+        "--validation_split",
+        type=or_none(split_share),
+        default=None,
+        help="hold out this share of the pictures: their "
+        f"loss is measured ({MOST_HELD_OUT} pictures at most), and they are not trained on",
+    )
+    add("--validation_data_dir", type=or_none(str), default=None, help="or a folder of other pictures, laid out alike")
+    add("--validation_loss_steps", type=natural_int, default=100, help="measure that loss this often (0: never)")
+    add("--report_to", choices=["tensorboard", "wandb", "none"], default="tensorboard", help="where the curves go")
     add("--validation_guidance_scale", type=natural_float, default=7.5)
     add("--seed", type=seed_int, default=0)
     parser.set_defaults(**defaults)
@@ -54,7 +98,13 @@ def training_parser(description: str, **defaults: Any) -> argparse.ArgumentParse
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags, with the precision that "auto" stands for: on another machine it may be another training."""
+    """The flags, beginning with a preset's, with the precision that "auto" stands for: on another machine it may be
+    another training."""
+    first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    preset = presets_of(parser.prog).get(first.parse_known_args()[0].preset)
+    if preset is not None:  # any other name is refused by the parser itself
+        parser.set_defaults(**defaults_of(preset, sys.argv[1:]))
     args = parser.parse_args()
     falls = args.lr_warmup_steps < args.max_train_steps and args.learning_rate > LAST_OF_POLYNOMIAL
     if args.lr_scheduler == SchedulerType.POLYNOMIAL.value and not falls:
@@ -64,6 +114,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         )
     if args.hub_model_id is not None and not args.push_to_hub:
         parser.error("--hub_model_id says where --push_to_hub goes: give both, or neither")
+    if args.validation_split is not None and args.validation_data_dir is not None:
+        parser.error(
+            "--validation_split takes from the data, --validation_data_dir is another folder: give one of them"
+        )
+    args.mixed_precision_asked = args.mixed_precision
     args.mixed_precision = precision_here(args.mixed_precision)
     return args
 
@@ -83,4 +138,5 @@ def plan_of(args: argparse.Namespace) -> Plan:
         checkpointing_steps=args.checkpointing_steps,
         checkpoints_total_limit=args.checkpoints_total_limit,
         seed=args.seed,
+        validation_loss_steps=args.validation_loss_steps,
     )

@@ -254,6 +254,10 @@ class Listing:
     def text(self, index: int) -> str:
         return self.texts[index]
 
+    def sources(self) -> list[str]:
+        """The picture of each sample: that of its first column."""
+        return [pictures[0][1] for pictures in self.pictures]
+
     def tell_empty(self) -> None:
         """Says which texts are empty."""
         say_empty(self.texts, lambda index: self.pictures[index][0][1], self.files.path)

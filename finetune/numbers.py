@@ -1,10 +1,10 @@
-"""Types for argparse's numbers: what no program can work with is refused at once, in a sentence."""
+"""Types for argparse's numbers and switches: what no program can work with is refused at once, in a sentence."""
 
 from __future__ import annotations
 
 import math
 from argparse import ArgumentTypeError
-from typing import Callable
+from typing import Any, Callable
 
 
 def number(
@@ -41,11 +41,24 @@ def number(
     return parse
 
 
+def or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A type that also takes "none": the flag is off, whatever a preset says."""
+    return lambda text: None if text.lower() == "none" else kind(text)
+
+
+def switch(text: str) -> bool:
+    """The type of a flag that is on or off: yes or no. Raises ArgumentTypeError."""
+    if text.lower() not in ("yes", "no"):
+        raise ArgumentTypeError(f"must be yes or no, not {text!r}")
+    return text.lower() == "yes"
+
+
 positive_int = number(int, at_least=1)
 natural_int = number(int, at_least=0)
 finite_float = number(float)
 positive_float = number(float, above=0)
 natural_float = number(float, at_least=0)
 share = number(float, at_least=0, at_most=1)
+split_share = number(float, above=0, at_most=0.9)
 seed_int = number(int, at_least=0, at_most=2**32 - 1)  # NumPy takes no other
 picture_size = number(int, at_least=8, multiple_of=8)  # px; all autoencoders of Stable Diffusion make 1 of 8

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterator
+import hashlib
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from accelerate import PartialState
 from diffusers import DDPMScheduler
+from torch.utils.data import DataLoader, Dataset
+
+# Of so many pictures a loss is hardly surer than of more: noise and timesteps are the same at every measurement.
+MOST_HELD_OUT = 256
+# So many timesteps at least are measured, of however few pictures.
+LEAST_MEASURED = 32
 
 
 def seed_for(*numbers: int) -> int:
@@ -56,6 +63,88 @@ def own_part(draw: Callable[[int], torch.Tensor], batch_size: int) -> torch.Tens
     return draw(batch_size * processes.num_processes)[first : first + batch_size]
 
 
+class Part(Dataset):
+    """Some samples of `data`, which has `len`, items, all `texts()` or none, and a string `fingerprint`."""
+
+    def __init__(self, data: Any, indices: list[int]) -> None:
+        self.data, self.indices = data, indices
+        chosen = hashlib.sha256(repr(indices).encode()).hexdigest()
+        self.fingerprint = repr((data.fingerprint, chosen))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.data[self.indices[index]]
+
+    def texts(self) -> list[str]:
+        texts = self.data.texts()
+        return [texts[index] for index in self.indices] if texts else []
+
+
+def split_off(data: Any, part: float, part_class: type = Part) -> tuple[Any, Any]:
+    """What is left to train on, and the held-out share of the pictures: always the same ones, whatever the seed.
+
+    All samples of one picture, as with several captions, are on one side; which they are `data.sources()` says, if the
+    data have that: a name for each sample's picture.
+
+    Raises ValueError if nothing would be left.
+    """
+    sources = data.sources() if hasattr(data, "sources") else list(range(len(data)))
+    pictures = list(dict.fromkeys(sources))
+    number = min(max(1, round(part * len(pictures))), MOST_HELD_OUT)
+    if number >= len(pictures):
+        raise ValueError(f"--validation_split {part} of {len(pictures)} pictures leaves none to train on.")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen = {pictures[i] for i in order[:number]}
+    indices = range(len(data))
+    return (
+        part_class(data, [i for i in indices if sources[i] not in chosen]),
+        part_class(data, [i for i in indices if sources[i] in chosen]),
+    )
+
+
+class HeldOut(Dataset):
+    """Samples with a noise and a timestep each that never change; of few samples each comes several times.
+
+    The timesteps lie evenly over those that are trained on, in proportion to how often they are drawn there.
+    """
+
+    def __init__(self, samples: Dataset, fingerprint: str) -> None:
+        self.samples, self.fingerprint = samples, fingerprint
+        self.size = len(samples) * -(-LEAST_MEASURED // len(samples))
+        self.order = torch.randperm(self.size, generator=torch.Generator().manual_seed(1)).tolist()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        fixed = {"noise_seed": seed_for(index), "quantile": (self.order[index] + 0.5) / self.size}
+        return {**self.samples[index % len(self.samples)], **fixed}
+
+
+@torch.no_grad()
+def mean_loss(loss: Callable[[Any], torch.Tensor], held_out: HeldOut, batch_size: int) -> float:
+    """Of all held-out samples; every process computes all, as a model that is spread wants all to take part."""
+    batches = DataLoader(held_out, batch_size=batch_size)
+    return sum(loss(batch).item() * len(batch["noise_seed"]) for batch in batches) / len(held_out)
+
+
+def is_held_out(batch: Mapping[str, Any]) -> bool:
+    return "noise_seed" in batch
+
+
+def fixed_draws(
+    batch: Mapping[str, torch.Tensor], latents: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and timesteps of a batch of `HeldOut`, the same on every device; `weights` are those of the timesteps."""
+    generators = [torch.Generator().manual_seed(seed) for seed in batch["noise_seed"].tolist()]
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+    reached = weights.double().cpu().cumsum(0)
+    timesteps = torch.searchsorted(reached / reached[-1], batch["quantile"].double())
+    return noise.to(latents), timesteps.to(latents.device)
+
+
 def diffusion_loss(
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     scheduler: DDPMScheduler,
@@ -63,6 +152,7 @@ def diffusion_loss(
     snr_gamma: float | None = None,
     noise_offset: float = 0.0,
     sample_weights: torch.Tensor | None = None,
+    held_out: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The mean squared error of the predicted noise or velocity at random timesteps.
 
@@ -79,18 +169,16 @@ def diffusion_loss(
         noise_offset: add noise of this deviation that is the same all over a channel, so that very dark and very
             bright pictures can be learnt (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
         sample_weights: (batch,) how much each sample counts.
+        held_out: a batch of `HeldOut`, which has its noise and timesteps with it.
 
     Raises:
         ValueError: for another prediction type.
     """
-    # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
-    place, batch_size, shape = {"device": latents.device, "dtype": latents.dtype}, len(latents), latents.shape[1:]
-    noise = own_part(lambda number: torch.randn(number, *shape, **place), batch_size)
-    if noise_offset:
-        offset = own_part(lambda number: torch.randn(number, shape[0], 1, 1, **place), batch_size)
-        noise = noise + noise_offset * offset
     weights = timestep_weights(scheduler, snr_gamma).to(latents.device)
-    timesteps = own_part(lambda number: torch.multinomial(weights, number, replacement=True), batch_size)
+    if held_out is not None:
+        noise, timesteps = fixed_draws(held_out, latents, weights)
+    else:
+        noise, timesteps = random_draws(latents, weights, noise_offset)
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
@@ -104,6 +192,19 @@ def diffusion_loss(
     if sample_weights is not None:
         error = error * sample_weights
     return error.mean()
+
+
+def random_draws(
+    latents: torch.Tensor, weights: torch.Tensor, noise_offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of the latents' shape, and timesteps (batch,), from torch's global generator."""
+    # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
+    place, batch_size, shape = {"device": latents.device, "dtype": latents.dtype}, len(latents), latents.shape[1:]
+    noise = own_part(lambda number: torch.randn(number, *shape, **place), batch_size)
+    if noise_offset:
+        offset = own_part(lambda number: torch.randn(number, shape[0], 1, 1, **place), batch_size)
+        noise = noise + noise_offset * offset
+    return noise, own_part(lambda number: torch.multinomial(weights, number, replacement=True), batch_size)
 
 
 def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch.Tensor:

@@ -35,7 +35,9 @@ NAMES = {
 }  # fmt: skip
 # Flags on which nothing depends that is learnt, but for rounding.
 FREE = {
-    "output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit",
+    "preset", "dry_run", "output_dir", "part_of", "resume_from_checkpoint",
+    "checkpointing_steps", "checkpoints_total_limit", "report_to", "mixed_precision_asked",
+    "validation_data_dir", "validation_loss_steps",  # of samples that are not trained on
     "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
     "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "push_to_hub", "hub_model_id",
@@ -199,10 +201,11 @@ def _in_words(setting: Any) -> str:
     return setting["words"] if isinstance(setting, dict) else str(setting)
 
 
-def keep(output_dir: Path, settings: dict[str, Any], finished: int | None, result: str | None) -> None:
-    """Writes `run.json`: the step at which the run was finished, or None while it goes on, and its result's name."""
+def keep(output_dir: Path, settings: dict[str, Any], finished: int | None, result: str | None, **more: Any) -> None:
+    """Writes `run.json`: the step at which the run was finished, or None while it goes on, its result's name, and what
+    else there is to know."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    content = {"finished": finished, "result": result, "settings": settings}
+    content = {"finished": finished, "result": result, "settings": settings, **more}
     write_file(output_dir / RUN_FILE, json.dumps(content, indent=2) + "\n")
 
 
@@ -216,6 +219,7 @@ class Run:
     """A training as its flags describe it, and the folder that it is to have."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
         self.output_dir: Path = args.output_dir
         self.whole: Path = getattr(args, "part_of", None) or args.output_dir  # what there is one of for all stages
         self.resume_from: str | None = args.resume_from_checkpoint

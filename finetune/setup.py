@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
 import re
 import sys
@@ -17,7 +19,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from .base import EMBEDDED_BASE, BaseModelError
 from .checkpoints import CheckpointError
-from .devices import GPUS, HALF, bf16_is_fast, fast_precision, is_gpu, pick_device, takes
+from .devices import GPUS, HALF, bf16_is_fast, device_name, fast_precision, is_gpu, pick_device, takes
 from .dtypes import cast
 from .optimizer import SetupError
 from .runs import RunFinished, is_main_process, processes_started
@@ -50,6 +52,12 @@ def looks_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
 
 
+def would_run_on(base_model: str) -> torch.device:
+    """The device that a training of this base is for: a GPU where the hardware here does not do."""
+    device = pick_device()
+    return device if is_gpu(device) or Path(base_model).is_dir() else torch.device("cuda")
+
+
 def require_hardware(base_model: str) -> None:
     """Raises SetupError for a folder that is not there, or for a model of the hub on a machine without a GPU."""
     if Path(base_model).is_dir() or is_single_file(base_model):
@@ -69,13 +77,18 @@ def require_hardware(base_model: str) -> None:
         )
 
 
+def frozen_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
+    """Of frozen weights: on a GPU the half precision that was chosen (trained weights stay float32)."""
+    return HALF.get(mixed_precision, torch.float32) if is_gpu(device) else torch.float32
+
+
 def place_frozen(model: ModelMixin, accelerator: Accelerator) -> None:
-    """Freezes a model on the device, on a GPU in the half precision that was chosen (trained weights stay float32)."""
+    """Freezes a model on the device, in the type that `frozen_dtype` says."""
     model.requires_grad_(False)
-    half = HALF.get(accelerator.mixed_precision)
+    dtype = frozen_dtype(accelerator.mixed_precision, accelerator.device)
     model.to(accelerator.device)
-    if half is not None and is_gpu(accelerator.device):
-        cast(model, half)
+    if dtype != torch.float32:
+        cast(model, dtype)
 
 
 def use_fast_attention(model: ModelMixin, device: torch.device) -> None:
@@ -115,29 +128,53 @@ def join_processes_on_cpu() -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
-def start_accelerator(
-    output_dir: Path, name: str, mixed_precision: str, gradient_accumulation_steps: int, seed: int
-) -> Accelerator:
-    """Device, precision and processes; TensorBoard logs under `output_dir/logs/name`; seeded.
+def device_in_words(device: torch.device) -> str:
+    return f"{device} ({device_name(device)})"
+
+
+def precision_in_words(asked: str, chosen: str) -> str:
+    """The precision, and why it is that."""
+    name = {"no": "float32"}.get(chosen, chosen)
+    if asked != "auto":
+        return f"{name}, as --mixed_precision says"
+    return f"{name}, as this machine is {'' if chosen == 'bf16' else 'not '}fast in bfloat16 (--mixed_precision auto)"
+
+
+def flags_for_trackers(args: argparse.Namespace) -> dict[str, bool | int | float | str]:
+    """All flags as TensorBoard and others take them: what is no number, text or switch becomes text."""
+    values = vars(args).items()
+    return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values}
+
+
+def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
+    """Device, precision and processes; logs under `output_dir/logs/name`, which begin with all flags; seeded.
 
     Raises:
-        SetupError: if the processes that were started do not train together, or the GPU does not take the precision.
+        SetupError: if the processes that were started do not train together, the GPU does not take the precision, or
+            the tracker is not installed.
     """
-    require_precision(precision_here(mixed_precision))
+    if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
+        raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
+    require_precision(precision_here(args.mixed_precision))
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
-    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(gradient_accumulation_steps)
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(args.gradient_accumulation_steps)
+    logs = args.output_dir / "logs"
     accelerator = Accelerator(
-        mixed_precision=precision_here(mixed_precision),
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "logs")),
+        mixed_precision=precision_here(args.mixed_precision),
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(logs)),
     )
     if accelerator.num_processes != processes_started():
         raise SetupError(
             f"{processes_started()} processes were started, but each would train for itself: start the program by "
             "`python` alone, without torchrun, accelerate launch or mpirun."
         )
-    accelerator.init_trackers(name)
-    set_seed(seed)
+    if args.report_to != "none":
+        logs.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers(name, flags_for_trackers(args), {"wandb": {"dir": str(logs)}})
+    precision = precision_in_words(args.mixed_precision_asked, accelerator.mixed_precision)
+    accelerator.print(f"Device: {device_in_words(accelerator.device)}. Precision: {precision}.")
+    set_seed(args.seed)
     return accelerator

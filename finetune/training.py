@@ -13,19 +13,22 @@ from typing import Any, Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from . import checkpoints, runs
 from .devices import pins_memory
-from .objective import batches_of_indices, seed_for
+from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
+from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
-from .progress import progress_bar
+from .progress import HELD_OUT_LOSS, Best, Record, progress_bar
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
+# Counting the work of a step takes a second or two.
+WORTH_COUNTING = 100
 
 
 class NonFiniteLossError(RuntimeError):
@@ -48,6 +51,7 @@ class Plan:
     checkpointing_steps: int
     checkpoints_total_limit: int | None
     seed: int
+    validation_loss_steps: int = 0
 
 
 class Training:
@@ -64,6 +68,7 @@ class Training:
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
         settings: what makes the training what it is, those of its `runs.Run`; what changes in them is reported.
+        options: all flags, to be kept in `training_options.json`.
 
     Raises:
         SetupError: if the optimiser asked for is not installed.
@@ -80,6 +85,7 @@ class Training:
         output_dir: Path,
         model_name: str,
         settings: dict[str, Any],
+        options: dict[str, Any] | None = None,
     ) -> None:
         self.plan = plan
         self.plain_optimizer = build_optimizer(
@@ -102,6 +108,15 @@ class Training:
         batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
         self.samples_per_step = plan.train_batch_size * batches_per_step
         self.settings = settings
+        known = {name: settings[name] for name in runs.WORDS if name in settings}
+        known = {"options": options or {}, **known, "processes": accelerator.num_processes}
+        writes, last_step = accelerator.is_main_process, plan.max_train_steps
+        self.record = Record(self.output_dir, self.samples_per_step, last_step, accelerator.device, known, writes)
+        self.held_out: HeldOut | None = None  # whose loss is measured, and decides what is best
+        self.held_out_loss: Callable[[Any], torch.Tensor] | None = None  # of a batch of them
+        self.aligned_by: str | None = None  # what of the validation's figures decides without them; high is good
+        self.save_best: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], str] = self.save_as_result
+        self.rehearsal: Callable[[], Callable[[str], Rehearsal]] | None = None  # by which the work of a step is counted
         self.trained_with = settings  # what the weights that are there were trained with
         self.made_steps = False
         self.stop_signal: int | None = None
@@ -269,12 +284,15 @@ class Training:
                 saving = stopping or self.is_due(self.plan.checkpointing_steps)
                 if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
-                if saving:
-                    self.save_checkpoint()
-                if self.is_due(validation_steps):
-                    measured = validate(self.step)
-                    self.accelerator.log(measured, step=self.step)
-                    self.figures.update(measured)
+                with self.record.pause():
+                    if saving:
+                        self.save_checkpoint()
+                        self.record.keep_options(self.step)
+                    found = validate(self.step) if self.is_due(validation_steps) else {}
+                    found = {**found, **self.measure()}
+                    self.log(found)
+                    self.figures.update(found)
+                    self.keep_best(found)
                 if stopping and not done:
                     self.finish_checkpoint()
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
@@ -291,6 +309,55 @@ class Training:
         self.trained_with, self.made_steps = self.settings, True
         if self.accelerator.is_main_process:
             runs.keep(self.output_dir, self.settings, finished=None, result=None)
+        number = sum(p.numel() for p in self.plain_optimizer.param_groups[0]["params"])
+        self.accelerator.print(f"Trained: {in_millions(number)} parameters ({self.model_name}){self.work()}")
+        self.record.begin(self.step)
+
+    def work(self) -> str:
+        """What a step takes, in words; nothing for a training that is hardly longer than counting that."""
+        if self.rehearsal is None or self.plan.max_train_steps < WORTH_COUNTING:
+            return ""
+        try:
+            flops = count_flops(self.rehearsal())
+        except Exception as error:  # whatever the models' code does that needs contents: the training can do without
+            return f"; the work of a step could not be counted ({type(error).__name__}: {error})"
+        return f"; work: {flops_in_words(flops, self.accelerator.gradient_accumulation_steps)}, of each process"
+
+    def measure(self) -> dict[str, float]:
+        """The loss of the held-out samples, if it is to be measured now."""
+        if self.held_out is None or not self.is_due(self.plan.validation_loss_steps):
+            return {}
+        self.model.eval()
+        loss = mean_loss(self.held_out_loss, self.held_out, self.plan.train_batch_size)
+        self.model.train()
+        self.accelerator.print(f"\nStep {self.step}: held-out loss {loss:.5f}")
+        return {HELD_OUT_LOSS: loss}
+
+    def keep_best(self, found: dict[str, float]) -> None:
+        """Keeps the model in `best/` if these figures beat those of what is there. Raises CheckpointError."""
+        of = None if self.held_out is None else self.held_out.fingerprint
+        best = Best(self.output_dir, HELD_OUT_LOSS if of else self.aligned_by, of)
+        if best.by not in found:
+            return
+        beaten = [best.beaten_by(found, self.step)]
+        broadcast_object_list(beaten)  # the main process decides, whose disk and figures these are
+        if not beaten[0]:
+            return
+        state_dict = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            model = self.accelerator.unwrap_model(self.model)
+            best.keep(found, self.step, self.trained_with, lambda folder: self.save_best(model, state_dict, folder))
+        self.accelerator.wait_for_everyone()
+
+    def save_as_result(self, model: torch.nn.Module, state_dict: dict[str, torch.Tensor], folder: Path) -> str:
+        self.save_model(model, state_dict, folder / self.model_name)
+        return self.model_name
+
+    def log(self, values: dict[str, float]) -> None:
+        """Into the trackers and `stats.jsonl`."""
+        if values:
+            self.accelerator.log(values, step=self.step)
+            self.record.write(self.step, values)
 
     def is_due(self, every: int) -> bool:
         """Whether what is done `every` so many steps (0: never) and at the end is done after this one."""
@@ -300,7 +367,10 @@ class Training:
         """Keeps with the run that it is finished, and says where the result is and whether anything was trained."""
         if self.accelerator.is_main_process:
             runs.keep(self.output_dir, self.trained_with, self.step, result.name)
-        if not self.made_steps:
+        if self.made_steps:
+            self.record.keep_options(self.step)
+            self.accelerator.print(self.record.summary(self.step), *Best.in_words(self.output_dir), sep="\n")
+        else:
             self.accelerator.print(runs.finished_words(self.output_dir, self.step))
         self.accelerator.print(f"The trained {what}: {result}")
 
@@ -332,9 +402,11 @@ class Training:
                 )
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
-        self.accelerator.log({"loss": loss, "learning_rate": learning_rate}, step=self.step)
         self.figures["loss"] = loss
-        return {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
+        figures = self.record.figures(self.step)
+        self.log({"loss": loss, "learning_rate": learning_rate, **figures})
+        shown = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}", "img/s": f"{figures['images_per_second']:.1f}"}
+        return {**shown, "GiB": f"{figures['peak_memory_gib']:.2f}"} if "peak_memory_gib" in figures else shown
 
     def asked_to_stop(self) -> bool:
         """Whether any process got a signal: all stop at the same step, or none could write the checkpoint."""

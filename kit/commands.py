@@ -12,21 +12,9 @@ from .running import ROOT, run
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 TESTS = ("-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 STUDENT_TESTS = "grading/student_tests"
-# Trains a ControlNet on the embedded base. It learns at 64 px first, where a step costs a quarter: where the disc
-# belongs does not depend on the size.
-RECIPE = (
-    "--dataset_name rendered --conditioning_channels 8 16 32 64 --train_batch_size 16 --gradient_accumulation_steps 1 "
-    "--learning_rate 6e-4 --lr_warmup_steps 20 --snr_gamma 0.05 --mixed_precision auto --validation_guidance_scale 3 "
-    "--resume_from_checkpoint latest"
-).split()
-AT_64_PX = (
-    "--resolution 64 --max_train_samples 4000 --max_train_steps 900 --lr_scheduler constant_with_warmup "
-    "--checkpointing_steps 300 --validation_steps 0"
-).split()
-AT_128_PX = (
-    "--resolution 128 --max_train_samples 2000 --max_train_steps 400 --lr_scheduler cosine "
-    "--checkpointing_steps 100 --validation_steps 200"
-).split()
+# What is trained in the two stages stands in finetune/presets.py.
+TRAINING = "--resume_from_checkpoint latest".split()
+AT_64_PX, AT_128_PX = ("--preset", "demo-64"), ("--preset", "demo-128")
 DRAWING = "--guidance_scale 3 --num_inference_steps 12".split()
 
 
@@ -38,7 +26,7 @@ def is_starter(root: Path = ROOT) -> bool:
 def demo(environment: Environment, output: PurePath, base: PurePath) -> None:
     """Trains, or goes on with the run that is there, then draws and scores. Both folders as seen from the root."""
     task_1, out, base_model = ROOT / "task_1_controlnet", PurePath("..") / output, str(PurePath("..") / base)
-    train = [environment.python, "train.py", "--pretrained_model_name_or_path", base_model, *RECIPE]
+    train = [environment.python, "train.py", "--pretrained_model_name_or_path", base_model, *TRAINING]
     run([*train, *AT_64_PX, "--output_dir", str(out / "64px"), "--part_of", str(out)], task_1)
     start = ["--controlnet_model_name_or_path", str(out / "64px" / "controlnet")]
     run([*train, *AT_128_PX, "--output_dir", str(out), *start], task_1)

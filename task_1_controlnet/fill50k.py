@@ -27,6 +27,7 @@ from finetune.colors import COLORS
 from finetune.hub import HubListing, hub_errors
 from finetune.images import condition_to_rgb, pair_to_rgb, to_rgb
 from finetune.listings import Listing
+from finetune.objective import Part
 
 PROMPT = "{disc} circle with {background} background"
 HUB_NAME = "fusing/fill50k"
@@ -107,6 +108,9 @@ class Pairs(Dataset):
     def __len__(self) -> int:
         return len(self.listing)
 
+    def sources(self) -> list[Any]:
+        return self.listing.sources()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
         places = [self.listing.where(index, column) for column in (0, 1)]
@@ -142,6 +146,11 @@ SEED = 50_000
 SPLIT_SIZE = 1_000_000
 SPLITS = {"train": 0, "test": SPLIT_SIZE}  # the first index of each; as no split is longer, no two ever overlap
 COLOR_NAMES = sorted(name for name in COLORS if name != "antique brown")  # that one is not of CSS
+
+
+class PartOfPairs(Part):
+    def conditioning_image(self, index: int) -> Image.Image:
+        return self.data.conditioning_image(self.indices[index])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ again in the picture, as they were in the one that the condition was made from.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from dataclasses import asdict, dataclass
 from typing import Sequence
@@ -26,6 +27,8 @@ MIN_CONTRAST = 2.0
 LEAST_STRENGTH = 8
 # Edges this far apart, as a share of the picture's width, are the same edge: 2 px of 128.
 EDGE_TOLERANCE = 2 / 128
+# An IoU that is no further above that of chance says nothing.
+CHANCE_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,23 @@ def summary(scores: Sequence[DiscScore]) -> dict[str, float]:
         if values:
             result[f"median_{name}"] = float(np.median(values))
     return result
+
+
+def chance(conditions: Sequence[Image.Image]) -> float:
+    """The mean IoU of the discs of these conditions with each other's: what pictures for other conditions score."""
+    discs = [inside_outline(condition, (128, 128)) for condition in conditions]
+    return float(np.mean([overlap(one, other) for one, other in itertools.permutations(discs, 2)]))
+
+
+def not_aligned_yet(iou: float, by_chance: float, samples: int) -> str | None:
+    """One line, if after so many samples pictures follow the conditions hardly better than by chance."""
+    if iou >= by_chance + CHANCE_MARGIN:
+        return None
+    return (
+        f"No alignment yet: pictures for other conditions would score {by_chance:.2f}. {samples:,} samples were seen. "
+        f"It comes suddenly: in the paper before 10,000 steps, for its authors with Stable Diffusion 1 on Fill50K at "
+        f"16,000 to 24,000 samples (4,000 to 6,000 steps of 4)."
+    )
 
 
 def canny_edges(image: Image.Image, sigma: float = 2.0) -> Image.Image:

@@ -2,8 +2,7 @@
 
 The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see train.sh). On a laptop, in minutes:
 
-    python train.py --pretrained_model_name_or_path ../tiny_sd --dataset_name rendered --resolution 128 \
-        --learning_rate 1e-3 --train_batch_size 16 --max_train_steps 1000 --output_dir ../runs/laptop
+    python train.py --preset demo-64
 
 Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, eq. 1.
 """
@@ -14,7 +13,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from accelerate import Accelerator
@@ -22,27 +21,38 @@ from accelerate import Accelerator
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from evaluate import generate, results_grid, score_all
-from fill50k import load_data
-from finetune.base import BaseModel, load_part, sampling_scheduler
-from finetune.cache import Samples, load_encodings
+from evaluate import center, generate, results_grid, score_all
+from fill50k import PartOfPairs, load_data
+from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
+from finetune.cache import Samples, held_out_from, load_encodings
 from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
 from finetune.devices import picture_layout, send
+from finetune.estimate import Rehearsal, cast_frozen, dry_run
 from finetune.flags import parse, plan_of, training_parser
 from finetune.hub import end_if_finished, prepare_upload
 from finetune.images import square, to_tensor
-from finetune.numbers import natural_int, positive_int
-from finetune.objective import diffusion_loss, drop_prompts
+from finetune.numbers import natural_int, or_none, positive_int
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
+from finetune.progress import log_images
 from finetune.runs import Run
-from finetune.setup import fail_clearly, place_frozen, require_hardware, start_accelerator, use_fast_attention
+from finetune.setup import (
+    fail_clearly,
+    frozen_dtype,
+    place_frozen,
+    require_hardware,
+    start_accelerator,
+    use_fast_attention,
+    would_run_on,
+)
 from finetune.single_file import as_folder
 from finetune.training import Training
-from metrics import summary
+from metrics import chance, not_aligned_yet, summary
 from utils import load_test_data
 
 
 def parse_args() -> argparse.Namespace:
     parser = training_parser(
+        "train.py",
         __doc__.splitlines()[0],
         output_dir=Path("../runs/controlnet"),
         gradient_accumulation_steps=4,
@@ -50,14 +60,24 @@ def parse_args() -> argparse.Namespace:
         learning_rate=1e-5,
     )
     add = parser.add_argument
-    add("--part_of", type=Path, default=None, help="of an earlier one of several stages: output_dir of the last one")
-    add("--controlnet_model_name_or_path", default=None, help="start from this ControlNet instead of the UNet's copy")
+    add(
+        "--part_of",
+        type=or_none(Path),
+        default=None,
+        help="of an earlier one of several stages: output_dir of the last one",
+    )
+    add(
+        "--controlnet_model_name_or_path",
+        type=or_none(str),
+        default=None,
+        help="start from this ControlNet instead of the UNet's copy",
+    )
     add("--conditioning_channels", type=positive_int, nargs="+", default=[16, 32, 96, 256], help="embedding's widths")
     add("--dataset_name", default="fusing/fill50k", help="'rendered' (no download), folder, zip, or hub name")
     add("--image_column", default="image", help="the data's column of images")
     add("--conditioning_image_column", default="conditioning_image", help="the data's column of conditions")
     add("--caption_column", default="text", help="the data's column of prompts")
-    add("--max_train_samples", type=positive_int, default=None, help="use the first so many samples only")
+    add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")
     add("--validation_steps", type=natural_int, default=500, help="draw and score the tests this often (0: never)")
     return parse(parser)
 
@@ -103,6 +123,47 @@ def load_models(
     return unet, trained
 
 
+def predict_noise(
+    unet: UNet2DConditionModel,
+    controlnet: torch.nn.Module,
+    unet_dtype: torch.dtype,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    text_embeddings: torch.Tensor,
+    condition: torch.Tensor,
+) -> torch.Tensor:
+    """What UNet and ControlNet together predict, of the latents' shape (B, 4, H / 8, W / 8)."""
+    down, mid = controlnet(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
+    # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
+    down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
+    return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
+
+
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
+    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
+    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    start = args.controlnet_model_name_or_path
+    config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
+    batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
+
+    def make(precision: str) -> Rehearsal:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        trained = ControlNetModel.from_config(config) if config else None
+        trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
+        for model in (unet, trained.train()):
+            use_fast_attention(model, device)
+            if args.gradient_checkpointing:
+                model.enable_gradient_checkpointing()
+        dtype = frozen_dtype(precision, device)
+        cast_frozen(unet, dtype)
+        latents = torch.randn(batch, unet.config.in_channels, side, side)
+        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
+        inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
+        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), precision)
+
+    return make
+
+
 def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes the folder that `ControlNetModel.from_pretrained` reads, here and in diffusers."""
     with torch.device("meta"):  # no memory: the weights are those of the state dict
@@ -126,8 +187,9 @@ def validate(
     controlnet: ControlNetModel,
     guidance_scale: float,
     folder: Path,
+    samples: int,
 ) -> dict[str, float]:
-    """Draws the five test conditions into `folder`, returns their scores, and leaves everything as it was."""
+    """Draws the five test conditions into `folder`, after so many `samples` in training, and returns their scores."""
     pipeline = StableDiffusionControlNetPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -149,32 +211,34 @@ def validate(
     folder.mkdir(parents=True, exist_ok=True)
     grid = results_grid(images, conditions, prompts, scores)
     grid.save(folder / f"step-{step:06d}.png")
-    for tracker in accelerator.trackers:
-        tracker.log_images({"validation": torch.stack([to_tensor(image) for image in images]).numpy()}, step=step)
+    log_images(accelerator, images, step)
     result = {f"validation/{name}": value for name, value in summary(scores).items()}
     accelerator.print(f"\nStep {step}: mean IoU of the test conditions {result['validation/mean_iou']:.3f}")
+    words = not_aligned_yet(result["validation/mean_iou"], chance([center(one) for one in conditions]), samples)
+    if words is not None:
+        accelerator.print(words)
     return result
 
 
 def main() -> None:
     args = parse_args()
+    columns = (args.image_column, args.conditioning_image_column, args.caption_column)
+    if args.dry_run:
+        here = args.dataset_name == "rendered" or Path(args.dataset_name).expanduser().exists()
+        data = load_data(args.dataset_name, *columns, args.max_train_samples) if here else None
+        samples = None if data is None else len(held_out_from(args, data, load_data, PartOfPairs)[0])
+        device = would_run_on(args.pretrained_model_name_or_path)
+        return dry_run(args, rehearsal(args, device), device, samples)
     require_hardware(args.pretrained_model_name_or_path)
     args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
-    data = load_data(
-        args.dataset_name,
-        args.image_column,
-        args.conditioning_image_column,
-        args.caption_column,
-        args.max_train_samples,
-    )
+    data = load_data(args.dataset_name, *columns, args.max_train_samples)
+    data, held_out = held_out_from(args, data, lambda folder: load_data(folder, *columns), PartOfPairs)
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
     folder, upload = args.output_dir / "controlnet", prepare_upload(args)
     end_if_finished(run, upload, folder)
-    accelerator = start_accelerator(
-        args.output_dir, "controlnet", args.mixed_precision, args.gradient_accumulation_steps, args.seed
-    )
+    accelerator = start_accelerator(args, "controlnet")
 
     base = BaseModel.load(args.pretrained_model_name_or_path)
     check_sizes(base, args.resolution, None if args.controlnet_model_name_or_path else args.conditioning_channels)
@@ -189,25 +253,26 @@ def main() -> None:
     # The data are encoded once, after which the encoders leave the device.
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
-    encodings = None
+    parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
     if args.no_cache:
         base.tell_of_cut(data.texts(), accelerator.print)
     else:
-        encodings = load_encodings(
-            base, data, args.resolution, args.output_dir / "cache", accelerator, args.dataloader_num_workers
-        )
+        cache, workers = args.output_dir / "cache", args.dataloader_num_workers
+        encodings = [load_encodings(base, part, args.resolution, cache, accelerator, workers) for part in parts]
         base.to("cpu")
     training = Training(
         accelerator,
         controlnet,
         plan_of(args),
-        ControlNetSamples(data, args.resolution, encodings),
+        ControlNetSamples(data, args.resolution, encodings[0]),
         save_model=save_controlnet,
         load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
         output_dir=args.output_dir,
         model_name="controlnet",
         settings=run.settings,
+        options=vars(args),
     )
+    training.rehearsal = partial(rehearsal, args, accelerator.device)
     training.resume(args.resume_from_checkpoint)
     unet_dtype = unet.dtype
 
@@ -215,25 +280,28 @@ def main() -> None:
     def denoise(
         noisy_latents: torch.Tensor, timesteps: torch.Tensor, text_embeddings: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        down, mid = training.model(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-        # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
-        down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
-        return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
+        return predict_noise(unet, training.model, unet_dtype, noisy_latents, timesteps, text_embeddings, condition)
 
     def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
         condition = send(batch["condition"], accelerator.device)  # (B, 3, H, W)
         # Embedding it, a large picture with few channels, takes a third of the time on a CPU in this layout.
         condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
         latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
-        text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
+        measured = batch if is_held_out(batch) else None
+        if measured is None:
+            text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
         predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
         with accelerator.autocast():
-            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma)
+            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
 
     def draw_and_score(step: int) -> dict[str, float]:
-        folder = args.output_dir / "validation"
-        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder)
+        folder, samples = args.output_dir / "validation", step * training.samples_per_step
+        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, samples)
 
+    training.aligned_by = "validation/mean_iou"
+    if held_out is not None:
+        samples = ControlNetSamples(held_out, args.resolution, encodings[1])
+        training.held_out, training.held_out_loss = HeldOut(samples, held_out.fingerprint), compute_loss
     if training.run(compute_loss, draw_and_score, args.validation_steps):
         predicted = base.scheduler.config.prediction_type
         architecture = architecture_of(unet.config, predicted, base.name)

@@ -4,8 +4,7 @@
 # All pictures are trained on: keep some for evaluate.py by --max_train_samples.
 set -eu
 cd "$(dirname "$0")"
-MODEL_DIR="${MODEL_DIR:-CompVis/stable-diffusion-v1-4}"
-DATASET_NAME="${DATASET_NAME:-../runs/canny-data}"
+MODEL_DIR="${MODEL_DIR:-}"
 OUTPUT_DIR="${OUTPUT_DIR:-../runs/controlnet-canny}"
 
 # --output_dir means OUTPUT_DIR: each of two stages has a folder of its own.
@@ -19,28 +18,17 @@ while [ "$number" -gt 0 ]; do
 done
 
 train_tiny() {
-    "${PYTHON:-python}" train.py \
-        --pretrained_model_name_or_path "$MODEL_DIR" \
-        --dataset_name "$DATASET_NAME" \
-        --conditioning_channels 8 16 32 64 \
-        --train_batch_size 16 \
-        --gradient_accumulation_steps 1 \
-        --learning_rate 1e-3 \
-        --lr_warmup_steps 20 \
-        --snr_gamma 0.05 \
-        --mixed_precision auto \
-        --validation_steps 0 \
-        --resume_from_checkpoint latest \
-        "$@"
+    preset="$1" && shift
+    "${PYTHON:-python}" train.py --preset "$preset" --pretrained_model_name_or_path "$MODEL_DIR" \
+        ${DATASET_NAME:+--dataset_name "$DATASET_NAME"} --resume_from_checkpoint latest "$@"
 }
 
 case "$MODEL_DIR" in
     *tiny_sd*)  # as `make demo` does it: at 64 px first, where a step costs a quarter
-        train_tiny --resolution 64 --max_train_steps 1000 --lr_scheduler constant_with_warmup \
-            --output_dir "$OUTPUT_DIR/64px" --part_of "$OUTPUT_DIR" "$@"
-        train_tiny --resolution 128 --max_train_steps 500 --lr_scheduler cosine \
-            --controlnet_model_name_or_path "$OUTPUT_DIR/64px/controlnet" --output_dir "$OUTPUT_DIR" "$@" ;;
+        train_tiny canny-tiny-64 --output_dir "$OUTPUT_DIR/64px" --part_of "$OUTPUT_DIR" "$@"
+        train_tiny canny-tiny-128 --controlnet_model_name_or_path "$OUTPUT_DIR/64px/controlnet" \
+            --output_dir "$OUTPUT_DIR" "$@" ;;
     *)
-        export MODEL_DIR DATASET_NAME OUTPUT_DIR
-        exec sh train.sh --validation_steps 0 "$@" ;;
+        export PRESET=canny-sd14 OUTPUT_DIR
+        exec sh train.sh "$@" ;;
 esac

@@ -61,6 +61,9 @@ class CaptionedImages:
     def texts(self) -> list[str]:
         return self.captions
 
+    def sources(self) -> list[Any]:
+        return self.listing.sources()
+
 
 def read_captions(folder: str | Path) -> dict[str, list[str]]:
     """The captions of a folder's pictures by file name, in the listing's order; none if there is no listing.
@@ -139,6 +142,9 @@ class SubjectImages:
 
     def texts(self) -> list[str]:
         return self.prompts
+
+    def sources(self) -> list[str]:
+        return self.names
 
 
 def training_images(folder: str | Path, listed_only: bool, image_column: str = "image") -> list[Image.Image]:

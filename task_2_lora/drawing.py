@@ -14,8 +14,7 @@ from PIL import Image
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.devices import drawing_dtype, pick_device
 from finetune.dtypes import dtype_argument
-from finetune.images import to_tensor
-from finetune.progress import progress_bar
+from finetune.progress import log_images, progress_bar
 from lora import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
@@ -128,8 +127,5 @@ def validate(
         denoiser.train()
     picture.parent.mkdir(parents=True, exist_ok=True)
     in_a_row(images).save(picture)
-    for tracker in accelerator.trackers:
-        tracker.log_images(
-            {"validation": torch.stack([to_tensor(i) for i in images]).numpy()}, step=int(picture.stem[5:])
-        )
+    log_images(accelerator, images, step=int(picture.stem[5:]))
     return {}

@@ -4,7 +4,7 @@ The subject is called by an indicator, a word without a meaning, as in "a sks ca
 turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). The defaults are
 the real run: Stable Diffusion 1.4 at 512 px on one GPU (see scripts/). On a laptop, in minutes:
 
-    MODEL_NAME=../tiny_sd sh scripts/train_dreambooth_lora.sh
+    python train_dreambooth_lora.py --preset dreambooth-tiny
 
 DreamBooth: Ruiz et al., 2022, https://arxiv.org/abs/2208.12242.
 """
@@ -19,31 +19,39 @@ from torch.utils.data import Dataset
 
 from class_images import draw_class_images
 from data import Joined, SubjectImages, Variants
-from finetune.cache import Samples
+from finetune.cache import Samples, held_out_from
+from finetune.flags import add_switch
 from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
 from finetune.runs import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from finetune.single_file import as_folder
-from training import LoraTraining, end_if_finished, lora_parser, lora_plan_of, parse_lora
+from training import LoraTraining, dry_run, end_if_finished, lora_parser, lora_plan_of, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
-    parser = lora_parser(__doc__.splitlines()[0], validation_epochs=50, output_dir=Path("../runs/dreambooth"))
+    parser = lora_parser(
+        "train_dreambooth_lora.py",
+        __doc__.splitlines()[0],
+        validation_epochs=50,
+        output_dir=Path("../runs/dreambooth"),
+    )
     add = parser.add_argument
-    add("--instance_data_dir", required=True, help="folder with the pictures of the subject")
+    add("--instance_data_dir", help="folder with the pictures of the subject")
     add(
         "--instance_prompt",
-        required=True,
         help="what they show, with the indicator: 'a photo of a sks cat'; captions in "
         "their folder (a metadata.jsonl) may say more of each: 'a photo of a sks cat in snow'",
     )
-    add("--with_prior_preservation", action="store_true", help="keep what the class looks like")
+    add_switch(parser, "--with_prior_preservation", "keep what the class looks like")
     add("--class_data_dir", type=Path, default=None, help="pictures of the class; too few? The base draws more")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
     add("--num_class_images", type=positive_int, default=100)
     add("--prior_loss_weight", type=natural_float, default=1.0, help="how much the class counts beside the subject")
     args = parse_lora(parser)
+    missing = [f"--{name}" for name in ("instance_data_dir", "instance_prompt") if getattr(args, name) is None]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}; or a --preset that has them")
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
     return args
@@ -72,23 +80,28 @@ class SubjectWithPrior(Dataset):
 
 def main() -> None:
     args = parse_args()
-    require_hardware(args.pretrained_model_name_or_path)
-    args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
+    if not args.dry_run:
+        require_hardware(args.pretrained_model_name_or_path)
+        args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
     for problem in subject.skipped:
         print(f"Skipped: {problem}")
+    subject, held_out = held_out_from(
+        args, subject, lambda folder: SubjectImages(folder, args.instance_prompt, with_captions=True)
+    )
     instances = Variants(subject, args.random_flip, args.random_crop)
+    if args.dry_run:
+        of_class = args.num_class_images if args.with_prior_preservation else 0
+        return dry_run(args, max(len(instances), of_class))
     run = Run(args)
     run.add_data(args.instance_data_dir, subject)
     run.check()
     upload = prepare_upload(args)
-    accelerator = start_accelerator(
-        args.output_dir, "dreambooth", args.mixed_precision, args.gradient_accumulation_steps, args.seed
-    )
+    accelerator = start_accelerator(args, "dreambooth")
     plan = lora_plan_of(args)
     if not args.with_prior_preservation:
         end_if_finished(run, args.also_save, upload)
-        training = LoraTraining(accelerator, plan, run, instances)
+        training = LoraTraining(accelerator, plan, run, instances, held_out)
         training.run(lambda batch: training.loss([batch]), args.resume_from_checkpoint, upload)
         return
 
@@ -111,6 +124,7 @@ def main() -> None:
         plan,
         run,
         Joined([instances, class_images]),
+        held_out,
         arrange=lambda samples: SubjectWithPrior(samples, len(instances)),
     )
     training.run(lambda batch: training.loss(batch, (1.0, args.prior_loss_weight)), args.resume_from_checkpoint, upload)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
 from torch.utils.data import Dataset
+from transformers import CLIPTextModel
 
 from drawing import validate
-from finetune.base import BaseModel
+from finetune import estimate
+from finetune.base import BaseModel, factor_of, load_configs
 from finetune.cache import Samples, load_encodings
 from finetune.cards import Origin, architecture_of, file_texts, write_card
-from finetune.flags import parse, plan_of, training_parser
+from finetune.estimate import Rehearsal, cast_frozen
+from finetune.flags import add_switch, parse, plan_of, training_parser
 from finetune.hub import Upload
-from finetune.numbers import natural_int, positive_float, positive_int
-from finetune.objective import diffusion_loss, drop_prompts
+from finetune.numbers import natural_int, or_none, positive_float, positive_int
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
+from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
 from finetune.training import Plan, Training
-from lora import KOHYA_FILE, UNET_TARGETS, load_denoiser, load_state, save_kohya, save_lora, save_state
+from lora import KOHYA_FILE, UNET_TARGETS, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)
@@ -49,23 +55,28 @@ class LoraPlan:
     optimisation: Plan
 
 
-def lora_parser(description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
+def lora_parser(program: str, description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
     """The flags that both trainings have; `validation_epochs` and `defaults` are the program's own defaults."""
-    parser = training_parser(description, **defaults)
+    parser = training_parser(program, description, **defaults)
     add = parser.add_argument
-    add("--random_flip", action="store_true", help="train on the mirror images too")
-    add("--random_crop", action="store_true", help="train on random squares of the images, not on the centre")
+    add_switch(parser, "--random_flip", "train on the mirror images too")
+    add_switch(parser, "--random_crop", "train on random squares of the images, not on the centre")
     add("--rank", type=positive_int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=positive_float, default=None, help="the LoRA counts alpha / rank (default: the rank)")
+    add("--alpha", type=or_none(positive_float), default=None, help="the LoRA counts alpha / rank (default: the rank)")
     add(
         "--lora_layers",
         choices=list(UNET_TARGETS),
         default="attention",
-        help="of the UNet; all: feed-forward and convolutions too, which small bases want (default: attention)",
+        help="of the UNet; all: feed-forward and convolutions too, which small bases want",
     )
-    add("--train_text_encoder", action="store_true", help="a LoRA on the text encoder too")
+    add_switch(parser, "--train_text_encoder", "a LoRA on the text encoder too")
     add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add("--validation_prompt", default=None, help="draw this during training, into output_dir/validation")
+    add(
+        "--validation_prompt",
+        type=or_none(str),
+        default=None,
+        help="draw this during training, into output_dir/validation",
+    )
     add("--num_validation_images", type=positive_int, default=4)
     add("--validation_epochs", type=natural_int, default=validation_epochs, help="draw after so many epochs (0: never)")
     return parser
@@ -99,6 +110,36 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
     )
 
 
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
+    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
+    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
+    with_class = getattr(args, "with_prior_preservation", False)
+    samples = args.train_batch_size * (2 if with_class else 1)  # each item is two samples then
+
+    def make(precision: str) -> Rehearsal:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        use_fast_attention(unet, device)
+        text_encoder = CLIPTextModel(text_config) if args.train_text_encoder else None
+        denoiser = LoraDenoiser(unet, text_encoder, args.rank, args.alpha, args.lora_layers).train()
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        cast_frozen(unet, frozen_dtype(precision, device))
+        text = torch.randn(samples, length, text_config.hidden_size)
+        if text_encoder is not None:
+            text = torch.zeros(samples, length, dtype=torch.long)
+        latents = torch.randn(samples, unet.config.in_channels, side, side)
+        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), precision)
+
+    return make
+
+
+def dry_run(args: argparse.Namespace, items: int | None) -> None:
+    """Prints what the training would be; the data have so many items."""
+    device = would_run_on(args.pretrained_model_name_or_path)
+    estimate.dry_run(args, rehearsal(args, device), device, items)
+
+
 def end_if_finished(run: Run, also_save: str | None, upload: Upload | None) -> None:
     """As `Run.end_if_finished`, after what else the flags want of the result is written, and sent."""
     try:
@@ -119,6 +160,7 @@ class LoraTraining:
     Args:
         run: what the folder's run has to be, with the data.
         data: `len`, items with `image` (PIL) and `text`, all `texts()`, and a string `fingerprint`.
+        held_out: like the data: what is not trained on, but whose loss is measured; None: nothing.
         arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
 
     Raises:
@@ -134,6 +176,7 @@ class LoraTraining:
         plan: LoraPlan,
         run: Run,
         data: Any,
+        held_out: Any = None,
         arrange: Callable[[Samples], Dataset] = lambda samples: samples,
     ) -> None:
         if accelerator.distributed_type == DistributedType.FSDP:
@@ -146,10 +189,12 @@ class LoraTraining:
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
         unencoded = [] if plan.encode_once else data.texts()
         self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
-        encodings = None
+        parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
         if plan.encode_once:  # after which the encoders leave the device
             cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers
-            encodings = load_encodings(self.base, data, plan.resolution, cache, accelerator, workers)
+            encodings = [
+                load_encodings(self.base, part, plan.resolution, cache, accelerator, workers) for part in parts
+            ]
             self.base.to("cpu")
         self.denoiser = load_denoiser(
             self.base,
@@ -165,13 +210,20 @@ class LoraTraining:
             accelerator,
             self.denoiser,
             optimisation,
-            arrange(Samples(data, plan.resolution, encodings)),
+            arrange(Samples(data, plan.resolution, encodings[0])),
             save_model=save_state,
             load_model=load_state,
             output_dir=plan.output_dir,
             model_name="lora",
             settings=run.settings,
+            options=vars(run.args),
         )
+        self.training.rehearsal = partial(rehearsal, run.args, accelerator.device)
+        self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
+        if held_out is not None:
+            samples = Samples(held_out, plan.resolution, encodings[1])
+            self.training.held_out = HeldOut(samples, held_out.fingerprint)
+            self.training.held_out_loss = lambda batch: self.loss([batch])
         self.denoise = self.training.compiled(self.training.model)
 
     def loss(
@@ -184,7 +236,9 @@ class LoraTraining:
         text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (N * B, T, D)
         if self.plan.train_text_encoder:
             text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
-        text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
+        measured = batches[0] if is_held_out(batches[0]) else None
+        if measured is None:
+            text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
         # The mean over all samples is one N-th of each batch's mean.
         sample_weights = len(batches) * torch.tensor(weights, device=device)
         with self.accelerator.autocast():
@@ -195,6 +249,7 @@ class LoraTraining:
                 self.plan.snr_gamma,
                 noise_offset,
                 sample_weights.repeat_interleave(len(latents) // len(batches)),
+                measured,
             )
 
     def draw(self, step: int) -> dict[str, float]:

@@ -80,9 +80,18 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def losses(output_dir: Path) -> list[float]:
+    return scalars(output_dir, "loss")
+
+
+def scalars(output_dir: Path, name: str) -> list[float]:
+    """A curve in TensorBoard's logs of a run; beside it lie the flags, in a folder of their own."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    (folder,) = {path.parent for path in (output_dir / "logs").rglob("events.out.tfevents.*")}
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [event.value for event in events.Scalars("loss")]
+    found = []
+    for folder in {path.parent for path in (output_dir / "logs").rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        if name in events.Tags()["scalars"]:
+            found.append([event.value for event in events.Scalars(name)])
+    (curve,) = found
+    return curve

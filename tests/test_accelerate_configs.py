@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import patch_environment
 
 from finetune import setup
+from finetune.flags import training_parser
 from finetune.optimizer import SetupError
 from finetune.runs import is_main_process, processes_started
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
 PROGRAM = ["train.py", "--max_train_steps", "3"]
+
+
+def flags(output_dir: Path, *words: str) -> argparse.Namespace:
+    """A training's, as its command line gives them."""
+    parser = training_parser("train.py", "")
+    args = parser.parse_args(["--output_dir", str(output_dir), *words])
+    return argparse.Namespace(**vars(args), mixed_precision_asked=args.mixed_precision)
 
 
 def dry_run(config: Path, monkeypatch, *flags: str):
@@ -84,7 +93,7 @@ def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, mon
     """DeepSpeed's launcher passes its file's "auto" on, or a 1."""
     for of_launcher in ("auto", "1"):
         monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", of_launcher)
-        accelerator = start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=4, seed=0)
+        accelerator = start_accelerator(flags(tmp_path, "--gradient_accumulation_steps", "4"), "run")
         assert accelerator.gradient_accumulation_steps == 4
         accelerator.end_training()
 
@@ -114,4 +123,4 @@ def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, mo
     monkeypatch.setattr(setup, "join_processes_on_cpu", lambda: None)
     monkeypatch.setattr(setup, "processes_started", lambda: 2)
     with pytest.raises(SetupError, match="2 processes were started, but each would train for itself"):
-        start_accelerator(tmp_path, "run", "no", gradient_accumulation_steps=1, seed=0)
+        start_accelerator(flags(tmp_path), "run")

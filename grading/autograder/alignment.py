@@ -63,25 +63,14 @@ class Shared:
 def training_flags(numbers: Numbers, base: Path, output: Path | str, steps: int) -> list[str]:
     """What train.py is started with; as in `make demo`, but shorter and without pictures."""
     settings = {
+        "preset": "grade",
         "pretrained_model_name_or_path": base,
         "output_dir": output,
-        "dataset_name": "rendered",
-        "max_train_samples": numbers.train_samples,
-        "resolution": numbers.resolution,
-        "train_batch_size": numbers.train_batch_size,
-        "gradient_accumulation_steps": 1,
         "max_train_steps": steps,
-        "learning_rate": numbers.learning_rate,
-        "lr_scheduler": "cosine",
         "lr_warmup_steps": min(numbers.warmup_steps, steps - 1),
-        "snr_gamma": numbers.snr_gamma,
-        "mixed_precision": "auto",
-        "validation_steps": 0,
-        "checkpointing_steps": 0,
         "seed": numbers.seed,
     }
-    flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    return [*flags, "--conditioning_channels", *map(str, numbers.conditioning_channels)]
+    return [*(text for name, value in settings.items() for text in (f"--{name}", str(value))), *numbers.train_flags]
 
 
 def prepare(folder: Path, numbers: Numbers, seconds: float = PREPARE_SECONDS) -> None:

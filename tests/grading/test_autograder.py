@@ -581,8 +581,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
     for setting in (
         "train_steps=2",
         "prove_steps=5",
-        "train_samples=8",
-        "train_batch_size=4",
+        "train_flags=('--max_train_samples', '8', '--train_batch_size', '4')",
         "held_out=1",
         f"lora_prompts=('{PROMPT}',)",
     ):
@@ -608,7 +607,7 @@ def test_a_real_hand_in_is_graded(tmp_path):
         "--prepared",
         tmp_path / "prepared",
         "--set",
-        "train_samples=8",
+        "train_flags=('--max_train_samples', '8')",
         "--set",
         "prove=False",
     ]

@@ -1,0 +1,146 @@
+"""Presets: what could be typed, in one word; what is typed beside it counts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+import train_dreambooth_lora
+import train_lora
+from finetune.estimate import Rehearsal, count_flops
+from finetune.presets import PRESETS
+from finetune.runs import differences, settings_of
+from processes import BASE, ROOT, call
+
+PROGRAMS = {
+    "train.py": (train.parse_args, "task_1_controlnet"),
+    "train_lora.py": (train_lora.parse_args, "task_2_lora"),
+    "train_dreambooth_lora.py": (train_dreambooth_lora.parse_args, "task_2_lora"),
+}
+
+
+def parsed(monkeypatch, program: str, *words: str):
+    parse, folder = PROGRAMS[program]
+    monkeypatch.chdir(ROOT / folder)
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    return parse()
+
+
+def typed_out(name: str) -> list[str]:
+    words = []
+    for flag, value in PRESETS[name].options.items():
+        if value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{flag}", *map(str, values)]
+    return words
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_could_be_typed(name, monkeypatch):
+    program = PRESETS[name].program
+    preset, typed = parsed(monkeypatch, program, "--preset", name), parsed(monkeypatch, program, *typed_out(name))
+    assert {**vars(preset), "preset": None} == vars(typed)
+    one, other = settings_of(preset), settings_of(typed)
+    assert not differences(one, other, True) + differences(one, other, False), "one run goes on with the other"
+
+
+def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
+    args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "demo-128", "--snr_gamma", "none",
+                  "--controlnet_model_name_or_path", "none")  # fmt: skip
+    assert (args.max_train_steps, args.snr_gamma, args.controlnet_model_name_or_path) == (7, None, None)
+    assert args.conditioning_channels == [8, 16, 32, 64] and args.output_dir == Path("../runs/demo")
+    args = parsed(monkeypatch, "train.py", "--preset", "sd14", "--gradient_checkpointing", "no")
+    assert args.gradient_checkpointing is False
+    args = parsed(monkeypatch, "train_lora.py", "--preset", "style-tiny", "--dataset_name=OWNER/NAME")
+    assert (args.dataset_name, args.train_data_dir) == ("OWNER/NAME", None)
+
+
+def test_a_preset_of_another_program_or_a_wrong_switch_is_refused_in_a_sentence(monkeypatch, capsys):
+    for words, said in (
+        (["--preset", "style-tiny"], "invalid choice: 'style-tiny' (choose from 'demo-64'"),
+        (["--preset", "sd14", "--compile", "maybe"], "argument --compile: must be yes or no, not 'maybe'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            parsed(monkeypatch, "train.py", *words)
+        message = capsys.readouterr().err.splitlines()[-1].replace("choose from demo-64", "choose from 'demo-64'")
+        assert end.value.code == 2 and said in message
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_lists_the_presets_and_says_what_one_sets(program, monkeypatch, capsys):
+    names = [name for name, preset in PRESETS.items() if preset.program == program]
+    with pytest.raises(SystemExit):
+        parsed(monkeypatch, program, "--preset", names[0], "--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.split()[:1] == [name] and PRESETS[name].about in line for line in lines) for name in names)
+    steps = PRESETS[names[0]].options["max_train_steps"]
+    assert f"--max_train_steps MAX_TRAIN_STEPS optimisation steps (default: {steps})" in " ".join(
+        " ".join(lines).split()
+    )
+
+
+def test_scripts_name_presets_and_pass_on_what_is_given(tmp_path):
+    """With a program in Python's place that says what it was called with."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" != -c ] && printf "%s|" "$@"\n')
+    python.chmod(0o755)
+    given = {"PYTHON": str(python), "OUTPUT_DIR": "my run"}
+    for script, more, expected in (
+        ("task_1_controlnet/train.sh", {}, "train.py|--preset|sd14|--output_dir|my run|"),
+        ("task_1_controlnet/train_canny.sh", {}, "train.py|--preset|canny-sd14|--output_dir|my run|"),
+        ("task_2_lora/scripts/train_lora.sh", {}, "train_lora.py|--preset|style-hub|--output_dir|my run|"),
+        ("task_2_lora/scripts/train_lora_custom.sh", {"MODEL_NAME": "../tiny_sd", "TRAIN_DATA_DIR": "a b"},
+         "train_lora.py|--preset|style-tiny|--pretrained_model_name_or_path|../tiny_sd|--train_data_dir|a b|"),
+        ("task_2_lora/scripts/train_dreambooth_lora.sh", {},
+         "train_dreambooth_lora.py|--preset|dreambooth-sd|--class_data_dir|my run/class-images|"),
+    ):  # fmt: skip
+        environment = {**os.environ, **given, **more}
+        run = subprocess.run(
+            ["sh", str(ROOT / script), "--seed", "3"], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert run.stdout.startswith(expected)
+        assert run.stdout.endswith("--resume_from_checkpoint|latest|--seed|3|"), "so that what is typed comes last"
+
+
+def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monkeypatch):
+    """Figures that can be had otherwise are those of the models themselves."""
+    from diffusion.controlnet import ControlNetModel
+    from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+
+    monkeypatch.chdir(ROOT / "task_1_controlnet")
+    flags = ["--preset", "demo-64", "--dry_run", "--output_dir", str(tmp_path / "run"), "--train_batch_size", "2"]
+    status, said = call(train.main, *flags, "--gradient_accumulation_steps", "3", "--max_train_samples", "13")
+    assert status == 0, said
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    trained = ControlNetModel.from_unet(unet, [8, 16, 32, 64]).num_parameters()
+    words = f"Trained: {trained / 1e6:.2f} M parameters, beside {unet.num_parameters() / 1e6:.2f} M that are frozen"
+    assert words in said
+    assert "Steps: 900, each of 6 samples; 13 samples are an epoch of 3 steps, 300.0 epochs in all" in said
+    assert re.search(r"learning_rate +0.0006\n", said) and re.search(r"preset +demo-64\n", said)
+    # Weights alone are 4 bytes a parameter, and AdamW's averages are twice those of what is trained.
+    parts = [float(number) for number in re.findall(r"[:+] ([\d.]+) [gwo]", said.split("Memory")[1])]
+    expected = [number / 2**30 for number in (4 * (trained + unet.num_parameters()), 8 * trained)]
+    assert parts[0] == pytest.approx(expected[0], abs=0.006) and parts[-1] == pytest.approx(expected[1], abs=0.006)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_work_of_a_step_is_counted_in_attention_too():
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def make(precision: str) -> Rehearsal:
+        network = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        inputs = torch.randn(1, 5, 8)
+        return Rehearsal([network], lambda: network(inputs, inputs, inputs, need_weights=False)[0])
+
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    forward = 2 * 5 * weights + 2 * (2 * 5 * 5 * 8)
+    # Backward: the weights' gradients, those of the inputs but the first ones', and two for each product of attention.
+    backward = 2 * 5 * weights + 2 * 5 * 8 * 8 + 2 * 2 * (2 * 5 * 5 * 8)
+    assert count_flops(make) == forward + backward
