@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from accelerate.state import AcceleratorState
@@ -18,6 +22,8 @@ from finetune.setup import fail_clearly
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "tiny_sd")
+# What has used a GPU cannot be forked, and on other systems PyTorch's libraries cannot.
+FORKS = sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
@@ -36,6 +42,64 @@ def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
     return status, said.getvalue()
 
 
+class ForkServer:
+    """The process of `fork_server.py`; it ends with this one, when nothing can come any more."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "fork_server.py")],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, **request: Any) -> int | None:
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+@lru_cache(maxsize=None)
+def fork_server() -> ForkServer:
+    """One for all the tests of this process."""
+    return ForkServer()
+
+
+class Forked:
+    """A program that the fork server started, with what the tests need of `Popen`."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str], stderr: bool) -> None:
+        self.args = command
+        self.stdout, self._stderr = (tempfile.NamedTemporaryFile(prefix="said-") for _ in range(2))
+        self.returncode: int | None = None
+        self.pid = fork_server().ask(
+            script=command[1], arguments=command[2:], folder=str(folder), environment=environment,
+            stdout=self.stdout.name, stderr=(self._stderr if stderr else self.stdout).name,
+        )  # fmt: skip
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = fork_server().ask(pid=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[bytes, bytes]:
+        self.wait(timeout)
+        return self.stdout.read(), self._stderr.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 class Program:
     """A training program with the flags that all its test runs share."""
 
@@ -47,10 +111,12 @@ class Program:
 
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""
-        return subprocess.run(
-            [*self.command, "--output_dir", str(output_dir), *flags],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        process = self._start(output_dir, flags, stderr=True)
+        try:
+            said, complaints = (text.decode() for text in process.communicate(timeout=600))
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
 
     def train(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, which must be a good one."""
@@ -58,14 +124,21 @@ class Program:
         assert run.returncode == 0, run.stdout + run.stderr
         return run
 
-    def start(self, output_dir: Path, *flags: str) -> subprocess.Popen:
+    def start(self, output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
+        """In the background, with all that it says in `stdout`."""
+        return self._start(output_dir, flags, stderr=False)
+
+    def _start(self, output_dir: Path, flags: tuple[str, ...], stderr: bool) -> subprocess.Popen | Forked:
+        command = [*self.command, "--output_dir", str(output_dir), *flags]
+        if FORKS and command[1].endswith(".py"):  # not started by another program
+            return Forked(command, self.folder, self.environment, stderr)
+        other = subprocess.PIPE if stderr else subprocess.STDOUT
         return subprocess.Popen(
-            [*self.command, "--output_dir", str(output_dir), *flags],
-            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=other
         )  # fmt: skip
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(path: Path, process: subprocess.Popen | Forked, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.stdout.read().decode()
