@@ -1,8 +1,8 @@
-"""Starts training programs as processes of their own that need not import PyTorch and its libraries again.
+"""Starts programs as processes of their own that need not import PyTorch and its libraries again.
 
-Reads a request a line, each of JSON, and answers with a line: {"script", "arguments", "folder", "environment",
-"stdout", "stderr"} starts a program, whose process id is the answer; {"pid"} asks for its exit status, null while it
-runs. The forked process becomes the program: its `__main__`, arguments, folder, environment, output, and its end.
+Reads a request a line, each of JSON, and answers with a line: {"arguments", "folder", "environment", "stdout",
+"stderr"} starts what `python ARGUMENTS` would, and its process id is the answer; {"pid"} asks for its exit status, null
+while it runs. The forked process becomes the program: its `__main__`, arguments, folder, environment, output and end.
 """
 
 from __future__ import annotations
@@ -60,9 +60,14 @@ def become(program: dict[str, Any]) -> None:
     os.chdir(program["folder"])
     os.environ.clear()
     os.environ.update(program["environment"])
-    sys.argv = [program["script"], *program["arguments"]]
-    sys.path[0] = program["folder"]
-    runpy.run_path(program["script"], run_name="__main__")
+    name, *arguments = program["arguments"]
+    if name == "-m":
+        name, *arguments = arguments
+        sys.argv, sys.path[0] = [name, *arguments], os.getcwd()
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = [name, *arguments], os.path.dirname(os.path.abspath(name))
+        runpy.run_path(name, run_name="__main__")
 
 
 if __name__ == "__main__":

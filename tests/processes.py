@@ -13,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import lru_cache
 from io import StringIO
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from accelerate.state import AcceleratorState
@@ -66,12 +66,12 @@ def fork_server() -> ForkServer:
 class Forked:
     """A program that the fork server started, with what the tests need of `Popen`."""
 
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str], stderr: bool) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str], stderr: bool) -> None:
         self.args = command
         self.stdout, self._stderr = (tempfile.NamedTemporaryFile(prefix="said-") for _ in range(2))
         self.returncode: int | None = None
         self.pid = fork_server().ask(
-            script=command[1], arguments=command[2:], folder=str(folder), environment=environment,
+            arguments=list(map(str, command[1:])), folder=str(folder), environment=environment,
             stdout=self.stdout.name, stderr=(self._stderr if stderr else self.stdout).name,
         )  # fmt: skip
 
@@ -100,6 +100,31 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def start_python(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None, stderr: bool = True
+) -> subprocess.Popen | Forked:
+    """`python ARGUMENTS` in `folder`, a script or a module; errors go to `stdout` too where `stderr` is not wanted."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    is_ours = command[1].endswith(".py") or command[1] == "-m" and command[2].split(".")[0] in ("grading", "pytest")
+    if FORKS and is_ours:  # what starts others is a whole process, whose children import what they need
+        return Forked(command, folder, environment, stderr)
+    other = subprocess.PIPE if stderr else subprocess.STDOUT
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=other)
+
+
+def run_python(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` to its end, whatever that is."""
+    process = start_python(*arguments, folder=folder, environment=environment)
+    try:
+        said, complaints = (text.decode() for text in process.communicate(timeout=timeout))
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
+
+
 class Program:
     """A training program with the flags that all its test runs share."""
 
@@ -109,14 +134,12 @@ class Program:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
+    def arguments(self, output_dir: Path, flags: tuple[str, ...]) -> list[str]:
+        return [*self.command[1:], "--output_dir", str(output_dir), *flags]
+
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""
-        process = self._start(output_dir, flags, stderr=True)
-        try:
-            said, complaints = (text.decode() for text in process.communicate(timeout=600))
-        finally:
-            process.kill()
-        return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
+        return run_python(*self.arguments(output_dir, flags), folder=self.folder, environment=self.environment)
 
     def train(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, which must be a good one."""
@@ -126,16 +149,8 @@ class Program:
 
     def start(self, output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
         """In the background, with all that it says in `stdout`."""
-        return self._start(output_dir, flags, stderr=False)
-
-    def _start(self, output_dir: Path, flags: tuple[str, ...], stderr: bool) -> subprocess.Popen | Forked:
-        command = [*self.command, "--output_dir", str(output_dir), *flags]
-        if FORKS and command[1].endswith(".py"):  # not started by another program
-            return Forked(command, self.folder, self.environment, stderr)
-        other = subprocess.PIPE if stderr else subprocess.STDOUT
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=other
-        )  # fmt: skip
+        arguments = self.arguments(output_dir, flags)
+        return start_python(*arguments, folder=self.folder, environment=self.environment, stderr=False)
 
 
 def wait_for(path: Path, process: subprocess.Popen | Forked, seconds: float = 120) -> None:
