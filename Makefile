@@ -38,11 +38,11 @@ test: export OMP_NUM_THREADS = 1
 test: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --durations 20
 
 test-course: export OMP_NUM_THREADS = 1
 test-course: .venv-course/ready
-	.venv-course/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --ignore tests/grading --ignore-glob 'tests/test_benchmarks*'
+	.venv-course/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --durations 20 --ignore tests/grading --ignore-glob 'tests/test_benchmarks*'
 
 # The student's view of this repository, without the solution.
 starter: .venv/ready
