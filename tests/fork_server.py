@@ -46,6 +46,10 @@ def exit_status(pid: int) -> int | None:
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
+def python_path() -> list[str]:
+    return list(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+
+
 def become(program: dict[str, Any]) -> None:
     for number, (path, flags) in enumerate(
         [
@@ -58,8 +62,10 @@ def become(program: dict[str, Any]) -> None:
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(program["folder"])
+    before = python_path()
     os.environ.clear()
     os.environ.update(program["environment"])
+    sys.path[1:] = [*python_path(), *(folder for folder in sys.path[1:] if folder not in before)]
     name, *arguments = program["arguments"]
     if name == "-m":
         name, *arguments = arguments

@@ -46,10 +46,11 @@ class ForkServer:
     """The process of `fork_server.py`; it ends with this one, when nothing can come any more."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        # What is compiled is compiled in the program itself: other processes for that would import PyTorch again.
+        once = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "fork_server.py")],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **once}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def ask(self, **request: Any) -> int | None:
@@ -135,7 +136,7 @@ class Program:
         self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def arguments(self, output_dir: Path, flags: tuple[str, ...]) -> list[str]:
-        return [*self.command[1:], "--output_dir", str(output_dir), *flags]
+        return [*self.command[1:], "--output_dir", str(output_dir), *map(str, flags)]
 
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""
