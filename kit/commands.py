@@ -10,7 +10,7 @@ from .running import ROOT, run
 
 # One thread for each process of the tests: threads of several would wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-TESTS = ("-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
+TESTS = ("-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--durations", "20")
 STUDENT_TESTS = "grading/student_tests"
 # What is trained in the two stages stands in finetune/presets.py.
 TRAINING = "--resume_from_checkpoint latest".split()

@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState
 
 import finetune.notes
 
+pytest_plugins = ["cpu_by_file"]
+
 
 @pytest.fixture(autouse=True)
 def own_accelerator() -> Iterator[None]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Sequence
 
 import torch
 from accelerate.state import AcceleratorState
@@ -18,6 +22,8 @@ from finetune.setup import fail_clearly
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = str(ROOT / "tiny_sd")
+# What has used a GPU cannot be forked, and on other systems PyTorch's libraries cannot.
+FORKS = sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
@@ -36,6 +42,90 @@ def call(main: Callable[[], None], *flags: str) -> tuple[int, str]:
     return status, said.getvalue()
 
 
+class ForkServer:
+    """The process of `fork_server.py`; it ends with this one, when nothing can come any more."""
+
+    def __init__(self) -> None:
+        # What is compiled is compiled in the program itself: other processes for that would import PyTorch again.
+        once = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "fork_server.py")],
+            env={**os.environ, **once}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, **request: Any) -> int | None:
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+@lru_cache(maxsize=None)
+def fork_server() -> ForkServer:
+    """One for all the tests of this process."""
+    return ForkServer()
+
+
+class Forked:
+    """A program that the fork server started, with what the tests need of `Popen`."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str], stderr: bool) -> None:
+        self.args = command
+        self.stdout, self._stderr = (tempfile.NamedTemporaryFile(prefix="said-") for _ in range(2))
+        self.returncode: int | None = None
+        self.pid = fork_server().ask(
+            arguments=list(map(str, command[1:])), folder=str(folder), environment=environment,
+            stdout=self.stdout.name, stderr=(self._stderr if stderr else self.stdout).name,
+        )  # fmt: skip
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = fork_server().ask(pid=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[bytes, bytes]:
+        self.wait(timeout)
+        return self.stdout.read(), self._stderr.read()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_python(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None, stderr: bool = True
+) -> subprocess.Popen | Forked:
+    """`python ARGUMENTS` in `folder`, a script or a module; errors go to `stdout` too where `stderr` is not wanted."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    is_ours = command[1].endswith(".py") or command[1] == "-m" and command[2].split(".")[0] in ("grading", "pytest")
+    if FORKS and is_ours:  # what starts others is a whole process, whose children import what they need
+        return Forked(command, folder, environment, stderr)
+    other = subprocess.PIPE if stderr else subprocess.STDOUT
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=other)
+
+
+def run_python(
+    *arguments: str | Path, folder: Path, environment: dict[str, str] | None = None, timeout: float = 600
+) -> subprocess.CompletedProcess:
+    """`python ARGUMENTS` to its end, whatever that is."""
+    process = start_python(*arguments, folder=folder, environment=environment)
+    try:
+        said, complaints = (text.decode() for text in process.communicate(timeout=timeout))
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
+
+
 class Program:
     """A training program with the flags that all its test runs share."""
 
@@ -45,12 +135,12 @@ class Program:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
+    def arguments(self, output_dir: Path, flags: tuple[str, ...]) -> list[str]:
+        return [*self.command[1:], "--output_dir", str(output_dir), *map(str, flags)]
+
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""
-        return subprocess.run(
-            [*self.command, "--output_dir", str(output_dir), *flags],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
+        return run_python(*self.arguments(output_dir, flags), folder=self.folder, environment=self.environment)
 
     def train(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, which must be a good one."""
@@ -58,14 +148,13 @@ class Program:
         assert run.returncode == 0, run.stdout + run.stderr
         return run
 
-    def start(self, output_dir: Path, *flags: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [*self.command, "--output_dir", str(output_dir), *flags],
-            cwd=self.folder, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    def start(self, output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
+        """In the background, with all that it says in `stdout`."""
+        arguments = self.arguments(output_dir, flags)
+        return start_python(*arguments, folder=self.folder, environment=self.environment, stderr=False)
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(path: Path, process: subprocess.Popen | Forked, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.stdout.read().decode()

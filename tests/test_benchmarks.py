@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 
 import pytest
@@ -86,7 +87,10 @@ def test_a_checkpoint_that_is_timed_is_a_whole_one(tmp_path):
     assert averages == pytest.approx(2 * weights, rel=0.05)
 
 
-def test_the_size_of_a_cache_is_that_of_its_encodings():
+def test_the_size_of_a_cache_is_that_of_its_encodings(monkeypatch):
+    if not torch.cuda.is_available():  # then its three processes need not import PyTorch again
+        fork = multiprocessing.get_context("fork")
+        monkeypatch.setattr(caching.multiprocessing, "get_context", lambda _: fork)
     result = caching.measure("sd14", samples=192, resolution=64)
     prompts = len({sample.text for sample in map(RenderedFill50K(size=192).render, range(192))})
     numbers = 192 * (4 * 8 * 8) + prompts * (77 * 768)  # latents and text embeddings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ SMALL = [
     "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
     "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--rank", "2",
 ]  # fmt: skip
+
+
+BASE_PARTS = {"model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"}
 
 
 def picture(seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -367,9 +371,24 @@ def test_cached_and_uncached_lora_training_are_the_same(lora, tmp_path):
     assert losses(tmp_path / "uncached") == pytest.approx(losses(tmp_path / "cached"), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def narrow_base(tmp_path_factory) -> Path:
+    """The embedded base with a UNet of two narrow blocks, which does not take as long to compile."""
+    folder = tmp_path_factory.mktemp("bases") / "narrow"
+    shutil.copytree(BASE, folder, ignore=lambda at, names: {*names} - BASE_PARTS if at == BASE else ())
+    config = {
+        **UNet2DConditionModel.load_config(BASE, subfolder="unet"), "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return folder
+
+
 @pytest.mark.skipif(not is_torch_version(">=", "2.4"), reason="older releases compile too little of the model")
-def test_compiled_training_loses_the_same(lora, tmp_path):
-    flags = ("--max_train_steps", "4", "--checkpointing_steps", "1")
+def test_compiled_training_loses_the_same(lora, narrow_base, tmp_path):
+    flags = ("--max_train_steps", "4", "--checkpointing_steps", "1", "--pretrained_model_name_or_path", narrow_base)
     output = lora.train(tmp_path / "compiled", *flags, "--compile").stdout
     assert "Compiling: the first step takes" in output
     lora.train(tmp_path / "plain", *flags)

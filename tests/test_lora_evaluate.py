@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import nbformat
 import numpy as np
@@ -22,7 +20,7 @@ from finetune.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
 from lora import save_lora, save_state
-from processes import BASE, ROOT
+from processes import BASE, ROOT, run_python
 from test_lora import random_lora
 
 TASK = ROOT / "task_2_lora"
@@ -46,10 +44,7 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
         image.save(training / f"{i}.png")
     flags = ["--base", BASE, "--lora", str(lora), "--measure", "style", "--train_data_dir", str(training)]
     flags += ["--prompts", "a cat", "gold circle", "--num_seeds", "2", "--num_inference_steps", "2"]
-    run = subprocess.run(
-        [sys.executable, "evaluate.py", *flags, "--output_dir", str(tmp_path / "out")],
-        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    run = run_python("evaluate.py", *flags, "--output_dir", tmp_path / "out", folder=TASK)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [len(results["scores"][name]["style"]) for name in ("base", "lora", "true")] == [4, 4, 2]
@@ -72,11 +67,10 @@ def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_p
         for parameter in denoiser.trainable_parameters():
             parameter.data.zero_()
         lora = save_lora(denoiser, tmp_path, kohya=False)
-    run = subprocess.run(
-        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "subject",
+    run = run_python(
+        "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "subject",
          "--train_data_dir", "sample_data/dreambooth-cat", "--prompts", "a sks cat", "--class_prompt", "a cat",
-         "--num_seeds", "2", "--num_inference_steps", "2", "--output_dir", str(tmp_path / "out")],
-        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+         "--num_seeds", "2", "--num_inference_steps", "2", "--output_dir", tmp_path / "out", folder=TASK,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -91,11 +85,10 @@ def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_p
 
 def evaluate_in_vain(lora, folder) -> str:
     """The sentence with which the program ends, without a file."""
-    run = subprocess.run(
-        [sys.executable, "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "style",
+    run = run_python(
+        "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "style",
          "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(folder / "out"),
-         "--num_seeds", "1", "--num_inference_steps", "2"],
-        cwd=TASK, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+         "--num_seeds", "1", "--num_inference_steps", "2", folder=TASK,
     )  # fmt: skip
     assert run.returncode != 0 and "Traceback" not in run.stderr and not (folder / "out").exists()
     return run.stderr

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +17,7 @@ from icons import STYLES, icon, load_subjects
 from lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
 from marks import MARKS, MOST, marks_of, sample_program
 from places import PLACES
-from processes import BASE, ROOT
+from processes import BASE, ROOT, run_python
 from scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
@@ -185,10 +182,7 @@ def test_three_shades_of_paper_are_no_inks():
 
 
 def printed(program: str, folder) -> str:
-    run = subprocess.run(
-        [sys.executable, f"tiny_sd/{program}.py", str(folder)],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    run = run_python(f"tiny_sd/{program}.py", folder, folder=ROOT)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

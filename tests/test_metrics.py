@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from fill50k import TEST_DISCS, RenderedFill50K, load_data
 from finetune.colors import COLORS
 from finetune.images import square
 from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
+from processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
@@ -235,12 +233,12 @@ def test_edges_become_a_data_set_that_training_reads(tmp_path):
         drawing(i).save(tmp_path / "pictures" / f"{i}.png")
         rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
     (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(rows))
-    command = [sys.executable, "make_canny.py", "--dataset_name", str(tmp_path / "pictures"), "--resolution", "128"]
-    run = [*command, "--output_dir", str(tmp_path / "edges")]
-    folder, environment = ROOT / "task_1_controlnet", {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(run, cwd=folder, env=environment, check=True, capture_output=True)
+    command = ["make_canny.py", "--dataset_name", tmp_path / "pictures", "--resolution", "128"]
+    command += ["--output_dir", tmp_path / "edges"]
+    first = run_python(*command, folder=ROOT / "task_1_controlnet")
+    assert first.returncode == 0, first.stderr
     data = load_data(str(tmp_path / "edges"), "image", "conditioning_image", "text", None)
     assert [data[i]["text"] for i in range(3)] == ["picture 0", "picture 1", "picture 2"]
     assert all(edge_f1(data[i]["image"], data[i]["conditioning_image"]) == 1 for i in range(3))
-    again = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
+    again = run_python(*command, folder=ROOT / "task_1_controlnet")
     assert again.returncode == 1 and "is there already" in again.stderr and "Traceback" not in again.stderr

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Callable, Sequence
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from safetensors.torch import load_file
 from finetune import checkpoints
 from finetune.devices import is_gpu, pick_device
 from finetune.training import Plan, Training
-from processes import BASE, ROOT, Program, assert_same, losses, wait_for
+from processes import BASE, ROOT, Program, assert_same, losses, start_python, wait_for
 
 # Small, float32 and without validation: four steps take seconds.
 PROGRAM = Program("task_1_controlnet", "train.py", [
@@ -188,14 +191,36 @@ def started_by(*launcher: str, **environment: str) -> Program:
     return program
 
 
-def assert_trains_as_one(two: Program, output_dir: Path, alone: Path) -> None:
+def in_two_processes(output_dir: Path, *flags: str, under: Sequence[str] = (), **environment: str) -> str:
+    """The training in two processes that know of each other what torchrun tells them; all that they say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        start_python(
+            *under, *PROGRAM.arguments(output_dir, flags), folder=PROGRAM.folder, stderr=False,
+            environment={**PROGRAM.environment, **told, **environment, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=600)[0].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    return "".join(said)
+
+
+def assert_trains_as_one(train: Callable, resume: Callable[..., str], output_dir: Path, alone: Path) -> None:
     """The same losses and files as one process, and a checkpoint to go on from to the same weights."""
-    two.train(output_dir, *TOGETHER)
+    train(output_dir, *TOGETHER)
     assert losses(output_dir) == pytest.approx(losses(alone), rel=1e-4)
     straight, expected = weights(output_dir), weights(alone)
     assert straight.keys() == expected.keys() and load_config(output_dir) == load_config(alone)
     assert all(torch.allclose(straight[name], expected[name], atol=1e-4) for name in expected)
-    resumed = two.train(output_dir, *TOGETHER, "--resume_from_checkpoint", "checkpoint-2").stdout
+    resumed = resume(output_dir, *TOGETHER, "--resume_from_checkpoint", "checkpoint-2")
     assert resumed.count("Resuming from") == 1
     assert_same(weights(output_dir), straight)
 
@@ -214,7 +239,7 @@ joins_on_cpu = hasattr(torch.cpu, "set_device")
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
 def test_two_processes_train_together_and_resume(tmp_path, alone, launcher):
     """As they are started on GPUs, on one CPU."""
-    assert_trains_as_one(started_by(*launcher), tmp_path, alone)
+    assert_trains_as_one(started_by(*launcher).train, in_two_processes, tmp_path, alone)
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["settings"]["samples_per_step"] == 8
 
@@ -230,8 +255,8 @@ def test_two_processes_that_cannot_join_stop_with_a_sentence(tmp_path):
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")
 def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_path, alone):
     """FSDP on one CPU."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "tests" / "fsdp_on_cpu.py")]
-    assert_trains_as_one(started_by(*launcher, ACCELERATE_USE_CPU="true"), tmp_path, alone)
+    spread = partial(in_two_processes, under=[str(ROOT / "tests" / "fsdp_on_cpu.py")], ACCELERATE_USE_CPU="true")
+    assert_trains_as_one(spread, spread, tmp_path, alone)
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
@@ -241,7 +266,7 @@ def test_deepspeed_trains_as_one_process_does(tmp_path, alone):
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     launcher += ["--mixed_precision", "no", str(ROOT / "tests" / "deepspeed_on_cpu.py")]
     two = started_by(*launcher, DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu", OMP_NUM_THREADS="1")
-    assert_trains_as_one(two, tmp_path, alone)
+    assert_trains_as_one(two.train, lambda *flags: two.train(*flags).stdout, tmp_path, alone)
 
 
 @pytest.mark.gpu
