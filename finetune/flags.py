@@ -1,16 +1,16 @@
 """The command-line flags that all training programs have, under the names that diffusers' users know, and the plan of
-the run that they describe."""
+the run that they describe. Needs no library, so that a program can read its flags before it imports any."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.optimization import SchedulerType
-
 from .numbers import (
+    MOST_HELD_OUT,
     natural_float,
     natural_int,
     or_none,
@@ -22,14 +22,30 @@ from .numbers import (
     split_share,
     switch,
 )
-from .objective import MOST_HELD_OUT
 from .presets import defaults_of, in_words, presets_of
-from .setup import precision_here
-from .training import Plan
 
-# One of them has steps of its own, for which there is no flag.
-SCHEDULES = [kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT]
+# Those of diffusers but one, which has steps of its own, for which there is no flag.
+SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 LAST_OF_POLYNOMIAL = 1e-7  # the learning rate that this schedule ends at, in diffusers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is optimised: what the flags of the same names say."""
+
+    train_batch_size: int
+    max_train_steps: int
+    learning_rate: float
+    lr_scheduler: str
+    lr_warmup_steps: int
+    max_grad_norm: float
+    use_8bit_adam: bool
+    compile: bool
+    dataloader_num_workers: int
+    checkpointing_steps: int
+    checkpoints_total_limit: int | None
+    seed: int
+    validation_loss_steps: int = 0
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -107,7 +123,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.set_defaults(**defaults_of(preset, sys.argv[1:]))
     args = parser.parse_args()
     falls = args.lr_warmup_steps < args.max_train_steps and args.learning_rate > LAST_OF_POLYNOMIAL
-    if args.lr_scheduler == SchedulerType.POLYNOMIAL.value and not falls:
+    if args.lr_scheduler == "polynomial" and not falls:
         parser.error(
             f"--lr_scheduler polynomial falls from --learning_rate to {LAST_OF_POLYNOMIAL:g} after --lr_warmup_steps: "
             "the rate must be higher, and the steps fewer than --max_train_steps"
@@ -119,7 +135,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
             "--validation_split takes from the data, --validation_data_dir is another folder: give one of them"
         )
     args.mixed_precision_asked = args.mixed_precision
-    args.mixed_precision = precision_here(args.mixed_precision)
+    if args.mixed_precision == "auto":
+        from .setup import precision_here  # asks PyTorch
+
+        args.mixed_precision = precision_here(args.mixed_precision)
     return args
 
 

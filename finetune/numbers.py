@@ -6,6 +6,9 @@ import math
 from argparse import ArgumentTypeError
 from typing import Any, Callable
 
+# Of so many pictures a loss is hardly surer than of more: noise and timesteps are the same at every measurement.
+MOST_HELD_OUT = 256
+
 
 def number(
     kind: type,

@@ -10,8 +10,8 @@ from accelerate import PartialState
 from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader, Dataset
 
-# Of so many pictures a loss is hardly surer than of more: noise and timesteps are the same at every measurement.
-MOST_HELD_OUT = 256
+from .numbers import MOST_HELD_OUT
+
 # So many timesteps at least are measured, of however few pictures.
 LEAST_MEASURED = 32
 

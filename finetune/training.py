@@ -7,7 +7,6 @@ import math
 import shutil
 import signal
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from . import checkpoints, runs
 from .devices import pins_memory
 from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
+from .flags import Plan
 from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
 from .progress import HELD_OUT_LOSS, Best, Record, progress_bar
@@ -33,25 +33,6 @@ WORTH_COUNTING = 100
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a model is optimised: what the flags of the same names say."""
-
-    train_batch_size: int
-    max_train_steps: int
-    learning_rate: float
-    lr_scheduler: str
-    lr_warmup_steps: int
-    max_grad_norm: float
-    use_8bit_adam: bool
-    compile: bool
-    dataloader_num_workers: int
-    checkpointing_steps: int
-    checkpoints_total_limit: int | None
-    seed: int
-    validation_loss_steps: int = 0
 
 
 class Training:

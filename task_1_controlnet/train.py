@@ -15,39 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-import torch
-from accelerate import Accelerator
-
-from diffusion.controlnet import ControlNetModel
-from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from evaluate import center, generate, results_grid, score_all
-from fill50k import PartOfPairs, load_data
-from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
-from finetune.cache import Samples, held_out_from, load_encodings
-from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
-from finetune.devices import picture_layout, send
-from finetune.estimate import Rehearsal, cast_frozen, dry_run
 from finetune.flags import parse, plan_of, training_parser
-from finetune.hub import end_if_finished, prepare_upload
-from finetune.images import square, to_tensor
 from finetune.numbers import natural_int, or_none, positive_int
-from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
-from finetune.progress import log_images
-from finetune.runs import Run
-from finetune.setup import (
-    fail_clearly,
-    frozen_dtype,
-    place_frozen,
-    require_hardware,
-    start_accelerator,
-    use_fast_attention,
-    would_run_on,
-)
-from finetune.single_file import as_folder
-from finetune.training import Training
-from metrics import chance, not_aligned_yet, summary
-from utils import load_test_data
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +49,42 @@ def parse_args() -> argparse.Namespace:
     add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")
     add("--validation_steps", type=natural_int, default=500, help="draw and score the tests this often (0: never)")
     return parse(parser)
+
+
+if __name__ == "__main__":
+    parse_args()  # says --help, and what is wrong with the flags, before PyTorch is imported, which takes seconds
+
+import torch
+from accelerate import Accelerator
+
+from diffusion.controlnet import ControlNetModel
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from evaluate import center, generate, results_grid, score_all
+from fill50k import PartOfPairs, load_data
+from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
+from finetune.cache import Samples, held_out_from, load_encodings
+from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.devices import picture_layout, send
+from finetune.estimate import Rehearsal, cast_frozen, dry_run
+from finetune.hub import end_if_finished, prepare_upload
+from finetune.images import square, to_tensor
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
+from finetune.progress import log_images
+from finetune.runs import Run
+from finetune.setup import (
+    fail_clearly,
+    frozen_dtype,
+    place_frozen,
+    require_hardware,
+    start_accelerator,
+    use_fast_attention,
+    would_run_on,
+)
+from finetune.single_file import as_folder
+from finetune.training import Training
+from metrics import chance, not_aligned_yet, summary
+from utils import load_test_data
 
 
 class ControlNetSamples(Samples):

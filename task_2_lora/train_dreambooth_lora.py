@@ -15,18 +15,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
-from class_images import draw_class_images
-from data import Joined, SubjectImages, Variants
-from finetune.cache import Samples, held_out_from
 from finetune.flags import add_switch
-from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, positive_int
-from finetune.runs import Run
-from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from finetune.single_file import as_folder
-from training import LoraTraining, dry_run, end_if_finished, lora_parser, lora_plan_of, parse_lora
+from lora_flags import lora_parser, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +46,21 @@ def parse_args() -> argparse.Namespace:
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
     return args
+
+
+if __name__ == "__main__":
+    parse_args()  # says --help, and what is wrong with the flags, before PyTorch is imported, which takes seconds
+
+from torch.utils.data import Dataset
+
+from class_images import draw_class_images
+from data import Joined, SubjectImages, Variants
+from finetune.cache import Samples, held_out_from
+from finetune.hub import prepare_upload
+from finetune.runs import Run
+from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
+from training import LoraTraining, dry_run, end_if_finished, lora_plan_of
 
 
 class SubjectWithPrior(Dataset):

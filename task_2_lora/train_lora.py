@@ -12,14 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data import CaptionedImages, Variants
-from finetune.cache import held_out_from
-from finetune.hub import prepare_upload
 from finetune.numbers import natural_float, or_none, positive_int
-from finetune.runs import Run
-from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from finetune.single_file import as_folder
-from training import LoraTraining, dry_run, end_if_finished, lora_parser, lora_plan_of, parse_lora
+from lora_flags import lora_parser, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +26,18 @@ def parse_args() -> argparse.Namespace:
     add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")
     add("--noise_offset", type=natural_float, default=0.0, help="for very dark or bright styles; 0.05 to 0.1 is usual")
     return parse_lora(parser)
+
+
+if __name__ == "__main__":
+    parse_args()  # says --help, and what is wrong with the flags, before PyTorch is imported, which takes seconds
+
+from data import CaptionedImages, Variants
+from finetune.cache import held_out_from
+from finetune.hub import prepare_upload
+from finetune.runs import Run
+from finetune.setup import fail_clearly, require_hardware, start_accelerator
+from finetune.single_file import as_folder
+from training import LoraTraining, dry_run, end_if_finished, lora_plan_of
 
 
 def main() -> None:

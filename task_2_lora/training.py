@@ -21,15 +21,14 @@ from finetune.base import BaseModel, factor_of, load_configs
 from finetune.cache import Samples, load_encodings
 from finetune.cards import Origin, architecture_of, file_texts, write_card
 from finetune.estimate import Rehearsal, cast_frozen
-from finetune.flags import add_switch, parse, plan_of, training_parser
+from finetune.flags import Plan, plan_of
 from finetune.hub import Upload
-from finetune.numbers import natural_int, or_none, positive_float, positive_int
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
 from finetune.runs import Run, RunFinished, is_main_process
 from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
-from finetune.training import Plan, Training
-from lora import KOHYA_FILE, UNET_TARGETS, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
+from finetune.training import Training
+from lora import KOHYA_FILE, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)
@@ -53,39 +52,6 @@ class LoraPlan:
     validation_epochs: int
     validation_guidance_scale: float
     optimisation: Plan
-
-
-def lora_parser(program: str, description: str, validation_epochs: int, **defaults: Any) -> argparse.ArgumentParser:
-    """The flags that both trainings have; `validation_epochs` and `defaults` are the program's own defaults."""
-    parser = training_parser(program, description, **defaults)
-    add = parser.add_argument
-    add_switch(parser, "--random_flip", "train on the mirror images too")
-    add_switch(parser, "--random_crop", "train on random squares of the images, not on the centre")
-    add("--rank", type=positive_int, default=4, help="the LoRA's rank: its size and capacity")
-    add("--alpha", type=or_none(positive_float), default=None, help="the LoRA counts alpha / rank (default: the rank)")
-    add(
-        "--lora_layers",
-        choices=list(UNET_TARGETS),
-        default="attention",
-        help="of the UNet; all: feed-forward and convolutions too, which small bases want",
-    )
-    add_switch(parser, "--train_text_encoder", "a LoRA on the text encoder too")
-    add("--also_save", choices=["kohya"], default=None, help="the layout that ComfyUI and AUTOMATIC1111 read")
-    add(
-        "--validation_prompt",
-        type=or_none(str),
-        default=None,
-        help="draw this during training, into output_dir/validation",
-    )
-    add("--num_validation_images", type=positive_int, default=4)
-    add("--validation_epochs", type=natural_int, default=validation_epochs, help="draw after so many epochs (0: never)")
-    return parser
-
-
-def parse_lora(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    args = parse(parser)
-    args.alpha = float(args.rank) if args.alpha is None else args.alpha
-    return args
 
 
 def lora_plan_of(args: argparse.Namespace) -> LoraPlan:

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from finetune import checkpoints
 from finetune.devices import is_gpu, pick_device
-from finetune.training import Plan, Training
+from finetune.flags import Plan
+from finetune.training import Training
 from processes import BASE, ROOT, Program, assert_same, losses, start_python, wait_for
 
 # Small, float32 and without validation: four steps take seconds.
