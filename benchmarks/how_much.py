@@ -1,0 +1,106 @@
+"""How many pictures does a ControlNet need, and which rank a LoRA? Two tables from the embedded base.
+
+    python benchmarks/how_much.py samples        # the demo's first stage with fewer and more samples: IoU
+    python benchmarks/how_much.py rank           # both of Task 2's LoRAs by rank: closeness, drift, seconds, file size
+
+Trainings and evaluations are those of the presets, each in its folder below runs/how_much/. Whoever stops it (Ctrl-C)
+starts it again: what is finished is not done twice, and a training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "runs" / "how_much"
+TASK_1, TASK_2 = ROOT / "task_1_controlnet", ROOT / "task_2_lora"
+BASE = ["--base", str(ROOT / "tiny_sd")]
+SAMPLES = (100, 250, 1000, 4000, 16000)
+RANKS = (1, 4, 16, 64)
+# Of each LoRA's preset: its program, what evaluate.py measures, and the pictures that it learns from.
+LORAS = {
+    "style-tiny": ("train_lora.py", "style", "sample_data/artistic-custom/train"),
+    "dreambooth-tiny": ("train_dreambooth_lora.py", "subject", "sample_data/dreambooth-cat"),
+}
+
+
+def run(folder: Path, command: Sequence[str]) -> None:
+    """Runs a program with this Python; ends this one if it fails."""
+    print(f"\n{' '.join(command)}", flush=True)
+    if subprocess.run([sys.executable, *command], cwd=folder).returncode:
+        sys.exit(f"Error: {command[0]} stopped; what was finished is kept, start again to go on.")
+
+
+def measured(folder: Path, evaluate: Sequence[str], task: Path) -> dict[str, Any]:
+    """The figures of a folder's evaluation, made now if they are not there."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        run(task, ["evaluate.py", *evaluate, *BASE, "--output_dir", str(folder)])
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def options_of(folder: Path) -> dict[str, Any]:
+    """A training's flags, and its seconds from the first start to the end."""
+    return json.loads((folder / "training_options.json").read_text(encoding="utf-8"))
+
+
+def by_samples(numbers: Sequence[int], more: Sequence[str]) -> str:
+    rows = ["| samples | seen on average | mean IoU of 100 held-out conditions | above 0.8 |", "|---|---|---|---|"]
+    for number in numbers:
+        folder = RUNS / f"samples-{number}"
+        flags = ["--preset", "demo-64", "--max_train_samples", str(number), "--output_dir", str(folder)]
+        run(TASK_1, ["train.py", *flags, "--part_of", str(folder), "--resume_from_checkpoint", "latest", *more])
+        drawn = ["--controlnet", str(folder / "controlnet"), "--guidance_scale", "3", "--num_inference_steps", "12"]
+        found = measured(folder / "evaluation", drawn, TASK_1)["held_out"]
+        options = options_of(folder)["options"]
+        seen = options["max_train_steps"] * options["train_batch_size"] / number
+        rows.append(f"| {number:,} | {seen:,.1f} times | {found['mean_iou']:.3f} | {found['share_above_0.8']:.0%} |")
+    return "\n".join(rows)
+
+
+def lora_of(preset: str, rank: int, more: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """A LoRA's folder and the figures of its evaluation."""
+    program, measure, data = LORAS[preset]
+    folder = RUNS / f"{measure}-rank-{rank}"
+    flags = ["--preset", preset, "--rank", str(rank), "--output_dir", str(folder), "--validation_epochs", "0"]
+    if measure == "subject":  # the base's pictures of the class are the same for all
+        flags += ["--class_data_dir", str(RUNS / "class-images")]
+    run(TASK_2, [program, *flags, "--resume_from_checkpoint", "latest", *more])
+    drawn = ["--measure", measure, "--lora", str(folder), "--train_data_dir", data, "--guidance_scale", "2.5"]
+    return folder, measured(folder / "evaluation", drawn, TASK_2)
+
+
+def by_rank(ranks: Sequence[int], more: Sequence[str]) -> str:
+    rows = [
+        "| rank | style distance, share of the base's | subject score | drift of the class | seconds, both | a file |",
+        "|---|---|---|---|---|---|",
+    ]
+    for rank in ranks:
+        (style, of_style), (subject, of_subject) = (lora_of(preset, rank, more) for preset in LORAS)
+        distance = of_style["means"]["lora"]["style"] / of_style["means"]["base"]["style"]
+        score, moved = of_subject["means"]["lora"]["subject"], of_subject["drift"]["mean"]
+        size = (style / "pytorch_lora_weights.safetensors").stat().st_size / 2**20
+        seconds = options_of(style)["seconds"] + options_of(subject)["seconds"]
+        rows.append(f"| {rank} | {distance:.0%} | {score:.2f} | {moved:.0%} | {seconds:.0f} | {size:.1f} MiB |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=["samples", "rank"])
+    parser.add_argument("--values", type=int, nargs="+", default=None, help="these numbers only")
+    args, more = parser.parse_known_args()  # what else is typed goes to the trainings
+    table = by_samples if args.table == "samples" else by_rank
+    print("\n" + table(args.values or (SAMPLES if args.table == "samples" else RANKS), more))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nStopped: start again to go on.")
