@@ -5,6 +5,7 @@ Neither was at hand: what PyTorch says of them is replaced, and what is asked of
 
 from __future__ import annotations
 
+import argparse
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,8 +86,9 @@ def test_the_precision_is_one_that_the_gpu_takes(machine, found, auto, refused):
 
 def test_a_refused_precision_stops_before_anything_is_begun(machine, tmp_path):
     machine("mps", "2.5")
+    args = argparse.Namespace(output_dir=tmp_path, mixed_precision="fp16", report_to="none")
     with pytest.raises(SetupError, match="fp16 on mps"):
-        setup.start_accelerator(tmp_path, "controlnet", "fp16", 1, 0)
+        setup.start_accelerator(args, "controlnet")
     assert not list(tmp_path.iterdir())
 
 
