@@ -21,11 +21,11 @@ from finetune.numbers import positive_int
 from finetune.progress import progress_bar
 
 from ..files.collection import hand_ins, left_out
-from ..grades.likeness import Comparison, section
 from ..grades.results import write_atomically
 from ..grades.teacher_page import STYLE
 from ..sandbox.cores import usable_cores
 from .facts import Facts, kept_facts
+from .likeness import Comparison, section
 from .pairs import compare
 
 INTERRUPTED = "Stopped. What was read is kept: the same command goes on from there."

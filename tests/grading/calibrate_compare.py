@@ -29,9 +29,9 @@ from safetensors.numpy import load_file, save
 from finetune.progress import progress_bar
 from grading.compare.facts import Facts, kept_facts
 from grading.compare.given import our_code
+from grading.compare.likeness import LINE
 from grading.compare.pairs import CODE_LINE, Compare, compare
 from grading.compare.texts import BETWEEN, Text, code, in_common
-from grading.grades.likeness import LINE
 from grading.handed_out.banners import TODOS
 from hand_ins import FILE_OF, LORA_1, LORA_2, PDF, hand_in, with_text, write_zip
 from made_pictures import jpeg, pdf_of, png

@@ -564,9 +564,10 @@ def test_the_scripts_are_valid_and_the_unpacked_grader_starts(autograder_zip, tm
     for name in ("setup.sh", "run_autograder"):
         assert subprocess.run(["bash", "-n", tmp_path / name]).returncode == 0
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-m", "grading.autograder", "--help"]
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0 and "--gradescope" in run.stdout, run.stderr
+    for program, flag in (("autograder", "--gradescope"), ("contest", "--iou")):
+        command = [sys.executable, "-m", f"grading.{program}", "--help"]
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0 and flag in run.stdout, run.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------

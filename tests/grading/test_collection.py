@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import sys
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,7 +161,7 @@ def test_one_archive_is_taken_whatever_it_is_called(tmp_path):
 
 
 def child(results: dict) -> list[str]:
-    """Stands in for the program that grades: it unpacks, and gives the same results to all."""
+    """What Python runs in place of the grader: it unpacks, and gives the same results to all."""
     script = (
         "import json, sys; from pathlib import Path; from grading.files.archive import unpack\n"
         "job = json.loads(sys.argv[-1])\n"
@@ -170,12 +169,12 @@ def child(results: dict) -> list[str]:
         f"Path(job['output'], 'results.json').write_text({json.dumps(results)!r})\n"
         "Path(job['output'], 'gallery.json').write_text('[]')\n"
     )
-    return [sys.executable, "-c", script]
+    return ["-c", script]
 
 
 @contextmanager
-def ready(prepared, numbers, seconds):
-    yield Path("/nowhere"), []
+def ready(prepared, numbers, seconds, train=True, quick=False):
+    yield autograder.Ready(Path("/nowhere"), [])
 
 
 @pytest.fixture

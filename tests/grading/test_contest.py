@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import SimpleNamespace
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -27,7 +27,8 @@ from grading.contest.stages import Conditions, Reached, Stopped, run_recipe
 from grading.grades.numbers import Numbers
 from grading.grades.results import results_of
 from grading.grades.rubric import Evidence, grade
-from grading.sandbox.trusted import ROOT, GraderError
+from grading.sandbox.trusted import GraderError
+from kit import commands
 
 TINY = """
 resolution = 64
@@ -59,21 +60,25 @@ def test_a_recipe_sets_flags_of_the_training_and_no_place_or_name(monkeypatch):
     assert not [name for name in ALLOWED if any(part in name for part in named) and name != "gradient_checkpointing"]
 
 
+def trainings_of_the_demo(monkeypatch) -> list[list[str]]:
+    """What the demo gives train.py, once for each training."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(commands, "run", lambda command, *_: started.append(command))
+    commands.demo(SimpleNamespace(python="python"), PurePath("runs/demo"), PurePath("tiny_sd"))
+    return [command[2:] for command in started if command[1] == "train.py"]
+
+
 def test_the_reference_is_what_make_demo_trains(monkeypatch):
-    """The Makefile's two trainings, without what the contest sets for all."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    common = re.search(r"^TRAIN := (.*)$", makefile, re.M)[1]
-    lines = [common + line for line in re.findall(r"^\t\$\(TRAIN\)(.*)$", makefile, re.M)]
-    assert len(lines) == 2
-    expected = []
-    for line in lines:
-        monkeypatch.setattr(sys, "argv", ["train.py", *line.split("train.py")[1].split()])
-        expected.append({name: value for name, value in vars(train.parse_args()).items() if name in ALLOWED})
+    """Both as train.py's own parser reads them, without what the contest sets for all."""
+
+    def read(flags: list[str]) -> dict[str, object]:
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+        return {name: value for name, value in vars(train.parse_args()).items() if name in ALLOWED}
+
     reference = read_recipe(run.REFERENCE)
-    for stage, wanted in enumerate(expected):
-        monkeypatch.setattr(sys, "argv", ["train.py", *reference.flags(stage)])
-        found = {name: value for name, value in vars(train.parse_args()).items() if name in ALLOWED}
-        assert found == wanted
+    in_demo = [read(flags) for flags in trainings_of_the_demo(monkeypatch)]
+    assert len(in_demo) == 2 and all(one.keys() == set(ALLOWED) for one in in_demo)
+    assert [read(reference.flags(stage)) for stage in range(len(reference.stages))] == in_demo
 
 
 def test_what_stands_above_the_stages_holds_for_all():

@@ -372,11 +372,15 @@ def test_banners_of_ones_own_make_no_place(repository, call):
 
 
 def test_damaged_files_are_named(repository, call):
-    edit(repository / TASK_1 / "diffusion" / "controlnet.py", "######## TODO (2) ########", "######## TODO 2")
+    banner, damaged = "######## TODO (2) ########", "######## TODO 2"
+    edit(repository / TASK_1 / "diffusion" / "controlnet.py", banner, damaged)
+    lines = (repository / TASK_1 / "diffusion" / "controlnet.py").read_text().splitlines()
+    line = 1 + next(index for index, text in enumerate(lines) if text.strip() == damaged)
     (repository / TASK_1 / "metrics.py").unlink()
     (repository / TASK_1 / "utils.py").write_bytes(b"\xff\xfe")
     (repository / TASK_1 / "fill50k.py").write_text("x = 1\n" * 100_000)
-    output = assert_refused(call, "controlnet.py: The two banner lines of TODO (2) are missing (line 150 looks like a")
+    wrong = f"controlnet.py: The two banner lines of TODO (2) are missing (line {line} looks like a damaged banner"
+    output = assert_refused(call, wrong)
     assert "metrics.py is missing: copy it from what was handed out" in output
     assert "utils.py is not UTF-8 text" in output
     assert "fill50k.py is changed" in output and "(it has 100000 lines in place of" in output

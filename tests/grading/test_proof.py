@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import textwrap
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from grading.autograder import student_code
+from grading.autograder.again import grader_key
 from grading.autograder.alignment import CONFIG, WEIGHTS, Shared
 from grading.autograder.grade import quick_judges, real_judges
 from grading.autograder.proof import reference
@@ -322,6 +324,14 @@ def test_a_reference_is_of_its_numbers_code_and_libraries(monkeypatch, tmp_path)
     assert made_of(NUMBERS) != now
     assert reference.find_reference(tmp_path, NUMBERS) is None
     assert with_settings(NUMBERS, ["prove=False"]).prove is False
+
+
+def test_what_was_graded_counts_only_while_the_same_is_handed_out(monkeypatch):
+    """Also where no line of code has changed: the record of what was handed out is made after the code."""
+    monkeypatch.setattr("grading.autograder.proof.identity.digest_of", lambda paths: sorted(map(str, paths)))
+    files = json.loads(grader_key(NUMBERS, quick=False))["code"]
+    for name in ("handed_out/handed_out.json.gz", "contest/demo.toml", "autograder/run.py"):
+        assert str(ROOT / "grading" / name) in files
 
 
 def test_a_quick_look_trains_and_draws_nothing(monkeypatch):

@@ -276,7 +276,7 @@ def test_grading_on_gradescope_keeps_to_the_rules(tmp_path, monkeypatch, capsys)
         given.append(named["days_late"])
         return {"score": 20}, []
 
-    def ready(*_):
+    def ready(*_, **__):
         raise autograder.GraderError("it must not start")
 
     (tmp_path / "submission").mkdir()
@@ -287,9 +287,9 @@ def test_grading_on_gradescope_keeps_to_the_rules(tmp_path, monkeypatch, capsys)
     assert grade_on_gradescope(tmp_path, tmp_path, ["attempts=2"])["extra_data"]["graded"] is False
 
     class Ready:
-        def __init__(self, *_) -> None: ...
+        def __init__(self, *_, **__) -> None: ...
         def __enter__(self):
-            return tmp_path, []
+            return autograder.Ready(tmp_path, [])
 
         def __exit__(self, *_) -> None: ...
 
@@ -310,12 +310,12 @@ def test_the_late_days_reach_the_points(tmp_path, monkeypatch):
         "for name in ('results', 'gallery'):\n"
         "    json.dump(job['days_late'], open(f\"{job['output']}/{name}.json\", 'w'))\n"
     )
-    command = [sys.executable, "-c", child]
+    command = ["-c", child]
     told = grade_into(tmp_path / "x", tmp_path / "r.json", tmp_path, [], [], [], 60.0, command, days_late=3)
     assert told == (3, 3)
 
     judges = Judges(lambda parts: EVIDENCE.todos, lambda parts: ALIGNED, lambda files: (GOOD, ()))
-    monkeypatch.setattr(autograder, "real_judges", lambda *_: judges)
+    monkeypatch.setattr("grading.autograder.job.real_judges", lambda *_: judges)
     path = write_zip(hand_in(), tmp_path / "1.zip")
     for days, score in ((0, 20), (3, 14)):
         settings = ["late_day=10 %", "leaderboard=true"]

@@ -17,6 +17,8 @@ LIBRARIES = (
     "transformers",
 )  # fmt: skip
 CPU = Path("/proc/cpuinfo")
+# Of a folder's files: code, pictures, settings, and what was handed out.
+KINDS = (".py", ".png", ".json", ".toml", ".gz")
 
 
 def identity(code: Sequence[str], settings: Any) -> dict[str, str]:
@@ -39,7 +41,7 @@ def identity(code: Sequence[str], settings: Any) -> dict[str, str]:
 
 
 def counts(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".py", ".png", ".json") and "__pycache__" not in path.parts
+    return path.is_file() and path.suffix in KINDS and "__pycache__" not in path.parts
 
 
 def is_left_out(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Mapping, Sequence
 
-from .teacher_page import escape
+from ..grades.teacher_page import escape
 
 LINE = 0.5
 MAX_SHOWN = 200  # pairs; of more the page says only how many there are
