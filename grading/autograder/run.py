@@ -155,7 +155,7 @@ def grade_all(
     if len(found) > 1 and not quick:
         from ..compare.run import likeness_section  # with libraries that grading one hand-in does not need
 
-        files.write(results, rows, likeness_section(found, output / "compared", jobs, anchors_of(found)))
+        files.write(results, rows, likeness_section(found, output / ".compared", jobs, anchors_of(found)))
     return {name: done[name][0] for name in found}
 
 

@@ -197,9 +197,12 @@ def test_a_stage_ends_as_soon_as_a_check_reaches_the_target(tmp_path, monkeypatc
     assert (tmp_path / "stage-1" / "checkpoint-1" / "controlnet").is_dir()
 
 
-def test_a_stage_ends_when_its_time_is_used_up_also_before_its_first_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["by hand", "by nohup"])
+def test_a_stage_ends_when_its_time_is_used_up_also_before_its_first_step(handler, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGINT, handler)
     journal = drive(tmp_path, monkeypatch, TINY.replace("16", "4000"), target=2.0, seconds=0.5, gap=1000.0)
     assert journal["end"] == "time" and journal["checks"] == []
+    assert signal.signal(signal.SIGINT, before) is handler
 
 
 def test_a_diverged_recipe_is_told_from_a_fault(tmp_path, monkeypatch):

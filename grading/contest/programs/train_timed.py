@@ -198,6 +198,8 @@ def run_stage(stage: Stage) -> str:
     """Trains, and says how it ended."""
     if not stage.journal["seconds"]:
         stage.clock.go()
+    # It is how a stage is ended, and whoever starts a contest in the background, as by nohup, has it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=stage.tick, daemon=True).start()
     try:
         with fail_clearly_but_told():
@@ -208,6 +210,7 @@ def run_stage(stage: Stage) -> str:
         return "time" if stage.out_of_time else "stopped"
     finally:
         stage.over.set()
+        signal.signal(signal.SIGINT, before)
     if stage.step < stage.steps:
         return "time" if stage.out_of_time else "stopped"
     return "steps"
