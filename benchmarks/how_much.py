@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
+from finetune.numbers import positive_int
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "how_much"
 TASK_1, TASK_2 = ROOT / "task_1_controlnet", ROOT / "task_2_lora"
@@ -93,7 +95,7 @@ def by_rank(ranks: Sequence[int], more: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=["samples", "rank"])
-    parser.add_argument("--values", type=int, nargs="+", default=None, help="these numbers only")
+    parser.add_argument("--values", type=positive_int, nargs="+", default=None, help="these numbers only")
     args, more = parser.parse_known_args()  # what else is typed goes to the trainings
     table = by_samples if args.table == "samples" else by_rank
     print("\n" + table(args.values or (SAMPLES if args.table == "samples" else RANKS), more))
