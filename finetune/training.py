@@ -23,7 +23,8 @@ from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
 from .flags import Plan
 from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
-from .progress import HELD_OUT_LOSS, Best, Record, progress_bar
+from .progress import progress_bar
+from .records import HELD_OUT_LOSS, Best, Record
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10

@@ -70,7 +70,7 @@ from finetune.estimate import Rehearsal, cast_frozen, dry_run
 from finetune.hub import end_if_finished, prepare_upload
 from finetune.images import square, to_tensor
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
-from finetune.progress import log_images
+from finetune.records import log_images
 from finetune.runs import Run
 from finetune.setup import (
     fail_clearly,

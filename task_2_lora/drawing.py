@@ -14,7 +14,8 @@ from PIL import Image
 from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.devices import drawing_dtype, pick_device
 from finetune.dtypes import dtype_argument
-from finetune.progress import log_images, progress_bar
+from finetune.progress import progress_bar
+from finetune.records import log_images
 from lora import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
