@@ -183,7 +183,7 @@ def test_the_notebook_runs_headless(lora, monkeypatch):
 
 def test_the_notebook_is_committed_with_the_outputs_of_a_good_run():
     shown = str(outputs(nbformat.read(NOTEBOOK, 4)))
-    assert shown.count("image/png") == 7
+    assert shown.count("image/jpeg") == 7
     assert "site-packages" not in shown and "stderr" not in shown, "warnings name the machine's paths"
     style, subject = (
         [float(value) for value in found]

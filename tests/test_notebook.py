@@ -42,6 +42,6 @@ def test_notebook_names_both_bases():
 
 def test_notebook_is_committed_with_the_outputs_of_a_good_run():
     shown = str(outputs(nbformat.read(NOTEBOOK, 4)))
-    assert shown.count("image/png") == 3
+    assert shown.count("image/jpeg") == 3
     assert "site-packages" not in shown and "stderr" not in shown, "warnings name the machine's paths"
     assert float(re.search(r"mean_iou\W+([0-9.]+)", shown).group(1)) >= 0.9

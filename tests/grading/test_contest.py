@@ -247,7 +247,15 @@ def interrupt_while(process: subprocess.Popen) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_lets_a_training_save_and_a_second_one_does_not(monkeypatch):
+@pytest.fixture
+def ctrl_c_heard():
+    """Tests that were started in the background, as by nohup, have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_lets_a_training_save_and_a_second_one_does_not(monkeypatch, ctrl_c_heard):
     program = "import signal, sys, time; signal.signal(2, lambda *_: {}); print(flush=True); time.sleep({}); {}"
     for action, status in (("sys.exit(0)", 0), ("0", -signal.SIGKILL)):
         command = [sys.executable, "-c", program.format(action, 300, "time.sleep(300)")]
