@@ -14,7 +14,7 @@ import caching
 import checkpoint
 import sample
 from fill50k import RenderedFill50K
-from finetune.base import BaseModel
+from finetune.model.base import BaseModel
 from finetune.setup import bf16_is_fast
 from models import build_models
 from train_step import RECIPES, Step, measure, table
