@@ -13,7 +13,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from finetune.flags import parse, plan_of, training_parser
 from finetune.numbers import natural_int, or_none, positive_int
@@ -57,6 +57,7 @@ if __name__ == "__main__":
 import torch
 from accelerate import Accelerator
 
+from denoiser import load_models, predict_noise, rehearsal
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
@@ -66,23 +67,15 @@ from fill50k import PartOfPairs, load_data
 from finetune.data.cache import Samples, held_out_from, load_encodings
 from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
-from finetune.estimate import Rehearsal, cast_frozen, dry_run
-from finetune.model.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
+from finetune.estimate import dry_run
+from finetune.model.base import BaseModel, sampling_scheduler
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
 from finetune.model.single_file import as_folder
 from finetune.model.upload import end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.run.records import log_images
 from finetune.run.run import Run
-from finetune.setup import (
-    fail_clearly,
-    frozen_dtype,
-    place_frozen,
-    require_hardware,
-    start_accelerator,
-    use_fast_attention,
-    would_run_on,
-)
+from finetune.setup import fail_clearly, require_hardware, start_accelerator, would_run_on
 from finetune.training import Training
 from metrics import chance, not_aligned_yet, summary
 
@@ -104,69 +97,6 @@ def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[in
             f"--conditioning_channels needs {widths} widths, as the base makes one latent of {base.factor} px, not "
             f"{len(conditioning_channels)}."
         )
-
-
-def load_models(
-    base: str,
-    controlnet: str | None,
-    conditioning_channels: list[int],
-    gradient_checkpointing: bool,
-    accelerator: Accelerator,
-) -> tuple[UNet2DConditionModel, ControlNetModel]:
-    """The frozen UNet, and the ControlNet to train: a given one, or a copy of the UNet's encoder; always float32."""
-    unet = load_part(UNet2DConditionModel, base, "unet")
-    if controlnet is None:
-        trained = ControlNetModel.from_unet(unet, conditioning_channels)
-    else:
-        trained = ControlNetModel.from_pretrained(controlnet, dtype=torch.float32)
-    trained.train()
-    place_frozen(unet, accelerator)
-    for model in (unet, trained):
-        use_fast_attention(model, accelerator.device)
-        if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-    return unet, trained
-
-
-def predict_noise(
-    unet: UNet2DConditionModel,
-    controlnet: torch.nn.Module,
-    unet_dtype: torch.dtype,
-    noisy_latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    text_embeddings: torch.Tensor,
-    condition: torch.Tensor,
-) -> torch.Tensor:
-    """What UNet and ControlNet together predict, of the latents' shape (B, 4, H / 8, W / 8)."""
-    down, mid = controlnet(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-    # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
-    down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
-    return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
-
-
-def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
-    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
-    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
-    start = args.controlnet_model_name_or_path
-    config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
-    batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
-
-    def make(precision: str) -> Rehearsal:
-        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
-        trained = ControlNetModel.from_config(config) if config else None
-        trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
-        for model in (unet, trained.train()):
-            use_fast_attention(model, device)
-            if args.gradient_checkpointing:
-                model.enable_gradient_checkpointing()
-        dtype = frozen_dtype(precision, device)
-        cast_frozen(unet, dtype)
-        latents = torch.randn(batch, unet.config.in_channels, side, side)
-        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
-        inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
-        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), precision)
-
-    return make
 
 
 def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
