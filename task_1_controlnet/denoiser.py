@@ -31,9 +31,11 @@ def load_models(
     else:
         trained = ControlNetModel.from_pretrained(controlnet, dtype=torch.float32)
     trained.train()
+    # After the copy, which is to be float32: on a GPU the UNet's own weights are rounded here to half precision.
     place_frozen(unet, accelerator)
     for model in (unet, trained):
         use_fast_attention(model, accelerator.device)
+        # The frozen UNet too: its decoder stands between ControlNet and the loss, so gradients go through it.
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
     return unet, trained
@@ -49,6 +51,8 @@ def predict_noise(
     condition: torch.Tensor,
 ) -> torch.Tensor:
     """What UNet and ControlNet together predict, of the latents' shape (B, 4, H / 8, W / 8)."""
+    # Both read the same noisy latents, timesteps and text; the condition goes to ControlNet alone. `down` holds one
+    # residual for each skip, 12 in Stable Diffusion 1, of (B, C_i, H_i, W_i), `mid` is (B, C_n, h, w).
     down, mid = controlnet(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
     # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
     down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
@@ -72,8 +76,9 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
                 model.enable_gradient_checkpointing()
         dtype = frozen_dtype(precision, device)
         cast_frozen(unet, dtype)
-        latents = torch.randn(batch, unet.config.in_channels, side, side)
-        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
+        # Shapes as in train.py's batches; what stands in them does not matter, as nothing is computed.
+        latents = torch.randn(batch, unet.config.in_channels, side, side)  # (B, 4, H / 8, W / 8)
+        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)  # (B, T, D)
         inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
         return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), precision)
 
