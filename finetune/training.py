@@ -107,6 +107,15 @@ class Training:
         self.recent_losses: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # what was measured last
         self.checkpoints = CheckpointWriter(accelerator, self.output_dir, plan.checkpoints_total_limit)
+        self.register_hooks(save_model, load_model)
+
+    def register_hooks(
+        self,
+        save_model: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], None],
+        load_model: Callable[[torch.nn.Module, Path], None],
+    ) -> None:
+        """Has checkpoints hold the model as `save_model` writes it, which others load, not as accelerate would."""
+        accelerator, model_name = self.accelerator, self.model_name
 
         def save_hook(models: list, weights: list, folder: str) -> None:
             # All processes ask: with FSDP each has a part, and one alone would wait for the others for ever.
@@ -228,20 +237,11 @@ class Training:
                 done = self.step == self.plan.max_train_steps
                 stopping = self.asked_to_stop()
                 saving = stopping or self.is_due(self.plan.checkpointing_steps)
-                # Before each checkpoint, too: this sees whether the loss is finite, and a broken one must not push out
-                # a good.
+                # Before each checkpoint, too: a loss that is not finite ends the run here, before the model pushes out
+                # a good one.
                 if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
-                # Neither saving nor drawing is training: images a second are to compare runs that save differently.
-                with self.record.pause():
-                    if saving:
-                        self.save_checkpoint()
-                        self.record.keep_options(self.step)
-                    found = validate(self.step) if self.is_due(validation_steps) else {}
-                    found = {**found, **self.measure()}
-                    self.log(found)
-                    self.figures.update(found)
-                    self.keep_best(found)
+                self.between_steps(saving, validate, validation_steps)
                 if stopping and not done:
                     self.finish_checkpoint()
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.checkpoints.newest()}")
@@ -252,6 +252,19 @@ class Training:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return True
+
+    def between_steps(self, saving: bool, validate: Callable[[int], dict[str, float]], validation_steps: int) -> None:
+        """What the training pauses for after a step: checkpoint, pictures, held-out loss, the best model."""
+        # Neither saving nor drawing is training: images a second are to compare runs that save differently.
+        with self.record.pause():
+            if saving:
+                self.save_checkpoint()
+                self.record.keep_options(self.step)
+            found = validate(self.step) if self.is_due(validation_steps) else {}
+            found = {**found, **self.measure()}
+            self.log(found)
+            self.figures.update(found)
+            self.keep_best(found)
 
     def begin(self) -> None:
         """From now on the weights are those of these settings, and a result in the folder is not this run's."""

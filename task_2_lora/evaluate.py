@@ -97,8 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--class_prompt", default=None, help="the class, whose drift is measured (default: that of the five prompts)"
     )
-    # Five prompts with four seeds are the 20 pictures of which docs/task_2.md counts 16; with one each, one failure is
-    # a fifth.
+    # Five prompts with four seeds are the 20 pictures of which docs/task_2.md counts 16: fewer say little.
     parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
     parser.add_argument("--num_inference_steps", type=positive_int, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
