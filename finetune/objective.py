@@ -205,7 +205,7 @@ def diffusion_loss(
         raise ValueError(f"The scheduler's prediction_type is {prediction_type!r}; known: epsilon, v_prediction.")
 
     # float: autocast leaves the prediction in half precision, too coarse for a mean of squares. weights.mean(): a
-    # timestep is drawn w_t / mean(w) times as often as by chance, which this makes w_t times.
+    # timestep is drawn w_t / mean(w) times as often as if all were alike, which becomes w_t times by this.
     error = (predict(noisy_latents, timesteps).float() - target.float()).square().mean((1, 2, 3)) * weights.mean()
     if sample_weights is not None:
         error = error * sample_weights  # (B,)

@@ -237,8 +237,7 @@ class Training:
                 done = self.step == self.plan.max_train_steps
                 stopping = self.asked_to_stop()
                 saving = stopping or self.is_due(self.plan.checkpointing_steps)
-                # Before each checkpoint, too: a loss that is not finite ends the run here, before the model pushes out
-                # a good one.
+                # Before each checkpoint, too: a loss that is not finite ends the run here, with the last good one kept.
                 if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
                 self.between_steps(saving, validate, validation_steps)
