@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 FOLDERS = {*MAY_IMPORT, "benchmarks", "tests"}
 # Tasks are run as scripts: what they import of themselves has no folder's name before it.
-SCRIPTS = {"task_1_controlnet", "task_2_lora", "tiny_sd"}
+SCRIPTS = {"task_1_controlnet", "task_2_lora"}
 
 
 def homes(name):

@@ -12,7 +12,7 @@ scarf is there if both of its colours are.
 
 Run as a program it prints a table of a folder's pictures, for example of an evaluation of Task 2:
 
-    PYTHONPATH=. python tiny_sd/marks.py runs/dreambooth-cat/evaluation/lora
+    PYTHONPATH=. python tiny_sd/measures/marks.py runs/dreambooth-cat/evaluation/lora
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.data.images import square
 
-SAMPLES = Path(__file__).resolve().parent.parent / "task_2_lora" / "sample_data"
+SAMPLES = Path(__file__).resolve().parents[2] / "task_2_lora" / "sample_data"
 SIDE, HALF = 128, 64  # px at which marks are named, and at which the face is found
 SIZES = np.geomspace(0.7, 2.0, 14)  # of the head, where 1 is the sitting cat's
 TILTS = (-16, -8, 0, 8, 16)  # degrees

@@ -1,6 +1,6 @@
 """Trains the embedded base's tokenizer, text encoder and UNet on top of its autoencoder (train_vae.py comes first).
 
-    python tiny_sd/train_denoiser.py
+    PYTHONPATH=. python tiny_sd/training/train_denoiser.py
 
 Started again, it goes on where it was. Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise
 prediction, scaled-linear betas, a tenth of the prompts empty so that classifier-free guidance works. Two things make it
@@ -30,10 +30,10 @@ from finetune.numbers import natural_int, positive_float, positive_int, share
 from finetune.run.checkpoints import give_rights
 from finetune.run.progress import progress_bar
 from finetune.setup import use_fast_attention
-from icons import STYLES, load_subjects
-from long_run import LongRun, kept
-from scenes import SHAPES, scene
-from train_vae import HERE, SHARES, autocast, on_all_cores, to_range
+from tiny_sd.pictures.icons import STYLES, load_subjects
+from tiny_sd.pictures.scenes import SHAPES, scene
+from tiny_sd.training.long_run import LongRun, kept
+from tiny_sd.training.train_vae import BASE, SHARES, autocast, on_all_cores, to_range
 
 CONTEXT_LENGTH = 32
 VOCABULARY = 2000  # enough for every word of the captions to become one token
@@ -361,8 +361,8 @@ def main() -> None:
     parser.add_argument("--print_share", type=share, default=SHARES[1], help="share that show a print of one")
     parser.add_argument("--place_share", type=share, default=SHARES[2], help="share of the things that are in a place")
     parser.add_argument("--pair_share", type=share, default=SHARES[3], help="share of the others that come in pairs")
-    parser.add_argument("--vae", type=Path, default=HERE / "vae", help="folder of the autoencoder")
-    parser.add_argument("--output_dir", type=Path, default=HERE)
+    parser.add_argument("--vae", type=Path, default=BASE / "vae", help="folder of the autoencoder")
+    parser.add_argument("--output_dir", type=Path, default=BASE)
     parser.add_argument("--start", type=Path, help="start from a pipeline folder's weights, such as tiny_sd")
     parser.add_argument(
         "--draw_only", action="store_true", help="draw and keep the pictures, so that a GPU need not wait"

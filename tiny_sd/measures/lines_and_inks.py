@@ -13,7 +13,7 @@ three that differ by more than SAME. Each must be within SAME of its nearest amo
 
 Run as a program it prints a table of a folder's pictures, for example of an evaluation of Task 2:
 
-    PYTHONPATH=. python tiny_sd/lines_and_inks.py runs/lora-custom/evaluation/lora
+    PYTHONPATH=. python tiny_sd/measures/lines_and_inks.py runs/lora-custom/evaluation/lora
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import canny
 
 from finetune.data.images import square
-from icons import load_icons, load_subjects
-from marks import SIDE, pictures_in, sample_program
+from tiny_sd.measures.marks import SIDE, pictures_in, sample_program
+from tiny_sd.pictures.icons import load_icons, load_subjects
 
 REFERENCE = 41  # true prints, of every eighth thing
 WEAK, STRONG = 4, 8  # lightness per px from which an edge goes on, and from which it is one

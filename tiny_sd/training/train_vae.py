@@ -1,6 +1,6 @@
 """Trains the embedded base's autoencoder: images to latents of an eighth of their size, and back.
 
-    python tiny_sd/train_vae.py
+    PYTHONPATH=. python tiny_sd/training/train_vae.py
 
 Started again, it goes on where it was. The autoencoder is convolutional: it learns on 64 px pieces and serves 128 px.
 Objective of latent diffusion (Rombach et al., 2022, https://arxiv.org/abs/2112.10752) without its adversarial part, and
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from doodles import doodle
 from finetune.devices import bf16_is_fast, pick_device
 from finetune.numbers import natural_float, number, positive_float, positive_int
 from finetune.run.progress import progress_bar
-from long_run import LongRun, kept
-from scenes import scene
+from tiny_sd.pictures.doodles import doodle
+from tiny_sd.pictures.scenes import scene
+from tiny_sd.training.long_run import LongRun, kept
 
-HERE = Path(__file__).resolve().parent
+BASE = Path(__file__).resolve().parents[1]
 VALIDATION_START = 10_000_000
 REPORT_EVERY = 1000  # steps
 # Of things, of prints, of places among the things, and of pairs among the rest: what the denoiser is shown.
@@ -195,7 +195,7 @@ def main() -> None:
         "--draw_only", action="store_true", help="draw and keep the pictures, so that a GPU need not wait"
     )
     parser.add_argument("--held_out", type=Path, nargs="*", default=[], help="folders of PNG pictures to measure on")
-    parser.add_argument("--output_dir", type=Path, default=HERE)
+    parser.add_argument("--output_dir", type=Path, default=BASE)
     args = parser.parse_args()
 
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import torch
 
-from muon import MuonWithAdamW
+from tiny_sd.training.muon import MuonWithAdamW
 
 SAVE_AFTER = 180  # seconds
 

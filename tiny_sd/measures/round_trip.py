@@ -1,7 +1,7 @@
 """What an autoencoder loses: pictures that it never saw, through its latents and back.
 
-    python tiny_sd/round_trip.py
-    python tiny_sd/round_trip.py older/vae tiny_sd/vae
+    PYTHONPATH=. python tiny_sd/measures/round_trip.py
+    PYTHONPATH=. python tiny_sd/measures/round_trip.py older/vae tiny_sd/vae
 
 Prints the mean absolute error of each autoencoder (images in -1..1, 128 px) and writes round_trip.png: pictures in the
 first row, and below it what each gives back.
@@ -18,9 +18,19 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from finetune.model.base import load_part
-from train_vae import HERE, SHARES, VALIDATION_START, doodle_pixels, measure, open_pictures, pixels, render, to_range
+from tiny_sd.training.train_vae import (
+    BASE,
+    SHARES,
+    VALIDATION_START,
+    doodle_pixels,
+    measure,
+    open_pictures,
+    pixels,
+    render,
+    to_range,
+)
 
-SAMPLES = HERE.parent / "task_2_lora" / "sample_data"
+SAMPLES = BASE.parent / "task_2_lora" / "sample_data"
 COLUMNS = 12
 
 
@@ -49,8 +59,8 @@ def in_a_row(images: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("vae", nargs="*", default=[HERE / "vae"], help="folders of autoencoders")
-    parser.add_argument("--output", type=Path, default=HERE / "round_trip.png")
+    parser.add_argument("vae", nargs="*", default=[BASE / "vae"], help="folders of autoencoders")
+    parser.add_argument("--output", type=Path, default=BASE / "round_trip.png")
     args = parser.parse_args()
 
     pictures = held_out(128)

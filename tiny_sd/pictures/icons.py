@@ -4,7 +4,7 @@ The drawings are a choice from two open icon sets; icons/README.md names their a
 SVG, so that they can be drawn at any size. To take them from the packages again:
 
     npm install --prefix /tmp/icons @iconify-json/fluent-emoji-flat @iconify-json/noto
-    python tiny_sd/icons.py --packages /tmp/icons/node_modules/@iconify-json
+    PYTHONPATH=. python tiny_sd/pictures/icons.py --packages /tmp/icons/node_modules/@iconify-json
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ says where the thing is, by the colours along the border of the picture, again b
 
 Run as a program it says how many of the pictures of an evaluation of Task 2 show what their prompts ask for:
 
-    PYTHONPATH=. python tiny_sd/recognition.py --redrawn runs/lora-custom/evaluation/lora
-    PYTHONPATH=. python tiny_sd/recognition.py --place runs/dreambooth-cat/evaluation/lora
+    PYTHONPATH=. python tiny_sd/measures/recognition.py --redrawn runs/lora-custom/evaluation/lora
+    PYTHONPATH=. python tiny_sd/measures/recognition.py --place runs/dreambooth-cat/evaluation/lora
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from skimage.feature import hog
 from skimage.filters import gaussian
 from skimage.measure import find_contours, label, regionprops
 
-from icons import STYLES, icon, load_subjects
-from places import PLACES
-from prints import block_print
 from task_1_controlnet.metrics import fit_circle, overlap
+from tiny_sd.pictures.icons import STYLES, icon, load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.prints import block_print
 
 SIDE = 24  # px at which things are compared: enough to tell them apart, and blurred edges do not count
 PRINT_INKS, PRINT_PAPER = ((30, 30, 80), (220, 90, 70), (240, 190, 80)), (250, 238, 210)  # any: only lines count

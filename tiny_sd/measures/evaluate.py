@@ -1,4 +1,4 @@
-"""Measures what the embedded base draws, for its model card: `python tiny_sd/evaluate.py` from the repository's root.
+"""Measures what the embedded base draws, for its model card: `PYTHONPATH=. python tiny_sd/measures/evaluate.py`.
 
 Writes samples.png (64 prompts, seeds 0 to 63, nothing chosen) and prints how far the drawn colours are from the named
 ones, how round the discs are, and how many of 200 everyday things, of 100 prints of them, of 100 places and of 48 pairs
@@ -16,14 +16,14 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-import judge
 from finetune.data.colors import COLORS
 from finetune.model.base import sampling_scheduler
 from finetune.model.dtypes import dtype_argument
-from icons import STYLES, load_subjects
-from places import PLACES
-from recognition import recognise, recognise_pair, recognise_place, recognise_redrawn, roundness
-from scenes import (
+from tiny_sd.measures import judge
+from tiny_sd.measures.recognition import recognise, recognise_pair, recognise_place, recognise_redrawn, roundness
+from tiny_sd.pictures.icons import STYLES, load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.scenes import (
     INKS,
     NAMES,
     ONE_CIRCLE,
@@ -38,9 +38,9 @@ from scenes import (
     TWO_THINGS,
     is_held_out,
 )
-from train_vae import autocast
+from tiny_sd.training.train_vae import autocast
 
-HERE = Path(__file__).resolve().parent
+BASE = Path(__file__).resolve().parents[1]
 GUIDANCE_SCALE = 3.0
 
 
@@ -167,7 +167,7 @@ def measure_things(pipeline: StableDiffusionPipeline) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="Writes samples.png into the folder.")
-    parser.add_argument("folder", type=Path, nargs="?", default=HERE, help="pipeline to measure; otherwise this one")
+    parser.add_argument("folder", type=Path, nargs="?", default=BASE, help="pipeline to measure; otherwise this one")
     folder = parser.parse_args().folder
     pipeline = StableDiffusionPipeline.from_pretrained(folder, **dtype_argument(StableDiffusionPipeline, torch.float32))
     pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)

