@@ -90,7 +90,7 @@ def start(args: argparse.Namespace) -> None:
     from .studio import Studio
 
     print("Loading ...", flush=True)
-    page = serve(Actions(Studio(args.base), args.runs), args.host, args.port, wait=False)
+    page = serve(Actions(Studio(args.base), args.runs), args.host, args.port)
     print(f"Open {address} in a browser. Ctrl-C ends the page.", flush=True)
     page.block_thread()
 

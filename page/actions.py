@@ -30,7 +30,7 @@ def in_words(error: Exception) -> str:
         return f"{error} - this place is not filled in yet; write it, then start the page again."
     if isinstance(error, EXPECTED):
         return str(error)
-    traceback.print_exception(error)
+    traceback.print_exc()
     return "That did not work, and nobody expected it: the terminal in which the page was started says why."
 
 

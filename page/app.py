@@ -11,10 +11,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from . import html
 from .actions import Actions, default_settings, labels, still
 from .conditions import as_url, test_conditions
+from .guard import Guard
 from .requests import LAST_SEED, MOST_GUIDANCE, MOST_LETTERS, MOST_SCALE, MOST_STEPS
 
 HERE = Path(__file__).resolve().parent
@@ -44,16 +46,22 @@ def build(actions: Actions) -> gr.Blocks:
                 with gr.Tab("Inside"):
                     inside_tab(actions, [canvas, net, *settings])
 
-        def look(net_now: Any, lora_now: Any) -> tuple[Any, Any, str]:
+        before = gr.State(None)
+
+        def look(net_now: Any, lora_now: Any, before: Any) -> tuple[Any, ...]:
             nets, styles = actions.controlnets()[0], actions.loras()
+            there = [labels(nets), labels(styles), actions.note()]
+            if there == before:  # whoever has a list open is not disturbed
+                return (gr.skip(),) * 4
             return (
                 gr.update(choices=labels(nets), value=still(net_now, nets)),
                 gr.update(choices=labels(styles), value=still(lora_now, styles)),
-                actions.note(),
+                there[2],
+                there,
             )
 
         for event in (page.load, gr.Timer(SECONDS_BETWEEN_LOOKS).tick):
-            event(look, [net, lora], [net, lora, note], **AT_ONCE)
+            event(look, [net, lora, before], [net, lora, note, before], **AT_ONCE)
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
     return page
 
@@ -147,19 +155,11 @@ def inside_tab(actions: Actions, steered: list[Any]) -> None:
     stop.click(None, cancels=[event], **AT_ONCE)
 
 
-def serve(actions: Actions, host: str, port: int, wait: bool = True) -> gr.Blocks:
-    """Serves the page; with `wait` until Ctrl-C, and without it until `close` is called.
-
-    Raises:
-        OSError: if the port is in use.
-    """
-    from starlette.middleware import Middleware
-
-    from .guard import Guard
-
+def serve(actions: Actions, host: str, port: int) -> gr.Blocks:
+    """Serves the page until `close` is called. Raises OSError if the port is in use."""
     page = build(actions)
     page.launch(
-        server_name=host, server_port=port, prevent_thread_lock=not wait, quiet=True, inbrowser=False, share=False,
+        server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
         ssr_mode=False, show_error=False, enable_monitoring=False, run_history=False, mcp_server=False, pwa=False,
         footer_links=[], max_file_size=1, state_session_capacity=50, theme=gr.themes.Default(**FONTS),
         css=(HERE / "page.css").read_text(encoding="utf-8"), app_kwargs={"middleware": [Middleware(Guard)]},

@@ -21,6 +21,7 @@ from .requests import Refused
 SIDE = 512  # px: the canvas, and what is kept of any picture
 MOST_SIDE = 4096  # px: a file of a few bytes may hold a picture of gigabytes
 MOST_CHARACTERS = 3_000_000  # of a picture as text; 512 x 512 px of noise have 1,050,000
+TOO_MANY_PX = f"That picture has too many px: at most {MOST_SIDE} a side are read."
 KINDS = ("PNG", "JPEG", "WEBP")
 # A line counts as a circle's if its pixels lie within so much of one, as a share of the radius (root mean square): a
 # hand is at 0.02 to 0.05, a square at 0.1. And if it is no larger than the frame, and at least a quarter of one.
@@ -66,13 +67,14 @@ def opened(sent: Any) -> Image.Image:
     try:
         content = base64.b64decode(sent.partition(",")[2], validate=True)
         image = Image.open(io.BytesIO(content), formats=KINDS)
-        if max(image.size) > MOST_SIDE:
-            raise Refused(f"That picture has {image.width} x {image.height} px: at most {MOST_SIDE} a side are read.")
-        image.load()
-    except Refused:
-        raise
-    except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if max(image.size) <= MOST_SIDE:
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise Refused(TOO_MANY_PX) from error
+    except (binascii.Error, OSError, ValueError, SyntaxError) as error:
         raise Refused("That picture is damaged, or none: load a PNG, JPEG or WebP file.") from error
+    if max(image.size) > MOST_SIDE:
+        raise Refused(TOO_MANY_PX)
     return image
 
 

@@ -142,6 +142,8 @@ class Studio:
                 guidance_scale=settings.guidance,
                 generator=torch.Generator().manual_seed(settings.seed),
                 callback_on_step_end=self.on_step(watch, settings.steps) if watch else None,
+                height=self.resolution,
+                width=self.resolution,
                 output_type="np",
                 **how,
             ).images
