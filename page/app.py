@@ -27,6 +27,10 @@ MOST_WAITING = 8
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal",
                            "api_visibility": "private"}  # fmt: skip
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# What was being drawn stays to be seen; the server is told by `cancels`.
+STOPPED = """() => document.querySelectorAll(".said").forEach((line) => {
+    if (line.textContent.startsWith("Drawing")) line.textContent = "Stopped.";
+})"""
 FONTS: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
@@ -62,7 +66,7 @@ def build(actions: Actions) -> gr.Blocks:
 
         for event in (page.load, gr.Timer(SECONDS_BETWEEN_LOOKS).tick):
             event(look, [net, lora, before], [net, lora, note, before], **AT_ONCE)
-    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)  # no way round the queue
     return page
 
 
@@ -120,7 +124,7 @@ def controlnet_tab(actions: Actions, canvas: gr.HTML, common: list[Any]) -> tupl
         draw.click(actions.pair, inputs, result, **DRAWING),
         every.click(actions.scales, inputs, result, **DRAWING),
     ]
-    stop.click(None, cancels=events, **AT_ONCE)
+    stop.click(None, cancels=events, js=STOPPED, **AT_ONCE)
     return net, settings
 
 
@@ -138,7 +142,7 @@ def lora_tab(actions: Actions, steered: list[Any]) -> gr.Dropdown:
     words = "Prompt, seed, steps and guidance are those on the left. Both pictures start from the same noise."
     result = gr.HTML(html.waiting(words), elem_id="result-lora")
     event = draw.click(actions.styles, [lora, strength, both, *steered], result, **DRAWING)
-    stop.click(None, cancels=[event], **AT_ONCE)
+    stop.click(None, cancels=[event], js=STOPPED, **AT_ONCE)
     return lora
 
 
@@ -152,7 +156,7 @@ def inside_tab(actions: Actions, steered: list[Any]) -> None:
         stop = gr.Button("Stop", min_width=80)
     result = gr.HTML(html.waiting("Draw an outline on the left, then press Look inside."), elem_id="result-inside")
     event = draw.click(actions.inside, steered, result, **DRAWING)
-    stop.click(None, cancels=[event], **AT_ONCE)
+    stop.click(None, cancels=[event], js=STOPPED, **AT_ONCE)
 
 
 def serve(actions: Actions, host: str, port: int) -> gr.Blocks:

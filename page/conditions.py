@@ -6,6 +6,7 @@ import base64
 import binascii
 import functools
 import io
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ KINDS = ("PNG", "JPEG", "WEBP")
 # hand is at 0.02 to 0.05, a square at 0.1. And if it is no larger than the frame, and at least a quarter of one.
 CIRCLE_LIKE = 0.07
 LEAST_ARC = 9  # of 36 directions
+ROUND = re.compile(r"\b(circle|disc|disk|ball|sun|moon)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def is_circle(image: Image.Image) -> bool:
 
 
 def measured(image: Image.Image, condition: Image.Image, prompt: str) -> Score:
-    """The overlap of the disc in a picture with the condition's, where that is a circle; otherwise how well the edges
-    match."""
-    if is_circle(condition):
+    """The overlap of the disc in a picture with the condition's, where that is a circle and the prompt asks for one;
+    otherwise how well the edges match."""
+    if ROUND.search(prompt) and is_circle(condition):
         return Score("IoU", score(image, condition, prompt).iou)
     return Score("edge F1", edge_f1(image, condition))

@@ -326,6 +326,7 @@ def test_discs_are_scored_by_overlap_and_anything_else_by_edges():
     sample = RenderedFill50K("test", 3).render(1, 256)
     score = conditions.measured(sample.image, sample.conditioning_image, sample.text)
     assert score.measure == "IoU" and score.value > 0.97
+    assert conditions.measured(sample.image, sample.conditioning_image, "a house").measure == "edge F1"
     house = outline((100, 200), (256, 60), (410, 200), (410, 450), (100, 450))
     drawn = Image.new("RGB", (512, 512), "navy")
     ImageDraw.Draw(drawn).polygon([(100, 200), (256, 60), (410, 200), (410, 450), (100, 450)], "gold")
