@@ -167,6 +167,37 @@ def test_a_drawing_can_be_taken_back_stopped_and_looked_into(trained, browser):
     assert not page.evaluate("!!document.querySelector('[data-tile=\"scale-2\"] img')"), "it was stopped"
 
 
+PICTURE = """
+(async () => {
+    const drawing = new OffscreenCanvas(700, 500), pen = drawing.getContext("2d");
+    pen.fillStyle = "navy"; pen.fillRect(0, 0, 700, 500);
+    pen.fillStyle = "gold"; pen.fillRect(250, 150, 200, 200);
+    const files = new DataTransfer();
+    files.items.add(new File([await drawing.convertToBlob()], "own.png", { type: "image/png" }));
+    const input = document.querySelector("[data-file=picture]");
+    input.files = files.files;
+    input.dispatchEvent(new Event("change"));
+})()
+"""
+BRIGHT = """
+(() => {
+    const canvas = document.querySelector("#canvas canvas");
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    return data.filter((value, i) => i % 4 === 1 && value > 127).length / (data.length / 4);
+})()
+"""
+
+
+def test_the_edges_of_a_picture_come_onto_the_canvas_and_no_file_is_uploaded(nothing_trained, browser):
+    page = opened(browser, nothing_trained[1])
+    assert page.evaluate(BRIGHT) == 0
+    page.evaluate(PICTURE)
+    page.until(f"(share => share > 0 && share < 0.02)({BRIGHT.strip()})")  # the square's rim, not its face
+    assert press(page, "#draw")[0] == "Done."
+    assert page.evaluate("document.querySelector('[data-tile=without] .score').textContent").startswith("edge F1")
+    assert not [url for url in page.addresses if "upload" in url]
+
+
 def test_with_nothing_trained_the_page_says_so_and_sees_what_comes(nothing_trained, browser, tmp_path):
     process, address = nothing_trained
     page = opened(browser, address)
