@@ -127,9 +127,9 @@ def together() -> None:
     """Two held-out conditions, drawn by the ControlNet of Task 1-1 with more and more of Task 2's style."""
     sys.path.insert(0, str(TASK_1))
     sys.path.append(str(TASK_2))  # behind, as both have an evaluate.py
+    from diffusion.loading import load_pipeline
     from evaluate import generate
-    from lora_files import load_lora
-    from utils import load_pipeline
+    from lora.files import load_lora
 
     run, prompts = RUNS / "controlnet-canny", ["a bagel", "a cloud with rain"]
     conditions = open_all(run / "conditions", ["2", "4"])

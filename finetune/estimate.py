@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from .dtypes import cast
+from .model.dtypes import cast
 from .optimizer import build_optimizer
-from .runs import processes_started
+from .run.processes import processes_started
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("weights", "gradients", "optimizer", "rest")

@@ -17,13 +17,14 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.modeling_utils import ModelMixin
 
-from .base import EMBEDDED_BASE, BaseModelError
-from .checkpoints import CheckpointError
 from .devices import GPUS, HALF, bf16_is_fast, device_name, fast_precision, is_gpu, pick_device, takes
-from .dtypes import cast
+from .model.base import EMBEDDED_BASE, BaseModelError
+from .model.dtypes import cast
+from .model.single_file import is_single_file
 from .optimizer import SetupError
-from .runs import RunFinished, is_main_process, processes_started
-from .single_file import is_single_file
+from .run.checkpoints import CheckpointError
+from .run.processes import is_main_process, processes_started
+from .run.run import RunFinished
 from .training import NonFiniteLossError
 
 

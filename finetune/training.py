@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import signal
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -17,14 +14,17 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from . import checkpoints, runs
 from .devices import pins_memory
 from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
 from .flags import Plan
 from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
-from .progress import progress_bar
-from .records import HELD_OUT_LOSS, Best, Record
+from .run.checkpoints import find_checkpoint, read_state, write_folder
+from .run.progress import progress_bar
+from .run.records import HELD_OUT_LOSS, Best, Record
+from .run.run import finished_words
+from .run.saving import CheckpointWriter
+from .run.settings import WORDS, differences, keep
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
@@ -49,7 +49,7 @@ class Training:
         load_model: reads that folder into the unwrapped model.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
-        settings: what makes the training what it is, those of its `runs.Run`; what changes in them is reported.
+        settings: what makes the training what it is, those of its `run.run.Run`; what changes in them is reported.
         options: all flags, to be kept in `training_options.json`.
 
     Raises:
@@ -90,7 +90,7 @@ class Training:
         batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
         self.samples_per_step = plan.train_batch_size * batches_per_step
         self.settings = settings
-        known = {name: settings[name] for name in runs.WORDS if name in settings}
+        known = {name: settings[name] for name in WORDS if name in settings}
         known = {"options": options or {}, **known, "processes": accelerator.num_processes}
         writes, last_step = accelerator.is_main_process, plan.max_train_steps
         self.record = Record(self.output_dir, self.samples_per_step, last_step, accelerator.device, known, writes)
@@ -104,8 +104,7 @@ class Training:
         self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # what was measured last
-        self.background = ThreadPoolExecutor(1)
-        self.publishing: Future | None = None
+        self.checkpoints = CheckpointWriter(accelerator, self.output_dir, plan.checkpoints_total_limit)
 
         def save_hook(models: list, weights: list, folder: str) -> None:
             state_dict = accelerator.get_state_dict(models[0])
@@ -133,10 +132,10 @@ class Training:
 
     def resume(self, which: str | None) -> None:
         """Continues from a checkpoint: `latest`, a path, or None for a fresh start. Raises CheckpointError."""
-        checkpoint = checkpoints.find_checkpoint(self.output_dir, which) if which else None
+        checkpoint = find_checkpoint(self.output_dir, which) if which else None
         if checkpoint is None:
             return
-        state = checkpoints.read_state(checkpoint)
+        state = read_state(checkpoint)
         self.accelerator.load_state(str(checkpoint))
         self.step, self.trained_with = state["step"], state["settings"]
         self.start_schedule()  # the flags count, not what the optimiser's state says
@@ -144,7 +143,7 @@ class Training:
         if self.step >= self.plan.max_train_steps:
             return
         for changeable, words in ((True, " from here on"), (False, ": the run goes on, but not as it would have")):
-            for change in runs.differences(self.trained_with, self.settings, changeable):
+            for change in differences(self.trained_with, self.settings, changeable):
                 self.accelerator.print(f"Note: {change}{words}.")
 
     def compiled(self, denoise: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -178,55 +177,12 @@ class Training:
         )
 
     def save_checkpoint(self) -> None:
-        """Writes `checkpoint-N`: all processes take part, the main one makes it appear. Raises CheckpointError.
-
-        It appears when all of it is on the disk. For that the training does not wait; `finish_checkpoint` does.
-        """
-        self.finish_checkpoint()
-        target = self.output_dir / f"checkpoint-{self.step}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            if self.accelerator.is_main_process:
-                checkpoints.start_folder(target)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(temporary))
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                number = checkpoints.next_number(self.output_dir)
-                state = {"step": self.step, "written": number, "settings": self.trained_with}
-                (temporary / checkpoints.STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-                self.publishing = self.background.submit(self.publish, temporary, target)
-        except Exception as error:  # whatever stops the writing: the half-written folder goes, the reason is told
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise checkpoints.CheckpointError(
-                f"Cannot write {target}: {error}\nIs the disk full? {self.last_checkpoint()}"
-            ) from error
-
-    def publish(self, temporary: Path, target: Path) -> None:
-        """In the background: flushes the checkpoint to the disk, lets it appear, and removes older ones."""
-        try:
-            checkpoints.finish_folder(temporary, target)
-            checkpoints.remove_old(self.output_dir, self.plan.checkpoints_total_limit)
-        except OSError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        """Writes `checkpoint-N`, without waiting until it is whole. Raises CheckpointError."""
+        self.checkpoints.save(self.step, self.trained_with)
 
     def finish_checkpoint(self) -> None:
         """Waits until the newest checkpoint is whole. Raises CheckpointError if it could not be written."""
-        publishing, self.publishing = self.publishing, None
-        try:
-            if publishing is not None:
-                publishing.result()
-        except OSError as error:
-            raise checkpoints.CheckpointError(
-                f"Cannot write a checkpoint: {error}\nIs the disk full? {self.last_checkpoint()}"
-            ) from error
-        self.accelerator.wait_for_everyone()
-
-    def last_checkpoint(self) -> str:
-        if self.publishing is not None:
-            wait([self.publishing])
-        return checkpoints.newest_in_words(self.output_dir)
+        self.checkpoints.finish()
 
     def run(
         self,
@@ -277,7 +233,7 @@ class Training:
                     self.keep_best(found)
                 if stopping and not done:
                     self.finish_checkpoint()
-                    self.accelerator.print(f"\nStopped at step {self.step}. {self.last_checkpoint()}")
+                    self.accelerator.print(f"\nStopped at step {self.step}. {self.checkpoints.newest()}")
                     return False
             self.finish_checkpoint()
         finally:
@@ -290,7 +246,7 @@ class Training:
         """From now on the weights are those of these settings, and a result in the folder is not this run's."""
         self.trained_with, self.made_steps = self.settings, True
         if self.accelerator.is_main_process:
-            runs.keep(self.output_dir, self.settings, finished=None, result=None)
+            keep(self.output_dir, self.settings, finished=None, result=None)
         number = sum(p.numel() for p in self.plain_optimizer.param_groups[0]["params"])
         self.accelerator.print(f"Trained: {in_millions(number)} parameters ({self.model_name}){self.work()}")
         self.record.begin(self.step)
@@ -348,12 +304,12 @@ class Training:
     def finish(self, what: str, result: Path) -> None:
         """Keeps with the run that it is finished, and says where the result is and whether anything was trained."""
         if self.accelerator.is_main_process:
-            runs.keep(self.output_dir, self.trained_with, self.step, result.name)
+            keep(self.output_dir, self.trained_with, self.step, result.name)
         if self.made_steps:
             self.record.keep_options(self.step)
             self.accelerator.print(self.record.summary(self.step), *Best.in_words(self.output_dir), sep="\n")
         else:
-            self.accelerator.print(runs.finished_words(self.output_dir, self.step))
+            self.accelerator.print(finished_words(self.output_dir, self.step))
         self.accelerator.print(f"The trained {what}: {result}")
 
     def optimization_step(self, batches: Iterator[Any], compute_loss: Callable[[Any], torch.Tensor]) -> None:
@@ -379,7 +335,7 @@ class Training:
             if not math.isfinite(loss):
                 step = self.step - len(losses) + i + 1
                 raise NonFiniteLossError(
-                    f"The loss of step {step} is {loss}. {self.last_checkpoint()} A lower --learning_rate usually "
+                    f"The loss of step {step} is {loss}. {self.checkpoints.newest()} A lower --learning_rate usually "
                     f"helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
                 )
         self.recent_losses = []
@@ -418,6 +374,6 @@ class Training:
                 self.save_model(model, state_dict, temporary)
                 describe(temporary)
 
-            checkpoints.write_folder(folder, write)
+            write_folder(folder, write)
         self.accelerator.wait_for_everyone()
         return folder

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion.controlnet import ControlNetModel
-from finetune.cards import read_texts, write_texts
-from finetune.checkpoints import give_rights
+from finetune.model.cards import read_texts, write_texts
+from finetune.run.checkpoints import give_rights
 from finetune.setup import fail_clearly
 
 PREFIX = "control_model."

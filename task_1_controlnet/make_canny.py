@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 
 from fill50k import load_data
-from finetune.checkpoints import write_folder
-from finetune.images import square
+from finetune.data.images import square
 from finetune.numbers import number, picture_size, positive_int
-from finetune.progress import progress_bar
+from finetune.run.checkpoints import write_folder
+from finetune.run.progress import progress_bar
 from finetune.setup import fail_clearly
 from metrics import canny_edges
 

@@ -19,7 +19,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import canny
 
-from finetune.colors import COLORS
+from finetune.data.colors import COLORS
 
 # Two clusters closer than this (CIEDE2000) are one colour to the eye: the picture shows no disc.
 MIN_CONTRAST = 2.0

@@ -13,13 +13,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from finetune.base import load_part
+from examples import draw_grid, load_test_data
 from finetune.devices import drawing_dtype, pick_device
-from finetune.dtypes import dtype_argument
+from finetune.model.base import load_part
+from finetune.model.dtypes import dtype_argument
+from finetune.model.single_file import as_folder
 from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
-from finetune.single_file import as_folder
-from utils import draw_grid, load_test_data
 
 
 def main() -> None:

@@ -61,17 +61,19 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all
+from examples import load_test_data
 from fill50k import PartOfPairs, load_data
-from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
-from finetune.cache import Samples, held_out_from, load_encodings
-from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.data.cache import Samples, held_out_from, load_encodings
+from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
 from finetune.estimate import Rehearsal, cast_frozen, dry_run
-from finetune.hub import end_if_finished, prepare_upload
-from finetune.images import square, to_tensor
+from finetune.model.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
+from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.model.single_file import as_folder
+from finetune.model.upload import end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
-from finetune.records import log_images
-from finetune.runs import Run
+from finetune.run.records import log_images
+from finetune.run.run import Run
 from finetune.setup import (
     fail_clearly,
     frozen_dtype,
@@ -81,10 +83,8 @@ from finetune.setup import (
     use_fast_attention,
     would_run_on,
 )
-from finetune.single_file import as_folder
 from finetune.training import Training
 from metrics import chance, not_aligned_yet, summary
-from utils import load_test_data
 
 
 class ControlNetSamples(Samples):

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data import DRAWN_FOR, readable_pictures
 from drawing import generate, images_at_once, load_pipeline
-from finetune.files import open_files
-from finetune.notes import say_once, some
-from finetune.progress import progress_bar
-from finetune.runs import fingerprint
+from finetune.data.files import open_files
+from finetune.run.notes import say_once, some
+from finetune.run.progress import progress_bar
+from finetune.run.settings import fingerprint
+from pictures import DRAWN_FOR, readable_pictures
 
 # What a picture was drawn for is kept in it, so that it goes where the picture goes, and beside it, as it gets lost
 # where the picture is resized or converted.

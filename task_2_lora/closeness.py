@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from finetune.images import square, to_tensor
+from finetune.data.images import square, to_tensor
 
 GRID = 16  # parts of a picture along each side, for the subject
 

@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.devices import drawing_dtype, pick_device
-from finetune.dtypes import dtype_argument
-from finetune.progress import progress_bar
-from finetune.records import log_images
-from lora import LoraDenoiser
+from finetune.model.base import BaseModel, load_part, sampling_scheduler
+from finetune.model.dtypes import dtype_argument
+from finetune.run.progress import progress_bar
+from finetune.run.records import log_images
+from lora.model import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
 PIXELS_AT_ONCE = 2 * 512 * 512

@@ -21,13 +21,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from closeness import drift, means_of, style_distances, subject_scores
-from data import training_images
 from drawing import generate, in_a_row, load_pipeline
+from finetune.model.single_file import as_folder
 from finetune.numbers import natural_float, positive_int
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
-from finetune.single_file import as_folder
 from hub_metrics import clip_scores, dino_scores
-from lora_files import load_lora
+from lora.files import load_lora
+from pictures import training_images
 
 PROMPTS = {
     "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],

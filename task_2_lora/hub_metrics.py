@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-from finetune.base import BaseModelError
+from finetune.model.base import BaseModelError
 
 
 def load(part: type, model: str) -> object:

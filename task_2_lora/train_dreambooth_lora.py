@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune.flags import add_switch
 from finetune.numbers import natural_float, positive_int
-from lora_flags import lora_parser, parse_lora
+from lora.flags import lora_parser, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,13 +54,13 @@ if __name__ == "__main__":
 from torch.utils.data import Dataset
 
 from class_images import draw_class_images
-from data import Joined, SubjectImages, Variants
-from finetune.cache import Samples, held_out_from
-from finetune.hub import prepare_upload
-from finetune.runs import Run
+from finetune.data.cache import Samples, held_out_from
+from finetune.model.single_file import as_folder
+from finetune.model.upload import prepare_upload
+from finetune.run.run import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from finetune.single_file import as_folder
-from training import LoraTraining, dry_run, end_if_finished, lora_plan_of
+from lora.training import LoraTraining, dry_run, end_if_finished, lora_plan_of
+from pictures import Joined, SubjectImages, Variants
 
 
 class SubjectWithPrior(Dataset):

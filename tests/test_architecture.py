@@ -58,6 +58,18 @@ def test_gradio_is_imported_by_the_pages_own_module_alone():
 
 
 def test_the_rule_sees_a_forbidden_import(tmp_path):
-    (tmp_path / "a.py").write_text("import torch\nfrom fill50k import load_data\nfrom finetune.base import BaseModel\n")
+    (tmp_path / "a.py").write_text(
+        "import torch\nfrom fill50k import load_data\nfrom finetune.model.base import BaseModel\n"
+    )
     assert set(imported(tmp_path / "a.py")) == {"torch", "fill50k", "finetune"}
     assert homes("fill50k") == {"task_1_controlnet"} and homes("torch") == set()
+
+
+def test_the_rooms_of_finetune_know_only_lower_ones():
+    """run/ keeps what any training is; model/ what is trained; data/ what it is trained on."""
+    rooms = ["run", "model", "data"]
+    for floor, room in enumerate(rooms):
+        for path in (ROOT / "finetune" / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                    assert node.module.split(".")[0] not in rooms[floor + 1 :], path.name

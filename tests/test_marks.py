@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from finetune.base import load_part
+from finetune.model.base import load_part
 from icons import STYLES, icon, load_subjects
 from lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
 from marks import MARKS, MOST, marks_of, sample_program

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from finetune.base import BaseModel, sampling_scheduler
-from finetune.colors import COLORS
+from finetune.data.colors import COLORS
+from finetune.model.base import BaseModel, sampling_scheduler
 from places import PLACES
 from recognition import (
     asked_for,

@@ -16,7 +16,7 @@ import long_run as long_run_module
 import train_denoiser
 import train_vae
 from doodles import doodle
-from finetune.colors import COLORS
+from finetune.data.colors import COLORS
 from long_run import LongRun, kept
 from muon import MuonWithAdamW
 

@@ -17,9 +17,9 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 import judge
-from finetune.base import sampling_scheduler
-from finetune.colors import COLORS
-from finetune.dtypes import dtype_argument
+from finetune.data.colors import COLORS
+from finetune.model.base import sampling_scheduler
+from finetune.model.dtypes import dtype_argument
 from icons import STYLES, load_subjects
 from places import PLACES
 from recognition import recognise, recognise_pair, recognise_place, recognise_redrawn, roundness

@@ -29,7 +29,7 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import canny
 
-from finetune.images import square
+from finetune.data.images import square
 from icons import load_icons, load_subjects
 from marks import SIDE, pictures_in, sample_program
 

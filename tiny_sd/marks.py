@@ -31,7 +31,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from finetune.images import square
+from finetune.data.images import square
 
 SAMPLES = Path(__file__).resolve().parent.parent / "task_2_lora" / "sample_data"
 SIDE, HALF = 128, 64  # px at which marks are named, and at which the face is found

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from finetune.base import load_part
+from finetune.model.base import load_part
 from train_vae import HERE, SHARES, VALIDATION_START, doodle_pixels, measure, open_pictures, pixels, render, to_range
 
 SAMPLES = HERE.parent / "task_2_lora" / "sample_data"

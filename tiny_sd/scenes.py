@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from finetune.colors import COLORS
+from finetune.data.colors import COLORS
 from finetune.numbers import natural_int, positive_int, share
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 from icons import STYLES, icon, load_subjects
 from places import PLACES
 from prints import block_print

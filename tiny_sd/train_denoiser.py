@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from finetune.base import load_part
-from finetune.checkpoints import give_rights
 from finetune.devices import pick_device
+from finetune.model.base import load_part
 from finetune.numbers import natural_int, positive_float, positive_int, share
-from finetune.progress import progress_bar
+from finetune.run.checkpoints import give_rights
+from finetune.run.progress import progress_bar
 from finetune.setup import use_fast_attention
 from icons import STYLES, load_subjects
 from long_run import LongRun, kept

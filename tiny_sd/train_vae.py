@@ -26,7 +26,7 @@ from PIL import Image
 from doodles import doodle
 from finetune.devices import bf16_is_fast, pick_device
 from finetune.numbers import natural_float, number, positive_float, positive_int
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 from long_run import LongRun, kept
 from scenes import scene
 

@@ -15,9 +15,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from finetune.checkpoints import give_rights
 from finetune.devices import has_float64
-from finetune.dtypes import dtype_argument
+from finetune.model.dtypes import dtype_argument
+from finetune.run.checkpoints import give_rights
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
 

@@ -16,8 +16,8 @@ import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
-from finetune.checkpoints import give_rights
-from finetune.dtypes import as_dtype, cast, dtype_argument
+from finetune.model.dtypes import as_dtype, cast, dtype_argument
+from finetune.run.checkpoints import give_rights
 
 from .controlnet import ControlNetModel
 from .pipeline_inputs import (

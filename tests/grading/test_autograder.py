@@ -532,7 +532,7 @@ def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
         "grading/autograder/run.py",
         "grading/grades/rules.toml",
         "grading/handed_out/handed_out.json.gz",
-        "finetune/base.py",
+        "finetune/model/base.py",
         "requirements.txt",
     ):
         assert modes[name] == 0o100644

@@ -15,9 +15,9 @@ from typing import Any, Iterator, NamedTuple, Sequence, Tuple
 
 from PIL import Image
 
+from ..run.notes import say_empty, say_once, some
 from .files import Files, open_files
 from .images import load_image
-from .notes import say_empty, say_once, some
 from .rows import decode, reader_for
 
 # The files that list samples, and how each calls our columns; where a folder has several, the first counts. Upper and

@@ -19,10 +19,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..run.checkpoints import write_folder
+from ..run.processes import is_main_process
 from .base import BaseModelError
-from .checkpoints import write_folder
 from .dtypes import dtype_argument
-from .runs import is_main_process
 
 SUFFIXES = (".safetensors", ".ckpt")
 DATA = Path(__file__).resolve().parent / "single_file_data"

@@ -9,12 +9,12 @@ from typing import Any, Collection, Sequence
 
 from PIL import Image, ImageOps
 
-from finetune.files import Files, open_files
-from finetune.hub import HubListing
-from finetune.images import open_image, to_rgb
-from finetune.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
-from finetune.notes import some
+from finetune.data.files import Files, open_files
+from finetune.data.hub import HubListing
+from finetune.data.images import open_image, to_rgb
+from finetune.data.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
 from finetune.objective import seed_for
+from finetune.run.notes import some
 
 # Says what the pictures that lie beside it were drawn for.
 DRAWN_FOR = "drawn_for.json"

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .devices import picture_layout, send
+from ..devices import picture_layout, send
 from .dtypes import dtype_argument
 
 EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"

@@ -19,11 +19,11 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from finetune.base import BaseModel, load_part
-from finetune.cards import read_texts, write_texts
-from finetune.checkpoints import give_rights
+from finetune.model.base import BaseModel, load_part
+from finetune.model.cards import read_texts, write_texts
+from finetune.run.checkpoints import give_rights
 from finetune.setup import place_frozen, use_fast_attention
-from lora_layouts import METADATA_KEY, WEIGHTS_FILE
+from lora.layouts import METADATA_KEY, WEIGHTS_FILE
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # Attention says what goes where; what a thing looks like is in the convolutions. A small base wants both: on the
@@ -165,7 +165,7 @@ def peft_settings(denoiser: LoraDenoiser) -> str:
 def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool, texts: Mapping[str, str] = NO_TEXTS) -> Path:
     """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not.
 
-    `texts` stand beside the tensors, as `finetune.cards.file_texts` makes them.
+    `texts` stand beside the tensors, as `finetune.model.cards.file_texts` makes them.
     """
     weights = lora_weights(denoiser)
     folder.mkdir(parents=True, exist_ok=True)

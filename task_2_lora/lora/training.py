@@ -17,18 +17,19 @@ from transformers import CLIPTextModel
 
 from drawing import validate
 from finetune import estimate
-from finetune.base import BaseModel, factor_of, load_configs
-from finetune.cache import Samples, load_encodings
-from finetune.cards import Origin, architecture_of, file_texts, write_card
+from finetune.data.cache import Samples, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen
 from finetune.flags import Plan, plan_of
-from finetune.hub import Upload
+from finetune.model.base import BaseModel, factor_of, load_configs
+from finetune.model.cards import Origin, architecture_of, file_texts, write_card
+from finetune.model.upload import Upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
-from finetune.runs import Run, RunFinished, is_main_process
+from finetune.run.processes import is_main_process
+from finetune.run.run import Run, RunFinished
 from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
 from finetune.training import Training
-from lora import KOHYA_FILE, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
+from lora.model import KOHYA_FILE, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 
 @dataclass(frozen=True)

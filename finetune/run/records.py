@@ -13,13 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
 from .checkpoints import write_file, write_folder
-from .images import to_tensor
-from .runs import keep, read_run
+from .settings import keep, read_run
 
 try:
     import resource
@@ -204,5 +204,5 @@ def log_images(accelerator: Accelerator, images: Sequence[Image.Image], step: in
     for tracker in accelerator.trackers:
         pictures = list(images)
         if tracker.name == "tensorboard":
-            pictures = torch.stack([to_tensor(image) for image in images]).numpy()
+            pictures = np.stack([np.array(image) for image in images]).transpose(0, 3, 1, 2) / np.float32(255)
         tracker.log_images({"validation": pictures}, step=step)

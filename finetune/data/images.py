@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from .notes import say_once
+from ..run.notes import say_once
 
 ORIENTATION = 0x0112  # EXIF's number for how the camera was held
 # What transparent conditions are laid on: the first that is far from all their colours, by so many of 255 levels in one

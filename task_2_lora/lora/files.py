@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError, safe_open
 
-from lora_layouts import ALPHA, AS_WRITTEN, USE_OURS, WEIGHTS_FILE, LoraFileError, Shape, read_layout, shown
+from lora.layouts import ALPHA, AS_WRITTEN, USE_OURS, WEIGHTS_FILE, LoraFileError, Shape, read_layout, shown
 
 PARTS = ("unet", "text_encoder")
 LAYERS = (torch.nn.Linear, torch.nn.Conv2d)

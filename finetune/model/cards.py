@@ -20,9 +20,9 @@ from typing import Any, Mapping
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from . import __version__
-from .checkpoints import write_file
-from .runs import read_run
+from .. import __version__
+from ..run.checkpoints import write_file
+from ..run.settings import read_run
 
 CARD_FILE, PICTURE_FILE = "README.md", "samples.png"
 LENGTH_BYTES = 8  # of the header's length, with which a safetensors file begins

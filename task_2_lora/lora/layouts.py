@@ -4,7 +4,7 @@ LoRAs are written in several layouts, and this is the one table of them: `read_l
 of diffusers, and calls by its name what is no plain LoRA. It needs no library, so that whoever does not trust a file
 can ask about it in another process:
 
-    python lora_layouts.py < question.json
+    python lora/layouts.py < question.json
 
 takes the arguments of `read_layout` by their names, and prints {"layout": ..., "base": ..., "sites": ...}, or what is
 wrong as {"what": ..., "advice": ...}.

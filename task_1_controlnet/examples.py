@@ -1,4 +1,4 @@
-"""Small things that train.py, evaluate.py and the notebook share: the test data, the pipeline, the grid of results."""
+"""The five test prompts and conditions, and the picture that shows what was drawn for them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import textwrap
 from pathlib import Path
 from typing import Sequence
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.controlnet import ControlNetModel
-from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.base import load_part, sampling_scheduler
-from finetune.devices import drawing_dtype, pick_device
-from finetune.images import open_condition, square
+from finetune.data.images import open_condition, square
 
 DATA = Path(__file__).resolve().parent / "data"
 IMAGES = (".png", ".jpg", ".jpeg")
@@ -41,26 +35,6 @@ def load_test_data(folder: Path = DATA) -> tuple[list[Image.Image], list[str]]:
             )
         conditions.append(open_condition(found[0]))
     return conditions, [prompts[key] for key in keys]
-
-
-def load_pipeline(
-    base: str, controlnet: str | Path | ControlNetModel, device: torch.device | None = None
-) -> StableDiffusionControlNetPipeline:
-    """Our pipeline with our UNet: half precision on a GPU, float32 elsewhere.
-
-    Raises:
-        BaseModelError: if the base model or the ControlNet cannot be loaded.
-    """
-    device = device or pick_device()
-    dtype = drawing_dtype(device)
-    unet = load_part(UNet2DConditionModel, base, "unet", dtype)
-    if not isinstance(controlnet, ControlNetModel):
-        controlnet = ControlNetModel.from_pretrained(controlnet, dtype=dtype)
-    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-        base, unet=unet, controlnet=controlnet, dtype=dtype, safety_checker=None, requires_safety_checker=False
-    )
-    pipeline.scheduler = sampling_scheduler(pipeline.scheduler.config)
-    return pipeline.to(device)
 
 
 def draw_grid(

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .base import BaseModel
-from .checkpoints import CheckpointError, finish_folder, write_file
+from ..model.base import BaseModel
+from ..objective import Part, split_off
+from ..run.checkpoints import CheckpointError, finish_folder, write_file
+from ..run.progress import progress_bar
 from .images import square, to_tensor
-from .objective import Part, split_off
-from .progress import progress_bar
 
 CACHE_FILE = "cache.json"
 PROMPTS_FILE = "prompts.json"
@@ -162,7 +162,7 @@ def load_encodings(
     # Half precision is stored only where it is computed: in float32, cached and uncached training are the same.
     dtype = "float32" if accelerator.mixed_precision == "no" else "float16"
     key = {
-        "format": 3,  # of the files here, and of what `finetune.images` makes of pictures
+        "format": 3,  # of the files here, and of what `finetune.data.images` makes of pictures
         "base": base.fingerprint(),
         "data": data.fingerprint,
         "samples": len(data),
