@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
 
 def tell(args: argparse.Namespace) -> None:
     """Device, precision, and what there is to draw with."""
-    from finetune.base import load_configs
     from finetune.devices import bf16_is_fast, drawing_dtype, pick_device
+    from finetune.model.base import load_configs
     from finetune.setup import device_in_words
 
     from .found import controlnets, empty_places, loras
@@ -71,8 +71,8 @@ def require_port(host: str, port: int) -> None:
 
 
 def start(args: argparse.Namespace) -> None:
+    from finetune.model.single_file import as_folder
     from finetune.setup import require_hardware
-    from finetune.single_file import as_folder
 
     require_hardware(args.base)
     args.base = as_folder(args.base)

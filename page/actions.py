@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from finetune.base import BaseModelError
-from finetune.checkpoints import CheckpointError
+from finetune.model.base import BaseModelError
+from finetune.run.checkpoints import CheckpointError
 
 from . import TASK_1, conditions, html, jobs
 from .found import Model, chosen, controlnets, empty_places, loras

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.images import condition_to_rgb, square, to_rgb
+from examples import load_test_data
+from finetune.data.images import condition_to_rgb, square, to_rgb
 from metrics import canny_edges, edge_f1, fit_circle, line_strength, score
-from utils import load_test_data
 
 from .requests import Refused
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from finetune.checkpoints import list_checkpoints
-from finetune.runs import read_run
+from finetune.run.checkpoints import list_checkpoints
+from finetune.run.settings import read_run
 
 from .requests import Refused
 

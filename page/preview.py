@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from fill50k import RenderedFill50K
-from finetune.images import to_tensor
+from finetune.data.images import to_tensor
 
 PICTURES = 24  # half of them discs, half of them clouds of all colours
 SIDE = 128  # px: so many colours of 8 x 8 px each are plenty for a matrix of 17 x 3

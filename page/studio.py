@@ -20,12 +20,12 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from drawing import DrawingError, load_pipeline
-from finetune.base import load_part, sampling_scheduler
-from finetune.checkpoints import read_state
+from finetune.data.images import square
 from finetune.devices import bf16_is_fast, drawing_dtype, pick_device
-from finetune.images import square
+from finetune.model.base import load_part, sampling_scheduler
+from finetune.run.checkpoints import read_state
 from finetune.setup import use_fast_attention
-from lora_files import load_lora
+from lora.files import load_lora
 
 from .found import LORA_FILE, LORA_STATE, Model
 from .preview import LinearPreview, guess_of
