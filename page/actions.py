@@ -9,6 +9,7 @@ import functools
 import html as text
 import traceback
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -39,12 +40,14 @@ def shown(action: Callable[..., Iterator[jobs.View]]) -> Callable[..., Iterator[
 
     @functools.wraps(action)
     def run(*arguments: Any) -> Iterator[str]:
+        seen = ""
         try:
             with closing(action(*arguments)) as views:  # whoever stops looking stops the drawing
                 for view in views:
                     yield html.view(view)
+                    seen = html.view(replace(view, said=""))
         except Exception as error:
-            yield PROBLEM.format(text.escape(in_words(error)))
+            yield PROBLEM.format(text.escape(in_words(error))) + seen  # what was drawn before stays
 
     return run
 

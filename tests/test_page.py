@@ -304,7 +304,7 @@ def test_an_empty_todo_place_is_named_where_the_pictures_would_be(actions, monke
     monkeypatch.setattr(ControlNetModel, "forward", empty)
     said = list(actions.pair(as_file(CIRCLE), "fresh", "a cat", "", 0, 1, 3))
     assert "TODO (3): send the features" in said[-1] and "not filled in yet" in said[-1]
-    assert 'alt="Without ControlNet"' in said[-2], "the base draws all the same"
+    assert 'alt="Without ControlNet"' in said[-1], "the base draws all the same"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
