@@ -8,6 +8,8 @@ import io
 import json
 import math
 import random
+import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -17,12 +19,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageDraw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from diffusion.controlnet import ControlNetModel
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel as OurUNet
 from discs import Disc, render_condition
 from fill50k import RenderedFill50K
+from grading.starter.make import blank
 from page import __main__ as program
 from page import conditions, found, html, jobs
 from page.actions import Actions, still
@@ -51,7 +56,7 @@ def runs(studio, tmp_path_factory):
     unet = studio.plain.unet
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = ControlNetModel.from_unet(ours(studio), conditioning_embedding_out_channels=(8, 16, 32, 64))
+        net = ControlNetModel.from_unet(OurUNet.from_pretrained(BASE, subfolder="unet"), (8, 16, 32, 64))
         net.save_pretrained(str(folder / "fresh" / "controlnet"))
         (folder / "style").mkdir()
         weight = unet.get_submodule("mid_block.attentions.0.proj_in").weight
@@ -62,12 +67,6 @@ def runs(studio, tmp_path_factory):
         str(folder / "style" / found.LORA_FILE),
     )
     return folder
-
-
-def ours(studio):
-    from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-
-    return UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +173,6 @@ def test_what_was_chosen_stays_chosen_while_it_is_there(actions):
 
 
 def test_empty_todo_places_are_named_and_the_solution_has_none(tmp_path):
-    from grading.starter.make import blank
-
     assert found.empty_places(ROOT / "task_1_controlnet") == {}
     for name in ("controlnet.py", "unets/unet_2d_condition.py"):
         source = (ROOT / "task_1_controlnet" / "diffusion" / name).read_text(encoding="utf-8")
@@ -415,8 +412,6 @@ def test_controlnet_and_lora_draw_together(studio, net, style):
 
 
 def test_a_lora_in_training_is_drawn_with_as_its_checkpoint_keeps_it(studio, runs, style, tmp_path):
-    from safetensors.torch import load_file
-
     whole = load_file(str(style.path))
     write_run(tmp_path / "mine", steps=(50,))
     checkpoint = tmp_path / "mine" / "checkpoint-50"
@@ -449,6 +444,36 @@ def test_inside_there_is_a_residual_for_each_skip_connection_and_the_mid_block(s
     assert [tile.name for tile in view.tiles] == ["sizes", "maps"] and "7 residuals in 2 steps" in view.said
     silent = last(jobs.look_inside(studio, replace(QUICK, scale=0.0), Steering(net, CIRCLE)))
     assert "not heard" in silent.said and not silent.tiles
+
+
+@pytest.fixture(scope="module")
+def like_stable_diffusion(tmp_path_factory):
+    """A base with Stable Diffusion 1's blocks and 4 latent channels, thin and random, in the embedded base's frame."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copytree(BASE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "icons", "unet", "vae"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        UNet2DConditionModel(
+            sample_size=8, block_out_channels=(32, 32, 32, 32), norm_num_groups=8, cross_attention_dim=192,
+            attention_head_dim=2,
+        ).save_pretrained(folder / "unet")  # fmt: skip
+        kinds = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+        AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=8, **kinds).save_pretrained(folder / "vae")
+    return folder
+
+
+def test_with_stable_diffusions_blocks_there_are_13_residuals(like_stable_diffusion, tmp_path):
+    studio = Studio(str(like_stable_diffusion), torch.device("cpu"))
+    assert studio.resolution == 64
+    with torch.random.fork_rng():
+        net = ControlNetModel.from_unet(
+            OurUNet.from_pretrained(str(like_stable_diffusion), subfolder="unet"), (4, 8, 8, 8)
+        )
+        net.save_pretrained(str(tmp_path / "mine" / "controlnet"))
+    (found_net,) = Actions(studio, tmp_path).controlnets()[0]
+    heard = Residuals()
+    drawn = studio.draw(replace(QUICK, steps=1), Steering(found_net, CIRCLE), listen=heard.listening)
+    assert drawn.image.size == (64, 64) and len(heard.names) == 13 and heard.names[-1] == "mid block: 32 x 1 x 1"
 
 
 def test_sizes_are_root_mean_squares_of_the_prompts_half():
@@ -555,8 +580,6 @@ def test_a_dry_run_says_what_was_found_and_where_the_page_would_be(runs, monkeyp
 
 
 def test_without_gradio_or_with_a_port_that_is_taken_it_says_what_to_do(runs, tmp_path, monkeypatch, capsys):
-    import socket
-
     monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
