@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # Before Gradio is imported, which would tell its makers that it was.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# Where Gradio would keep files: it goes with this process.
+FILES = tempfile.TemporaryDirectory(prefix="page-")
+os.environ["GRADIO_TEMP_DIR"] = FILES.name
 
 import gradio as gr
 from starlette.middleware import Middleware
