@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -78,14 +77,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def browser():
+def browser(tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("there is no Chromium, which apt installs: what happens in the browser was not tried")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Browser(Path(folder) / "profile", Path(folder))
-        made.ask("Emulation.setDeviceMetricsOverride", width=1320, height=960, deviceScaleFactor=1, mobile=False)
-        yield made
-        made.close()
+    folder = tmp_path_factory.mktemp("browser")  # not removed at once: parts of the browser write to the last
+    made = Browser(folder / "profile", folder)
+    made.ask("Emulation.setDeviceMetricsOverride", width=1320, height=960, deviceScaleFactor=1, mobile=False)
+    yield made
+    made.close()
 
 
 def opened(browser, address):
