@@ -24,6 +24,7 @@ def load_test_data(folder: Path = DATA) -> tuple[list[Image.Image], list[str]]:
         ValueError: if a prompt has no condition image, or more than one.
     """
     prompts = json.loads((folder / "test_prompts.json").read_text(encoding="utf-8"))
+    # By number, as the file's keys are text: "10" would stand before "2".
     keys = sorted(prompts, key=int)
     conditions = []
     for key in keys:

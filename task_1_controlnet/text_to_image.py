@@ -49,6 +49,7 @@ def main() -> None:
             prompt,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            # From the CPU on every machine: so a seed is the same picture everywhere, up to rounding.
             generator=torch.Generator().manual_seed(args.seed + i),
         ).images[0]
         image.save(args.output_dir / f"{i}.png")

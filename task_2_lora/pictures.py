@@ -95,6 +95,7 @@ def readable_pictures(
         if name in others or ("/" in name and name not in listed) or len(good) == max_samples:
             continue
         try:
+            # Opened now, since a folder of one's own may hold anything: no damaged picture is to end a training later.
             open_image(files.read(name), name)
             good.append(name)
         except (OSError, ValueError) as error:
@@ -127,10 +128,13 @@ class SubjectImages:
         if not self.names:
             raise ValueError("\n".join([f"There are no pictures in {folder}.", *self.skipped]))
         self.prompts = [prompt] * len(self.names)
+        # The plain prompt first and always, or the rare word alone would not be learnt; with captions the place belongs
+        # to other words than the subject's.
         for name in list(self.names):
             self.names += [name] * len(captions.get(name, []))
             self.prompts += captions.get(name, [])
         contents = self.files.fingerprint(dict.fromkeys(self.names))
+        # Contents, order and prompts: encodings of the same pictures under another prompt are others.
         self.fingerprint = hashlib.sha256(repr((contents, self.names, self.prompts)).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -154,6 +158,7 @@ def training_images(folder: str | Path, listed_only: bool, image_column: str = "
     """
     if listed_only and lists_samples(folder):
         listing = Listing(folder, (image_column, image_column), CHOOSE)  # the texts do not matter here
+        # A picture with several captions is one picture: in reverse, so that the first line of each stays.
         first = {picture: index for index, (picture,) in reversed(list(enumerate(listing.pictures)))}
         return [to_rgb(listing.load(index), listing.where(index)) for index in sorted(first.values())]
     subject = SubjectImages(folder, prompt="", with_captions=not listed_only)
@@ -165,6 +170,7 @@ class Joined:
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = list(parts)
+        # With the lengths: 3 and 5 pictures are another data set than 4 and 4.
         self.fingerprint = repr([(len(part), part.fingerprint) for part in parts])
 
     def __len__(self) -> int:
@@ -207,6 +213,7 @@ class Variants:
         image: Image.Image = sample["image"]
         if self.random_crop:
             side = min(image.size)
+            # Of picture and variant alone: whoever encodes it, and whenever, cuts the same.
             chance = random.Random(seed_for(index, variant))
             left, top = (chance.randint(0, edge - side) for edge in image.size)
             image = image.crop((left, top, left + side, top + side))

@@ -52,6 +52,7 @@ def main() -> None:
     )
     columns = (args.image_column, args.caption_column)
     captioned, held_out = held_out_from(args, captioned, lambda folder: CaptionedImages(None, folder, *columns))
+    # Held-out pictures are split off before: a mirror image of one must not be trained on.
     data = Variants(captioned, args.random_flip, args.random_crop)
     if args.dry_run:
         return dry_run(args, len(data))

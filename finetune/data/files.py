@@ -65,6 +65,7 @@ class Folder:
         whole = sum(sizes.values()) <= HASHED_BYTES
         for name, size in sizes.items():
             content = self.read(name) if whole or size <= PIECES * PIECE_BYTES else self.read_pieces(name, size)
+            # Each file by its size and a digest of its own: else bytes could move from one to the next unseen.
             digest.update(b"%d " % size + hashlib.sha256(content).digest())
         return digest.hexdigest()
 
@@ -73,6 +74,7 @@ class Folder:
         with open(self.where(name), "rb") as file:
             pieces = []
             for i in range(PIECES):
+                # From the first byte to the last, where files that begin alike still differ.
                 file.seek((size - PIECE_BYTES) * i // (PIECES - 1))
                 pieces.append(file.read(PIECE_BYTES))
         return b"".join(pieces)
@@ -111,6 +113,7 @@ class Archive:
                 return zipfile.ZipFile(self.path)
             if self.content is None:
                 with zipfile.ZipFile(self.path) as outer:
+                    # A zip within a zip cannot be searched in: it is unpacked once, in memory, and for each process.
                     self.content = outer.read(self.inside)
             return zipfile.ZipFile(io.BytesIO(self.content))
         except Exception as error:  # zipfile raises whatever its decoders do: zlib.error, EOFError, struct.error, ...

@@ -43,13 +43,16 @@ class HubListing:
                 raise ValueError(f"{name} has no column {column!r}, only {', '.join(data.column_names)}: {flags}")
         self.columns, self.name, self.flags = tuple(columns), name, flags
         self.size = min(len(data), max_samples or len(data))
+        # The library's own, of the files that it has loaded.
         self.fingerprint = repr((name, data._fingerprint, self.columns, self.size))
+        # Else every sample would be read with all of its columns, other pictures among them.
         data = data.select_columns(list(dict.fromkeys(columns)))
         for column in columns[:-1]:
             feature = data.features[column]
             if not isinstance(feature, datasets.Image):
                 kind = getattr(feature, "dtype", None) or type(feature).__name__
                 raise ValueError(f"{name}: column {column!r} must hold an image, not {kind}: {flags}")
+            # As bytes, which images.py opens: a picture is to be the same from the hub and from a folder.
             data = data.cast_column(column, datasets.Image(decode=False))
         self.data = data
 
@@ -90,4 +93,5 @@ class HubListing:
             raise OSError(f"{self.where(index, column)} cannot be read ({error})") from error
         if stored is None:
             raise ValueError(f"{self.where(index, column)} is empty, and must be an image: {self.flags}")
+        # A data set may hold its pictures or only say where they lie.
         return load_image(stored["bytes"] or stored["path"], self.where(index, column))

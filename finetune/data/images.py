@@ -73,7 +73,9 @@ def _ground_for(colors: Image.Image, alpha: Image.Image, where: str) -> str:
     shown = opacity > opacity.max() // 2
     if shown.all():
         return GROUNDS[0]
-    lines = np.asarray(colors)[shown].astype(np.int16)
+    # int16: the difference of two bytes would wrap around.
+    lines = np.asarray(colors)[shown].astype(np.int16)  # (P, 3)
+    # A few pixels of an unlucky colour do not decide the ground of a whole picture.
     may_vanish = min(DOT, len(lines) // 10)
     for enough in (FAR, VISIBLE):
         for ground in GROUNDS:
@@ -102,6 +104,7 @@ def pair_to_rgb(
     turns = {_orientation(picture, name) for picture, name in ((image, where), (condition, where_condition))}
     pair = to_rgb(image, where), condition_to_rgb(condition, where_condition)
     names = f"{where} and its condition {where_condition}"
+    # Both are cut to their centre square: of different shapes the condition would show another place than the picture.
     if not _same_shape(pair[0].size, pair[1].size):
         (width, height), (other_width, other_height) = pair[0].size, pair[1].size
         turned = ", where EXIF turns only one of them," if len(turns) > 1 else ""
@@ -183,6 +186,7 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
+    # Made small by averages, in which no line gets lost between two pixels; made large by a smooth curve.
     return image.resize(
         (resolution, resolution), Image.BOX if side > resolution else Image.BICUBIC, box=box, reducing_gap=1.0
     )
@@ -190,4 +194,4 @@ def square(image: Image.Image, resolution: int) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB picture as a float tensor of shape (3, height, width) in 0..1."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # (H, W, 3) to (3, H, W)

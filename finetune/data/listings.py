@@ -58,6 +58,7 @@ def is_picture(name: str) -> bool:
 
 def normal(name: str) -> str:
     """A file's name however a system or an editor writes it: "./a.png", "a\\b.png", letters with loose accents."""
+    # macOS writes "é" as two characters, a CSV from elsewhere as one: both are meant to be the same file.
     return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
 
 
@@ -101,6 +102,7 @@ def is_in(folder: str, splits: set[str]) -> bool:
 
 def other_splits(folders: set[str]) -> set[str]:
     """Those of some folders with samples that are not to be trained on, where others are: "test" beside "train"."""
+    # A folder that is only called "test" is read: it may be all that there is.
     for_training = {folder for folder in folders if not folder or is_in(folder, TRAIN_SPLITS)}
     return {folder for folder in folders - for_training if for_training and is_in(folder, OTHER_SPLITS)}
 
@@ -117,11 +119,13 @@ def choose_samples(names: Sequence[str]) -> tuple[list[str], dict[str, str], lis
     texts = texts_beside(names)
     others = other_splits({*found, *map(posixpath.dirname, texts)})
     chosen: list[str] = []
+    # From the top down: whoever wrote a list for all folders below meant it to count, not the lists in them.
     for folder in sorted(found, key=lambda folder: (folder.count("/") + bool(folder), folder)):
         below = any(folder.startswith(f"{above}/") or not above for above in chosen)
         if not below and folder not in others:
             chosen.append(folder)
     order = list(LISTINGS)
+    # Two lists of one folder, such as a metadata.csv beside a metadata.jsonl, would train on each picture twice.
     taken = [min(found[folder], key=lambda name: order.index(posixpath.basename(name).lower())) for folder in chosen]
     counting = [] if taken else [picture for picture in texts if posixpath.dirname(picture) not in others]
     beside = {picture: texts[picture] for picture in counting}
@@ -144,6 +148,7 @@ class Finder:
     def __init__(self, files: Files, names: Sequence[str]) -> None:
         self.files = files
         self.names = {**{normal(name): name for name in names}, **{name: name for name in names}}
+        # Cat.png and cat.png may be two files on Linux, and cannot on Windows, where the list may come from.
         alike = Counter(normal(name).lower() for name in names)
         self.any_case = {normal(name).lower(): name for name in names if alike[normal(name).lower()] == 1}
         self.parts: dict[str, Finder | None] = {}
@@ -226,6 +231,7 @@ class Listing:
             self.texts.append(values[-1])
             mentioned.update(name for files, name in found if files is self.files)
             if len(row.values) > len(columns):
+                # Pictures in columns that are not asked for, such as a second condition, are not reported as left out.
                 others = (value for value in row.values.values() if isinstance(value, str))
                 mentioned.update(finder.find(posixpath.join(row.folder, value)) for value in others)
         return mentioned
@@ -235,6 +241,7 @@ class Listing:
         used: dict[int, tuple[Files, dict[str, None]]] = {}
         for files, name in (picture for pictures in self.pictures for picture in pictures):
             used.setdefault(id(files), (files, {}))[1][name] = None
+        # What the files hold and not where they lie: a copied data set is the same, one with a changed picture is not.
         contents = [(list(names), files.fingerprint(names)) for files, names in used.values()]
         samples = [([name for _, name in pictures], text) for pictures, text in zip(self.pictures, self.texts)]
         return hashlib.sha256(repr((contents, samples)).encode()).hexdigest()

@@ -13,6 +13,7 @@ DELIMITERS = ",;\t"  # spreadsheets write what their country does
 
 def decode(content: bytes, where: str) -> str:
     try:
+        # Excel puts three bytes in front of UTF-8, which would become a part of the first column's name.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text ({error}): save it as UTF-8") from error

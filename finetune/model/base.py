@@ -55,6 +55,7 @@ def load_configs(name: str) -> tuple[dict[str, Any], dict[str, Any], CLIPTextCon
 
 def factor_of(vae_config: dict[str, Any]) -> int:
     """So many px of a picture's side are one of its latents'."""
+    # The autoencoder halves between its blocks: four make 8, in Stable Diffusion and in the embedded base.
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
@@ -91,8 +92,10 @@ class BaseModel:
         return cls(
             name=name,
             tokenizer=load_part(CLIPTokenizer, name, "tokenizer"),
+            # float32 and without dropout: what they say is kept on the disk, and is to be the same at every start.
             text_encoder=text_encoder.requires_grad_(False).eval(),
             vae=vae.requires_grad_(False).eval(),
+            # Whatever sampler the folder names: of it the noise schedule counts here, which all have.
             scheduler=load_part(DDPMScheduler, name, "scheduler"),
         )
 
@@ -117,6 +120,7 @@ class BaseModel:
         places = {part: part.device for part in (self.text_encoder, self.vae)}
         self.to(device)
         try:
+            # Else validation would leave the encoders on the GPU, in the memory that the training needs.
             yield
         finally:
             for part, place in places.items():
@@ -125,10 +129,11 @@ class BaseModel:
     def tokenize(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token ids of shape (len(prompts), tokens), padded and cut to the text encoder's length, on its device."""
         length = self.tokenizer.model_max_length
+        # Filled up to the full length, 77 in CLIP and 32 in the embedded base: UNets have learnt with the filling.
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
-        return tokens.input_ids.to(self.text_encoder.device)
+        return tokens.input_ids.to(self.text_encoder.device)  # (n, T)
 
     def tell_of_cut(self, prompts: Iterable[str], tell: Callable[[str], None]) -> None:
         """Tells how many of the different prompts `tokenize` cuts, and what is left of one of them."""
@@ -149,7 +154,7 @@ class BaseModel:
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Text embeddings of shape (len(prompts), tokens, cross_attention_dim), float32 on the encoder's device."""
-        return self.text_encoder(self.tokenize(prompts))[0].float()
+        return self.text_encoder(self.tokenize(prompts))[0].float()  # (n, T, D), one for each token
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -159,18 +164,20 @@ class BaseModel:
         and what is not random needs to be computed only once.
         """
         images = images.to(self.vae.device, memory_format=picture_layout(self.vae.device))
-        latents = self.vae.encode(images).latent_dist.mean
+        latents = self.vae.encode(images).latent_dist.mean  # (B, 3, H, W) to (B, 4, H / 8, W / 8)
+        # To unit variance, which the noise schedule is made for: 0.18215 in Stable Diffusion (Rombach et al., 2022).
         return latents.float() * self.vae.config.scaling_factor
 
     def encoded(self, batch: dict[str, Any], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents and text embeddings of a batch of `Samples`: those that it holds, else computed now."""
         if "latents" in batch:
-            return send(batch["latents"], device), send(batch["text_embeddings"], device)
+            return send(batch["latents"], device), send(batch["text_embeddings"], device)  # (B, 4, h, w), (B, T, D)
         return self.encode_images(batch["image"]), self.encode_prompts(batch["text"])
 
     def fingerprint(self) -> str:
         """Identifies the weights that latents and text embeddings depend on, wherever they were loaded from."""
         digest = hashlib.sha256()
+        # The decoder is left out: latents do not depend on it, and one that was trained on alone keeps the cache.
         for module in (self.vae.encoder, self.vae.quant_conv, self.text_encoder):
             for name, tensor in sorted(module.state_dict().items()):
                 digest.update(name.encode())

@@ -83,6 +83,7 @@ def architecture_of(unet: Mapping[str, Any], prediction_type: str, base: str) ->
 
     The names with the kind of file behind them are what programs compare: `stable-diffusion-v1/lora`.
     """
+    # The text's width tells both kinds apart: CLIP ViT-L/14 has 768, OpenCLIP ViT-H 1,024.
     if list(unet["block_out_channels"]) == [320, 640, 1280, 1280] and unet["in_channels"] == 4:
         if unet["cross_attention_dim"] == 768:
             return "stable-diffusion-v1"
@@ -104,6 +105,7 @@ def model_spec(origin: Origin) -> dict[str, str]:
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if origin.prediction_type == "v_prediction" else "epsilon",
     }
+    # What has to be typed to get the subject: without it nobody who finds the file can use it.
     if "instance_prompt" in origin.settings:
         texts["trigger_phrase"] = origin.settings["instance_prompt"]
     return {f"modelspec.{name}": text for name, text in texts.items()}
@@ -129,6 +131,7 @@ def kohya_texts(origin: Origin) -> dict[str, str]:
         texts["ss_reg_dataset_dirs"] = json.dumps({name: {"n_repeats": 1, "img_count": texts["ss_num_reg_images"]}})
     if origin.kind == "LoRA":
         rank = settings["rank"]
+        # The rank as alpha, since the strength is in the matrices: a reader who believes either draws the same.
         texts.update(ss_network_module="networks.lora", ss_network_dim=rank, ss_network_alpha=float(rank))
     return {name: str(text) for name, text in texts.items() if text is not None}
 
@@ -160,6 +163,7 @@ def write_texts(file: Path, texts: Mapping[str, str]) -> None:
     try:
         with file.open("rb") as source, temporary.open("wb") as target:
             header = json.loads(source.read(int.from_bytes(source.read(LENGTH_BYTES), "little")))
+            # A safetensors file is the length of its header, the header as JSON, and the tensors, which do not change.
             tensors = source.tell()
             if "modelspec.sai_model_spec" in texts:
                 texts["modelspec.hash_sha256"] = f"0x{hash_of_rest(source)}"

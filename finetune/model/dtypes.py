@@ -12,6 +12,7 @@ def dtype_argument(part_class: type, dtype: torch.dtype | str) -> dict[str, torc
 
     `part_class` is a model or a pipeline of diffusers or transformers, or derived from one. Raises as `as_dtype` does.
     """
+    # The course's release knows the old name only, today's warn of it, and a later one may refuse it.
     library, since = ("transformers", "4.56") if issubclass(part_class, PreTrainedModel) else ("diffusers", "0.40")
     return {"dtype" if compare_versions(library, ">=", since) else "torch_dtype": as_dtype(dtype)}
 

@@ -58,11 +58,13 @@ def as_folder(name: str) -> str:
     file = Path(name)
     folder = file.with_name(f"{file.stem}-diffusers")
     state = file.stat()
+    # Size and time and not a digest: 4 GB would be read at every start.
     source = {"file": file.name, "bytes": state.st_size, "modified": state.st_mtime_ns}
     while not is_main_process() and not made_of(folder, source):
         time.sleep(1)  # of several processes the first one writes it; if that fails, all are ended
     if made_of(folder, source):
         return str(folder)
+    # Not written by this program: it may be somebody's own model, and is not overwritten.
     if folder.exists() and not (folder / SOURCE_FILE).is_file():
         raise BaseModelError(f"{folder} is in the way, where the model of {file} would be written: rename it.")
     print(f"Reading {file}: its parts go to {folder}, once.", flush=True)
@@ -137,6 +139,7 @@ def kind_of(header: Header, texts: Mapping[str, str], file: Path) -> str:
     if missing:
         raise BaseModelError(f"{file} lacks {' and '.join(missing)}. {NOT_READ}; a LoRA or a ControlNet is none.")
     shapes = {name: tuple(header[name][0]) if name in header else () for name in (FIRST, TEXT)}
+    # A first convolution of 9 channels is an inpainting model's, which also reads a mask and a masked picture.
     if shapes[FIRST] != (320, 4, 3, 3) or shapes[TEXT][1:] not in ((768,), (1024,)):
         raise BaseModelError(
             f"{file} has a UNet with weights of shapes {shapes[FIRST]} and {shapes[TEXT]}. {NOT_READ}."
@@ -199,6 +202,7 @@ def read_parts(weights: Path, configuration: Path, dtype: torch.dtype, file: Pat
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise BaseModelError(f"{file} does not fit Stable Diffusion: {first}") from error
     models = {part: getattr(pipeline, part) for part in ("unet", "vae", "text_encoder")}
+    # The library leaves what it did not find without contents, and says nothing: it would fail at the first step.
     empty = [f"{part}.{name}" for part, model in models.items() for name, p in model.named_parameters() if p.is_meta]
     if empty:
         raise BaseModelError(f"{file} lacks {len(empty)} weights of its model, such as that of {empty[0]}.")

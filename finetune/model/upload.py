@@ -33,6 +33,7 @@ class Upload:
         """
         files = sorted({path for pattern in PUBLIC for path in folder.glob(pattern)})
         try:
+            # One commit: nobody can load the weights of one run with the card of another.
             self.api.create_commit(
                 self.repo_id,
                 [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in files],
@@ -75,6 +76,7 @@ def prepare_upload(args: argparse.Namespace) -> Upload | None:
         raise SetupError("--push_to_hub cannot send anything while HF_HUB_OFFLINE is set. Nothing was trained.")
     api = HfApi()
     try:
+        # Made before the training, as the only sure way to know that the token may: after hours it would be too late.
         repo_id = api.create_repo(name, exist_ok=True).repo_id
     except Exception as error:  # they have no common base class for what can go wrong
         raise SetupError(

@@ -27,6 +27,7 @@ def _flush(*paths: Path) -> None:
             continue
         descriptor = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
         try:
+            # Without it a rename may reach the disk before what is renamed: after a power cut it is there, and empty.
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -35,6 +36,7 @@ def _flush(*paths: Path) -> None:
 def list_checkpoints(output_dir: Path) -> list[Path]:
     """The finished checkpoints, in the order in which they were written: a run may have gone on from an older step."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    # That file is written last.
     finished = [path for path in found if (path / STATE_FILE).is_file()]
     return sorted(finished, key=lambda path: (written(path), int(path.name.split("-")[1])))
 
@@ -86,6 +88,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def give_rights(*files: Path) -> None:
     """The rights of any new file there, by the umask: safetensors 0.8 keeps what it writes to its owner alone."""
     for file in files:
+        # A file made to look at: the umask itself can only be read by setting it, for all threads.
         new = file.with_name(f".{file.name}.new")
         new.touch()
         file.chmod(new.stat().st_mode & 0o777)
@@ -106,9 +109,12 @@ def finish_folder(temporary: Path, target: Path) -> None:
     _flush(*temporary.rglob("*"), temporary)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)  # of a process that was killed before it could
+    # A folder cannot be replaced in one go as a file can: should all stop between the next two lines, the old one is
+    # still there, under another name.
     if target.exists():
         os.replace(target, old)
     os.replace(temporary, target)
+    # The rename is an entry of the folder above.
     _flush(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 

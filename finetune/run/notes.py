@@ -14,6 +14,7 @@ _said = mmap.mmap(-1, 2**20)
 
 def say_once(text: str, kind: str | None = None) -> None:
     """Prints `text` if nothing of its `kind` (by default: the text itself) was said; one of several processes does."""
+    # Two texts at one place in a million bytes would cost the second: a note, and no error.
     place = zlib.crc32((kind or text).encode(errors="replace")) % len(_said)
     if os.environ.get("RANK", "0") == "0" and not _said[place]:
         _said[place] = 1

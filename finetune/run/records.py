@@ -54,6 +54,7 @@ class Record:
         """Starts the clocks at this step. Lines of later ones go: a run may go on from an older checkpoint."""
         self.first_step = self.marked_step = step
         self.started = self.mark = time.monotonic()
+        # monotonic: a clock that is set right in the night would make a step take an hour, or less than nothing.
         self.paused = self.busy = self.seconds_before = 0.0
         if keep_lines or not self.writes:
             return
@@ -82,6 +83,7 @@ class Record:
         busy, steps = now - self.mark - self.paused, step - self.marked_step
         self.mark, self.marked_step, self.paused = now, step, 0.0
         self.busy += busy
+        # By the clock, with drawing and saving in it: that is how long one waits.
         left = (self.last_step - step) * (now - self.started) / max(step - self.first_step, 1)
         peak = peak_memory(self.device)
         return {
@@ -130,6 +132,7 @@ class Best:
         best = read_run(self.folder)
         if self.by not in figures:
             return False
+        # Figures of another kind or of other pictures cannot be compared: what comes first counts then.
         if (best.get("by"), best.get("of")) != (self.by, self.of) or best["finished"] > step:
             return True
         better = figures[self.by] - best["value"]
@@ -174,6 +177,7 @@ def peak_memory(device: torch.device) -> int | None:
     if resource is None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, Linux in KiB.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -41,6 +41,7 @@ class Run:
             CheckpointError: if another training is running in the folder; if it holds a run, and going on with that is
                 not what was asked for; or if there is no such checkpoint.
         """
+        # First: two that look at a folder at the same time would both find it free.
         lock(self.output_dir)
         chosen, finished = self._found()
         used = holds_run(self.output_dir)

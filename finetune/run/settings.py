@@ -87,6 +87,7 @@ def data_behind(model: Path) -> list[str] | None:
     settings = _settings_of_model(model)
     if settings is None:
         return None
+    # The second stage began from what the first has learnt: what that was trained on is not held out, either.
     before = (settings.get("start") or {"data": []})["data"]
     return None if before is None else [*before, settings["data"]["identity"]]
 
@@ -106,6 +107,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     settings = {
         "program": Path(sys.argv[0]).name,
         "base": known_as(base, fingerprint(base)),
+        # Their product: four GPUs with four samples each train what one with sixteen does, and may take its run over.
         "samples_per_step": args.train_batch_size * args.gradient_accumulation_steps * processes_started(),
     }
     if hasattr(args, "controlnet_model_name_or_path"):
@@ -119,6 +121,7 @@ def differences(was: dict[str, Any], now: dict[str, Any], changeable: bool) -> l
     """How the settings differ that both know, in words: those that may change, or those that make another training."""
     found = []
     for name in now:
+        # Only what both know: a flag that came with a later release stops no run of an earlier one.
         if name in was and _identity(was[name]) != _identity(now[name]) and (name in CHANGEABLE) == changeable:
             before, after = _in_words(was[name]), _in_words(now[name])
             change = f"was {before}, is {after}" if before != after else f"is still {after}, but holds something else"

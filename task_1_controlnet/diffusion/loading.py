@@ -22,6 +22,7 @@ def load_pipeline(
         BaseModelError: if the base model or the ControlNet cannot be loaded.
     """
     device = device or pick_device()
+    # No small steps of a training can be lost here, and half precision takes half of the memory.
     dtype = drawing_dtype(device)
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     if not isinstance(controlnet, ControlNetModel):

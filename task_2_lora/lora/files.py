@@ -64,6 +64,7 @@ def find_file(path: Path) -> Path:
 
 def better_advice(error: LoraFileError, file: Path) -> str:
     """Names the file that the training wrote, where one lies near the wrong one."""
+    # A training's folder holds the result, and checkpoints two folders below it, which are taken for it now and then.
     near = [folder / WEIGHTS_FILE for folder in list(file.resolve().parents)[:3]]
     right = next((one for one in near if one.is_file() and one != file.resolve()), None)
     return f"use {right}" if right and error.advice == USE_OURS else error.advice
@@ -71,8 +72,10 @@ def better_advice(error: LoraFileError, file: Path) -> str:
 
 def add_lora(pipeline: DiffusionPipeline, file: Path, adapter_name: str) -> None:
     """`load_lora` of a file, whose errors do not name it."""
+    # PEFT would add to it in silence, and which LoRA a picture is of nobody could say.
     if any(adapted_layers(getattr(pipeline, part), adapter_name) for part in PARTS):
         raise ValueError(f"There is a LoRA {adapter_name!r} already: unload it, or give this one another adapter_name.")
+    # transformers 5.6 dropped `text_model.` from its names: files are of before and after.
     modules = {f"{part}.{name.replace('text_model.', '', 1)}": (part, name, shape)
                for part in PARTS for name, shape in shapes_of(getattr(pipeline, part)).items()}  # fmt: skip
     by_part: dict[str, Matrices] = {}
@@ -83,7 +86,9 @@ def add_lora(pipeline: DiffusionPipeline, file: Path, adapter_name: str) -> None
         )
     for part, matrices in by_part.items():
         inject(getattr(pipeline, part), matrices, adapter_name)
+    # Looked for and not believed: releases of the libraries leave out what they cannot place (docs/files.md).
     if not all(has_arrived(getattr(pipeline, part), matrices, adapter_name) for part, matrices in by_part.items()):
+        # The pipeline as it was: whoever catches the error may draw on.
         pipeline.delete_adapters(adapter_name)
         raise LoraFileError("did not arrive in the model as it is", "try other releases of peft and diffusers")
     pipeline.set_adapters(adapter_name)
@@ -108,17 +113,22 @@ def read_matrices(file: Path, modules: Mapping[str, Shape]) -> Matrices:
         raise LoraFileError(f"cannot be read as safetensors ({error})", AS_WRITTEN) from error
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     alphas = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(ALPHA) and tensor.numel() == 1}
+    # Names and shapes first, numbers later: a file of another base is refused before anything is put into the model.
     sites = read_layout(shapes, alphas, metadata, {"this base": modules}).sites
     for name in (name for site in sites.values() for name in (site.a, site.b)):
         if not tensors[name].is_floating_point():
             raise LoraFileError(f"has {shown(name)} in {tensors[name].dtype}, as whole numbers", AS_WRITTEN)
+    # In float32, before the precision of the model: a small alpha times a small number is zero in half precision.
     return {name: (tensors[site.a].float() * site.scale, tensors[site.b].float()) for name, site in sites.items()}
 
 
 def fitted(matrix: torch.Tensor, dimensions: int, model: torch.nn.Module, module: str) -> torch.Tensor:
     """A matrix in a model's precision, on its device and with as many dimensions as the module's weight."""
+    # A LoRA on a convolution is two convolutions, (rank, in, 3, 3) and (out, rank, 1, 1); so are Kohya's on layers of
+    # 1x1, which some models have as linear ones.
     matrix = matrix.reshape(*matrix.shape[:2], *(matrix.shape[2:] or (1, 1))[: dimensions - 2])
     matrix = matrix.to(model.device, model.dtype)
+    # After the cast: 70,000 is a number in float32 and infinite in float16, of which the library draws black pictures.
     if not torch.isfinite(matrix).all():
         raise LoraFileError(f"has values at {module!r} that are not finite", "train again with a lower learning rate")
     return matrix
@@ -127,14 +137,16 @@ def fitted(matrix: torch.Tensor, dimensions: int, model: torch.nn.Module, module
 def inject(model: torch.nn.Module, matrices: Matrices, adapter_name: str) -> None:
     """Puts the matrices into a model; those of a lower rank than others get rows and columns of zeros."""
     rank = max(len(a) for a, _ in matrices.values())  # one for all: then alpha is the rank, and the strength 1
+    # No random start: every number is about to be set.
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(matrices), init_lora_weights=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs at once are meant
         inject_adapter_in_model(config, model, adapter_name)
     for name, pair in matrices.items():
         layer = model.get_submodule(name)
+        # A zero row of A and column of B add nothing to the product.
         for matrix, place in zip(pair, (layer.lora_A, layer.lora_B)):
-            whole = matrix.new_zeros(place[adapter_name].weight.shape)
+            whole = matrix.new_zeros(place[adapter_name].weight.shape)  # (R, in) or (out, R)
             whole[: matrix.shape[0], : matrix.shape[1]] = matrix
             place[adapter_name].weight.data = whole
 

@@ -43,6 +43,7 @@ MATRICES = {
     }.items()
     for spelling in spellings
 }
+# A number beside the two matrices: without it a reader does not know how strongly to add their product.
 ALPHA = ".alpha"
 # Old attention processors named their projections otherwise than the modules are named.
 OLD_NAMES = (
@@ -52,6 +53,9 @@ OLD_NAMES = (
     (r"^(text_encoder\..*)\.to_out$", r"\1.out_proj"),
 )
 # What is no plain LoRA for Stable Diffusion, by what stands in a tensor's name; the first that is found counts.
+# DoRA: Liu et al., 2024, arXiv 2402.09353. LoHa, LoKr, LyCORIS: Yeh et al., 2023, 2309.14859. OFT: Qiu et al., 2023,
+# 2306.07280. IA3: Liu et al., 2022, 2205.05638. VeRA: Kopiczko et al., 2023, 2310.11454. AdaLoRA: Zhang et al., 2023,
+# 2303.10512. Textual inversion: Gal et al., 2022, 2208.01618.
 OTHERS = (
     (r"\.dora_scale$|\.lora_magnitude_vector", "is a DoRA, which rescales the weights and not only adds to them"),
     (r"\.hada_", "is a LoHa"),
@@ -77,6 +81,7 @@ OTHERS = (
     (r"\.lora_[AB]\.\w+\.weight$", "is a checkpoint from the middle of a training, without its alpha"),
 )
 # Ways of starting a training that change the base's weights, so that the LoRA does not fit the base itself.
+# PiSSA, for one (Meng et al., 2024, 2404.02948), begins with the largest directions of W and leaves W without them.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 Shape = Tuple[int, ...]
@@ -116,11 +121,13 @@ class Reading:
 
 def shown(name: str) -> str:
     """A name as it is put into messages: quoted, unprintable characters escaped, short."""
+    # A name may hold characters that move a terminal's cursor, and be a megabyte long.
     return ascii(name if len(name) <= 80 else name[:77] + "...")
 
 
 def refuse_others(names: Sequence[str]) -> None:
     """Raises LoraFileError for what is known and is no plain LoRA."""
+    # Pattern by pattern, not name by name: the most telling one counts, wherever in the file it is.
     for pattern, what in OTHERS:
         for name in names:
             if re.search(pattern, name):
@@ -152,6 +159,7 @@ def settings_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What diffusers keeps of PEFT's configuration beside the tensors. Raises LoraFileError for what is not read."""
     try:
         settings = json.loads(metadata.get(METADATA_KEY, "{}"))
+    # RecursionError: ten thousand brackets, in a file that means harm.
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
@@ -172,6 +180,7 @@ def alpha_in(settings: Mapping[str, Any], module: str) -> Any:
     if not isinstance(pattern, dict) or not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
         raise LoraFileError(f"has an alpha_pattern in its {METADATA_KEY} that is not read", AS_WRITTEN)
     for key, alpha in pattern.items():
+        # PEFT's rule: the first key counts by which the module's name ends, or which, with a ^, it is as a whole.
         whole = key.lstrip("^").replace("text_model.", "", 1)
         if path == whole or (whole == key and path.endswith(f".{key}")):
             return alpha
@@ -185,12 +194,14 @@ def scale_of(module: str, rank: int, alpha: Any, settings: Mapping[str, Any]) ->
     if not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:  # infinite and not a number, too
         what = alpha if isinstance(alpha, (int, float, str)) else type(alpha).__name__
         raise LoraFileError(f"has an alpha at {shown(module)} that is no usable number: {shown(str(what))}", AS_WRITTEN)
+    # Rank-stabilised LoRA divides by the root (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).
     rs_lora = by_settings is not None and settings.get(f"{module.partition('.')[0]}.use_rslora")
     return alpha / (math.sqrt(rank) if rs_lora else rank)
 
 
 def tail(shape: Sequence[int]) -> Shape:
     """A kernel's size; nothing for a linear layer and for a convolution of 1x1, which is one."""
+    # A convolution of 1x1 is a linear layer at each place: files may have it as either.
     return () if all(n == 1 for n in shape[2:]) else tuple(shape[2:])
 
 
@@ -200,6 +211,7 @@ def pair_up(shapes: Modules, alphas: Mapping[str, float], settings: Mapping[str,
     layouts = set()
     for name in shapes:
         module, matrix, layout = split_name(name)
+        # Two spellings of one module: whichever is read last would win, without a word.
         if matrix in found.setdefault(module, {}):
             raise LoraFileError(f"has the matrix {matrix} of {shown(module)} twice", AS_WRITTEN)
         found[module][matrix] = name
@@ -210,6 +222,7 @@ def pair_up(shapes: Modules, alphas: Mapping[str, float], settings: Mapping[str,
         if missing:
             raise LoraFileError(f"lacks the matrix {' and '.join(missing)} of {shown(module)}", AS_WRITTEN)
         a, b = tuple(shapes[names["A"]]), tuple(shapes[names["B"]])
+        # The rank is what both share: A's rows, B's columns.
         if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0] or tail(b):
             raise LoraFileError(
                 f"has matrices of shapes {a} and {b} at {shown(module)}, which are not (rank, in) and (out, rank)",
@@ -222,6 +235,7 @@ def pair_up(shapes: Modules, alphas: Mapping[str, float], settings: Mapping[str,
 
 def fit(sites: Mapping[str, Site], shapes: Modules, modules: Modules) -> tuple[dict[str, Site], list[str]]:
     """The sites by a base's own module names, and a half sentence for each that does not fit it."""
+    # By names with `_` for `.`, which all layouts can be brought to; Kohya's cannot be brought back.
     own_names = {name.replace(".", "_"): name for name in modules}
     fitting, problems = {}, []
     for module, site in sites.items():
@@ -242,6 +256,7 @@ def fit(sites: Mapping[str, Site], shapes: Modules, modules: Modules) -> tuple[d
 def find_base(sites: Mapping[str, Site], shapes: Modules, bases: Mapping[str, Modules]) -> tuple[str, dict[str, Site]]:
     """The base that all sites fit, and the sites by its names. Raises LoraFileError if there is none."""
     fits = {base: fit(sites, shapes, modules) for base, modules in bases.items()}
+    # The error is about the base that it fits best, and so about what is really wrong.
     best = min(fits, key=lambda base: len(fits[base][1]))
     fitting, problems = fits[best]
     if problems:

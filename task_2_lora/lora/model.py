@@ -25,6 +25,7 @@ from finetune.run.checkpoints import give_rights
 from finetune.setup import place_frozen, use_fast_attention
 from lora.layouts import METADATA_KEY, WEIGHTS_FILE
 
+# Query, key, value and output: what Hu et al. adapt of a Transformer (section 4.2), with all else left as it is.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # Attention says what goes where; what a thing looks like is in the convolutions. A small base wants both: on the
 # embedded one five of the sample cat's six marks were in 16 of 20 pictures with all layers, in none with attention.
@@ -52,14 +53,19 @@ class LoraDenoiser(torch.nn.Module):
         layers: str = "attention",
     ) -> None:
         super().__init__()
+        # Divided by the rank so that a sum of more products is no louder: a learning rate that was found for one rank
+        # serves the next (Hu et al., section 4.1, where alpha is a constant that is not tuned).
         self.scale = alpha / rank
         self.unet = unet
         self.text_encoder = text_encoder
         for model, targets in ((unet, UNET_TARGETS[layers]), (text_encoder, TEXT_ENCODER_TARGETS)):
             if model is not None:
                 model.requires_grad_(False)
+                # A at random and B at zero: the product is zero, the base draws what it drew, and B has a gradient all
+                # the same, as the zero convolution has. Both at zero, neither would ever move.
                 model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
         for parameter in self.trainable_parameters():
+            # They may come in the frozen weights' half precision, in which a training's small steps are rounded away.
             parameter.data = parameter.data.float()
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
@@ -73,7 +79,7 @@ class LoraDenoiser(torch.nn.Module):
         """
         if self.text_encoder is not None:
             text = self.text_encoder(text)[0]  # (B, T, D)
-        return self.unet(noisy_latents, timesteps, text).sample
+        return self.unet(noisy_latents, timesteps, text).sample  # (B, 4, H / 8, W / 8)
 
 
 def load_denoiser(
@@ -88,6 +94,8 @@ def load_denoiser(
 ) -> LoraDenoiser:
     """The base's UNet (and text encoder, which `base` then shares) with a fresh LoRA, on the device."""
     unet = load_part(UNet2DConditionModel, base.name, "unet")
+    # The base needs no gradients and no averages: at Stable Diffusion's size a batch of 4 peaks at 6.1 GiB (H200,
+    # 2026-11-29), all of a ControlNet at 11.2.
     place_frozen(unet, accelerator)
     use_fast_attention(unet, accelerator.device)
     set_seed(seed)  # the same start, whatever was drawn at random before, such as the order of what was encoded
@@ -100,6 +108,7 @@ def load_denoiser(
 def save_state(denoiser: LoraDenoiser, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
     """What a checkpoint keeps: the matrices as they are, under the module's own names."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Not the base: a checkpoint of 3 MB in place of 1.7 GB, and the base is there anyway.
     trained = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
     matrices = {name: state_dict[name].detach().cpu().contiguous() for name in trained}
     save_file(matrices, str(folder / "lora.safetensors"))
@@ -110,6 +119,7 @@ def load_state(denoiser: LoraDenoiser, folder: Path) -> None:
     state = load_file(str(folder / "lora.safetensors"))
     own = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
     shapes = {name: p.shape for name, p in own.items()}
+    # Before anything is copied: a LoRA half of which is another's trains on without an error.
     if shapes != {name: tensor.shape for name, tensor in state.items()}:
         raise ValueError(
             f"{folder} is of a LoRA with another --rank, other --lora_layers, or with or without --train_text_encoder."
@@ -130,6 +140,7 @@ def lora_weights(denoiser: LoraDenoiser) -> dict[str, torch.Tensor]:
         for name, tensor in matrices.items():
             # transformers 5.6 dropped a prefix: with it, every release of diffusers can read the file.
             name = f"text_model.{name.replace('text_model.', '')}" if prefix == "text_encoder" else name
+            # In one of the two, or it would count twice.
             scale = denoiser.scale if ".lora_B." in name else 1.0
             weights[f"{prefix}.{name}"] = (tensor.detach().float() * scale).cpu().contiguous()
     return weights
@@ -140,10 +151,11 @@ def to_kohya(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     result = {}
     for name, tensor in weights.items():
         module, matrix = name.rsplit(".lora_", 1)
+        # Kohya's names write `_` for `.`, so that nobody can tell from a name alone which of them were dots.
         module = module.replace("unet.", "lora_unet.", 1).replace("text_encoder.", "lora_te.", 1).replace(".", "_")
         result[f"{module}.lora_{'down' if matrix == 'A.weight' else 'up'}.weight"] = tensor
         if matrix == "A.weight":
-            result[f"{module}.alpha"] = torch.tensor(float(len(tensor)))
+            result[f"{module}.alpha"] = torch.tensor(float(len(tensor)))  # the rank: A is (rank, in)
     return result
 
 
@@ -157,6 +169,7 @@ def peft_settings(denoiser: LoraDenoiser) -> str:
     for part, model in (("unet", denoiser.unet), ("text_encoder", denoiser.text_encoder)):
         if model is not None:
             config = model.peft_config["default"]
+            # diffusers believes these numbers more than the tensors: with alpha as trained the scale would count twice.
             settings[f"{part}.r"] = settings[f"{part}.lora_alpha"] = config.r
             settings[f"{part}.target_modules"] = sorted(config.target_modules)
     return json.dumps(settings, sort_keys=True)
@@ -184,6 +197,7 @@ def save_kohya(folder: Path) -> Path:
 
 
 def write_weights(weights: dict[str, torch.Tensor], file: Path, texts: Mapping[str, str]) -> Path:
+    # A demo that reads the file while it is written again never sees half of it.
     temporary = file.with_name(f".{file.name}.tmp")
     save_file(weights, str(temporary), metadata=NO_TEXTS)
     write_texts(temporary, texts)

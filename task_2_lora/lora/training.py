@@ -92,6 +92,7 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
         if args.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         cast_frozen(unet, frozen_dtype(precision, device))
+        # Shapes as in `LoraTraining.loss`: latents (B, 4, H / 8, W / 8), text (B, T, D) or token ids (B, T).
         text = torch.randn(samples, length, text_config.hidden_size)
         if text_encoder is not None:
             text = torch.zeros(samples, length, dtype=torch.long)
@@ -153,6 +154,7 @@ class LoraTraining:
         optimisation = plan.optimisation
         self.base = BaseModel.load(plan.base).to(accelerator.device)
         self.base.require_size(plan.resolution)
+        # As the text comes in: token ids where the text encoder learns, whose embeddings change with every step.
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
         unencoded = [] if plan.encode_once else data.texts()
         self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
@@ -163,6 +165,7 @@ class LoraTraining:
                 load_encodings(self.base, part, plan.resolution, cache, accelerator, workers) for part in parts
             ]
             self.base.to("cpu")
+        # After the encoding, which must see the text encoder without a LoRA: the cache is the base's.
         self.denoiser = load_denoiser(
             self.base,
             plan.rank,
@@ -186,11 +189,14 @@ class LoraTraining:
             options=vars(run.args),
         )
         self.training.rehearsal = partial(rehearsal, run.args, accelerator.device)
+        # As the file that is loaded, not as a checkpoint: `best/` is to be drawn with.
         self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
         if held_out is not None:
+            # Of a DreamBooth the subject alone: how well the class is still predicted says nothing about the cat.
             samples = Samples(held_out, plan.resolution, encodings[1])
             self.training.held_out = HeldOut(samples, held_out.fingerprint)
             self.training.held_out_loss = lambda batch: self.loss([batch])
+        # `training.model`, not the denoiser: around it is wrapped what gathers the gradients of several processes.
         self.denoise = self.training.compiled(self.training.model)
 
     def loss(
@@ -199,9 +205,11 @@ class LoraTraining:
         """The loss of one or several batches of B samples in one pass, each counting `weights` of its own mean."""
         device = self.accelerator.device
         encoded = [self.base.encoded(batch, device) for batch in batches]
+        # The subject's batch and the class's in one pass in place of two: the same mean, half as many kernels to start.
         latents = torch.cat([latents for latents, _ in encoded])  # (N * B, 4, H / 8, W / 8)
         text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (N * B, T, D)
         if self.plan.train_text_encoder:
+            # What was encoded before is of an untrained text encoder: here it has to be computed in each step.
             text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
         measured = batches[0] if is_held_out(batches[0]) else None
         if measured is None:
@@ -215,6 +223,7 @@ class LoraTraining:
                 latents,
                 self.plan.snr_gamma,
                 noise_offset,
+                # (N) to (N * B): each batch's weight for each of its samples.
                 sample_weights.repeat_interleave(len(latents) // len(batches)),
                 measured,
             )
@@ -253,10 +262,12 @@ class LoraTraining:
             OSError: if the result is written but not sent.
         """
         self.training.resume(resume_from_checkpoint)
+        # In epochs, as a style of 1,000 pictures and a cat of four need another number of steps to have been seen once.
         drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
         finished = self.training.run(compute_loss, self.draw, drawing_steps)
         if finished and self.accelerator.is_main_process:
             kohya, origin, folder = self.plan.also_save == "kohya", self.origin(), self.plan.output_dir
+            # File, card, and only then the word that it is finished: killed in between, a run goes on and writes all.
             file = save_lora(self.denoiser, folder, kohya, file_texts(origin))
             write_card(origin, folder, folder, folder)
             self.training.finish("LoRA", file)

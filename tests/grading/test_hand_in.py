@@ -143,7 +143,7 @@ def test_the_zip_has_what_the_assignment_asks_for_and_nothing_else(made):
     unwanted = ("__pycache__", ".cache", "runs", "old.safetensors", "fill50k.zip")
     there = {path.relative_to(folder / TASK_1) for path in (folder / TASK_1).rglob("*") if path.is_file()}
     wanted = {path.as_posix() for path in there if not set(unwanted).intersection(path.parts)}
-    finetune = {f"finetune/{path.name}" for path in (ROOT / "finetune").glob("*.py")}
+    finetune = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*.py")}
     assert code == wanted | finetune | {"requirements.txt"}
     assert {"train.py", "train.sh", "inference.ipynb", "data/test_prompts.json", "data/own.png", "my_data.py"} < code
     assert "numpy" in requirements and not any(line.startswith("-e") for line in requirements)
