@@ -13,10 +13,12 @@ MAY_IMPORT = {
     "task_2_lora": {"finetune"},
     "grading": {"finetune"},
     "tiny_sd": {"finetune", "task_1_controlnet"},  # whose metric measures the base's circles
+    "page": {"finetune", "task_1_controlnet", "task_2_lora"},
 }
-FOLDERS = {*MAY_IMPORT, "benchmarks", "tests"}
+FOLDERS = {*MAY_IMPORT, "benchmarks", "tests", "kit"}
 # Tasks are run as scripts: what they import of themselves has no folder's name before it.
 SCRIPTS = {"task_1_controlnet", "task_2_lora"}
+SEES_SCRIPTS = {*SCRIPTS, "page"}
 
 
 def homes(name):
@@ -44,10 +46,15 @@ def test_a_folder_imports_only_those_that_it_may_know(folder):
     wrong = {}
     for path in files:
         for name in set(imported(path)):
-            owners = {name} & FOLDERS or (homes(name) if folder in SCRIPTS else set())
+            owners = {name} & FOLDERS or (homes(name) if folder in SEES_SCRIPTS else set())
             if owners and folder not in owners and not owners & MAY_IMPORT[folder]:
                 wrong[f"{path.relative_to(ROOT)}: {name}"] = owners
     assert not wrong
+
+
+def test_gradio_is_imported_by_the_pages_own_module_alone():
+    files = {path.name: set(imported(path)) for path in (ROOT / "page").glob("*.py")}
+    assert [name for name, modules in files.items() if "gradio" in modules] == ["app.py"]
 
 
 def test_the_rule_sees_a_forbidden_import(tmp_path):
