@@ -225,7 +225,7 @@ def test_loras_of_stable_diffusion_are_judged_by_their_norms(tmp_path):
         assert (problem is None) == (words is None) and (words or "") in (problem or "")
 
 
-def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(tmp_path, monkeypatch):
+def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(warm_programs, tmp_path, monkeypatch):
     """The embedded base stands for Stable Diffusion, small models of the same layout for CLIP and DINO."""
     monkeypatch.setattr("grading.autograder.loras.BASE", "another base")
     monkeypatch.setattr("grading.autograder.loras.SD_1", "tiny_sd")
@@ -574,7 +574,7 @@ def test_the_scripts_are_valid_and_the_unpacked_grader_starts(autograder_zip, tm
 # The real thing
 
 
-def test_a_real_hand_in_is_graded(tmp_path):
+def test_a_real_hand_in_is_graded(warm_programs, tmp_path):
     """With the real programs, for two steps on a few samples: no alignment can come of that, and it says so."""
     write_zip(hand_in(**{LORA_2: save(lora_tensors(2, b=1e-6))}), tmp_path / "20241234_Kim.zip")
     command = [sys.executable, "-m", "grading.autograder", tmp_path / "20241234_Kim.zip", "--output", tmp_path / "out"]
@@ -608,9 +608,11 @@ def test_a_real_hand_in_is_graded(tmp_path):
         "--prepared",
         tmp_path / "prepared",
         "--set",
-        "train_flags=('--max_train_samples', '8')",
+        "train_flags=('--max_train_samples', '8', '--train_batch_size', '2')",
         "--set",
         "prove=False",
+        "--set",
+        "lora_prompts=('a red car',)",
     ]
     run = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert run.returncode == 0, run.stdout + run.stderr

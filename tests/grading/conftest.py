@@ -1,0 +1,29 @@
+"""What the tests of the grader share."""
+
+from __future__ import annotations
+
+import os
+from typing import Iterator
+
+import pytest
+
+from grading.sandbox.start import SOCKET, warm_python
+
+
+@pytest.fixture(scope="session")
+def warm_address() -> Iterator[str | None]:
+    """Where a warm Python with PyTorch listens, one for all tests of this process; None where there cannot be one."""
+    from grading.autograder.run import PLAIN_ENVIRONMENT
+
+    with warm_python(PLAIN_ENVIRONMENT) as there:
+        address = os.environ.pop(SOCKET) if there else None  # only for the tests that ask for it
+        yield address
+        if there:
+            os.environ[SOCKET] = address
+
+
+@pytest.fixture
+def warm_programs(warm_address, monkeypatch) -> None:
+    """The programs of a test do not import PyTorch again."""
+    if warm_address:
+        monkeypatch.setenv(SOCKET, warm_address)
