@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -266,6 +267,19 @@ def test_the_same_user_is_told(tmp_path):
     with Sandbox(other_user=False) as sandbox:
         assert "the code runs as the grader's own user" in isolation_gaps(sandbox)
         assert run(sandbox, "print(open('/proc/self/status').read())").tail.count("0000000000000000") >= 5
+
+
+@needs_namespaces
+def test_an_environment_behind_a_link_is_found_also_where_the_link_is_hidden(tmp_path, monkeypatch):
+    link = tmp_path / "in" / ".venv"
+    link.parent.mkdir()
+    link.symlink_to(sys.prefix)
+    python = link / Path(sys.executable).relative_to(sys.prefix)
+    monkeypatch.setattr(sys, "prefix", str(link))
+    (tmp_path / "secret").write_text("secret")
+    with Sandbox([tmp_path]) as sandbox:
+        script = f"import os, numpy; print(numpy.__name__, os.listdir({str(tmp_path)!r}))"
+        assert sandbox.run([str(python), "-c", script], PATIENT).tail == "numpy ['in']\n"
 
 
 def test_missing_packages_are_no_fault_of_a_hand_in(sandbox, monkeypatch):
