@@ -8,7 +8,10 @@ from typing import Iterator
 
 import pytest
 
+from grading.autograder.alignment import CONFIG, WEIGHTS, Shared
+from grading.autograder.student_code import make_readable
 from grading.sandbox.start import SOCKET, warm_python
+from hand_ins import save_weights
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +47,15 @@ def warm_programs(warm_address, monkeypatch) -> None:
     """The programs of a test do not import PyTorch again."""
     if warm_address:
         monkeypatch.setenv(SOCKET, warm_address)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Shared:
+    """What the trainings share, as small as can be."""
+    folder = tmp_path_factory.mktemp("shared")
+    for name in ("tiny_sd", "cache", "controlnet"):
+        (folder / name).mkdir()
+    (folder / "controlnet" / CONFIG).write_text('{"layers": 1}')
+    save_weights(folder / "controlnet" / WEIGHTS)
+    make_readable(folder)
+    return Shared(folder)

@@ -452,6 +452,9 @@ def test_a_quick_look_gives_no_points_and_says_what_is_wrong(tmp_path):
         assert [test["status"] for test in result["tests"] if test["name"].startswith("Task 1: Con")] == [task_1]
         write_table(tmp_path / "grades.csv", {"Kim": result})
         assert read_table(tmp_path / "grades.csv")[1][1:4] == ["", "", ""]
+    shown = page({"Kim": result}, {"Kim": []}, NUMBERS)
+    assert "there are no points, and none to give by hand" in shown and "are not kept" in shown
+    assert "data-input" not in shown and "<script" not in shown and "points_by_hand.json" not in shown
     unreadable = quick_look(look_quickly(replace(EVIDENCE, unreadable="No zip."), NUMBERS), NUMBERS, 1, [])
     assert "No zip." in in_short(unreadable)
 
