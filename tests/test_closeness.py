@@ -13,10 +13,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from closeness import drift, style_distances, subject_scores
-from icons import load_subjects
 from processes import ROOT
-from recognition import asked_for, recognise_redrawn
-from scenes import scene
+from tiny_sd.measures.recognition import asked_for, recognise_redrawn
+from tiny_sd.pictures.icons import load_subjects
+from tiny_sd.pictures.scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
 spec = importlib.util.spec_from_file_location("sample_data_draw", SAMPLES / "draw.py")
@@ -52,7 +52,7 @@ def other_cats() -> list[Image.Image]:
 
 
 def test_true_images_of_the_style_are_near_and_others_far(vae, style, cat, things):
-    icons = json.loads((ROOT / "tiny_sd" / "icons" / "noto.json").read_text())
+    icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "noto.json").read_text())
     true = [
         samples.in_style(icons["icons"][name], icons["view"], seed)
         for seed, name in enumerate(("house", "fish", "rabbit", "umbrella", "deciduous-tree"))
@@ -128,7 +128,7 @@ def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:
 
 
 def test_what_a_print_shows_is_recognised(vae):
-    icons = json.loads((ROOT / "tiny_sd" / "icons" / "fluent-emoji-flat.json").read_text())
+    icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "fluent-emoji-flat.json").read_text())
     subjects = dict(list(load_subjects().items())[::3])  # from all groups
     prints = [samples.in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
     redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]

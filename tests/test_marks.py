@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from finetune.base import load_part
-from icons import STYLES, icon, load_subjects
-from lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
-from marks import MARKS, MOST, marks_of, sample_program
-from places import PLACES
+from finetune.model.base import load_part
 from processes import BASE, ROOT, run_python
-from scenes import scene
+from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
+from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_program
+from tiny_sd.pictures.icons import STYLES, icon, load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
 draw = sample_program()
@@ -182,7 +182,7 @@ def test_three_shades_of_paper_are_no_inks():
 
 
 def printed(program: str, folder) -> str:
-    run = run_python(f"tiny_sd/{program}.py", folder, folder=ROOT)
+    run = run_python(f"tiny_sd/measures/{program}.py", folder, folder=ROOT)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
