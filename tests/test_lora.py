@@ -350,7 +350,7 @@ def straight(lora, tmp_path_factory) -> Path:
 
 
 def test_a_killed_lora_training_gives_the_same_weights(lora, straight, tmp_path):
-    flags = ("--train_text_encoder", "--alpha", "1.3", "--max_train_steps", "12", "--checkpointing_steps", "3")
+    flags = ("--train_text_encoder", "--alpha", "1.3", "--max_train_steps", "12", "--checkpointing_steps", "1")
     process = lora.start(tmp_path, *flags)
     wait_for(tmp_path / "checkpoint-3", process)
     process.kill()
@@ -386,14 +386,8 @@ def base_that_compiles_fast(tmp_path_factory) -> Path:
 
 @pytest.mark.skipif(not is_torch_version(">=", "2.4"), reason="older releases compile too little of the model")
 def test_compiled_training_loses_the_same(lora, base_that_compiles_fast, tmp_path):
-    flags = (
-        "--max_train_steps",
-        "4",
-        "--checkpointing_steps",
-        "1",
-        "--pretrained_model_name_or_path",
-        base_that_compiles_fast,
-    )
+    base = ("--pretrained_model_name_or_path", base_that_compiles_fast)
+    flags = (*base, "--max_train_steps", "4", "--checkpointing_steps", "1")
     output = lora.train(tmp_path / "compiled", *flags, "--compile").stdout
     assert "Compiling: the first step takes" in output
     lora.train(tmp_path / "plain", *flags)
@@ -429,16 +423,16 @@ def test_dreambooth_draws_the_missing_class_images_and_resumes(subject_folder, t
         "--with_prior_preservation", "--class_data_dir", str(classes), "--class_prompt", "a circle",
         "--num_class_images", "3",
     ], small_base)  # fmt: skip
-    output = program.train(tmp_path / "a", "--max_train_steps", "6").stdout
+    output = program.train(tmp_path / "a", "--max_train_steps", "9").stdout
     assert "Skipped: notes.txt" in output
     assert sorted(path.name for path in classes.glob("class-*")) == [f"class-{i:04d}.png" for i in range(3)]
     before = {path.name: path.read_bytes() for path in classes.iterdir()}
 
-    process = program.start(tmp_path / "b", "--max_train_steps", "6", "--checkpointing_steps", "2")
+    process = program.start(tmp_path / "b", "--max_train_steps", "9", "--checkpointing_steps", "1")
     wait_for(tmp_path / "b" / "checkpoint-2", process)
     process.kill()
     process.wait()
-    program.train(tmp_path / "b", "--max_train_steps", "6", "--resume_from_checkpoint", "latest")
+    program.train(tmp_path / "b", "--max_train_steps", "9", "--resume_from_checkpoint", "latest")
     assert_same(load_file(tmp_path / "b" / WEIGHTS_FILE), load_file(tmp_path / "a" / WEIGHTS_FILE))
     assert {path.name: path.read_bytes() for path in classes.iterdir()} == before
 
