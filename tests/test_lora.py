@@ -53,11 +53,11 @@ def subject_folder(tmp_path_factory) -> Path:
 
 
 def random_lora(
-    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention"
+    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention", base: str = BASE
 ) -> LoraDenoiser:
-    """A LoRA on the embedded base that does change something: B is not zero."""
-    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(BASE, subfolder="text_encoder", torch_dtype=torch.float32)
+    """A LoRA that does change something, if not asked otherwise on the embedded base: B is not zero."""
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", torch_dtype=torch.float32)
     denoiser = LoraDenoiser(unet, text_encoder if with_text_encoder else None, rank, alpha, layers)
     torch.manual_seed(0)
     for parameter in denoiser.trainable_parameters():
