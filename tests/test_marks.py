@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +24,7 @@ from icons import STYLES, icon, load_subjects
 from lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
 from marks import MARKS, MOST, marks_of, sample_program
 from places import PLACES
-from processes import BASE, ROOT, call, run_python
+from processes import BASE, ROOT, call
 from scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
@@ -215,5 +218,6 @@ def test_the_programs_print_tables_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("program", ["marks", "lines_and_inks"])
 def test_the_programs_start_from_the_root(program):
-    run = run_python(f"tiny_sd/{program}.py", "--help", folder=ROOT)
+    command = [sys.executable, f"tiny_sd/{program}.py", "--help"]  # not forked: the server would import more than both
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
     assert run.returncode == 0 and "folder" in run.stdout, run.stderr
