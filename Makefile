@@ -4,15 +4,21 @@ PYTHON ?= python3
 PYTHON_COURSE ?= python3.8
 RUN := runs/demo
 BASE := tiny_sd
+HOST := 127.0.0.1
+PORT := 7860
 export TORCH_INDEX
 
-.PHONY: demo test test-course starter autograder grade docs real-size
+.PHONY: demo page test test-course starter autograder grade docs real-size
 
 .venv/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -m kit environment
 
 demo:
 	@$(PYTHON) -m kit demo --output "$(RUN)" --base "$(BASE)"
+
+# Draw in the browser; BASE=CompVis/stable-diffusion-v1-4 on a GPU.
+page:
+	@$(PYTHON) -m kit page --base "$(BASE)" --host "$(HOST)" --port "$(PORT)"
 
 test:
 	@$(PYTHON) -m kit test

@@ -7,6 +7,7 @@
 | style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
 | together.png | Task 1-1 and the style's training, both on the embedded base |
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
+| page.jpg | another program: `PAGE_PICTURE=asset/page.jpg python -m pytest tests/test_page_browser.py -k circle` |
 | speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
 """
 
@@ -127,9 +128,9 @@ def together() -> None:
     """Two held-out conditions, drawn by the ControlNet of Task 1-1 with more and more of Task 2's style."""
     sys.path.insert(0, str(TASK_1))
     sys.path.append(str(TASK_2))  # behind, as both have an evaluate.py
+    from diffusion.loading import load_pipeline
     from evaluate import generate
-    from lora_files import load_lora
-    from utils import load_pipeline
+    from lora.files import load_lora
 
     run, prompts = RUNS / "controlnet-canny", ["a bagel", "a cloud with rain"]
     conditions = open_all(run / "conditions", ["2", "4"])

@@ -39,7 +39,7 @@ def prepare(size: str, samples: int, resolution: int, folder: Path, batches: int
     from accelerate import Accelerator
 
     from fill50k import load_data
-    from finetune.cache import Samples, load_encodings
+    from finetune.data.cache import Samples, load_encodings
     from finetune.setup import precision_here
 
     accelerator = Accelerator(mixed_precision=precision_here("auto"))

@@ -12,8 +12,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune import devices
-from finetune.base import BaseModel, load_part
 from finetune.devices import pick_device
+from finetune.model.base import BaseModel, load_part
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_SD = ROOT / "tiny_sd"

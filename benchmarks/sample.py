@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.base import sampling_scheduler
 from finetune.devices import drawing_dtype, is_gpu
-from finetune.dtypes import cast
+from finetune.model.base import sampling_scheduler
+from finetune.model.dtypes import cast
 from finetune.numbers import positive_int
 
 

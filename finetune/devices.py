@@ -58,6 +58,7 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "mps":
         return takes(device, "bf16")
     return (
+        # No public function says it. With the instructions bfloat16 is a third faster, without them 20 times slower.
         device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
@@ -100,11 +101,14 @@ def picture_layout(device: torch.device) -> torch.memory_format:
 
     Not on MPS, where convolutions in it have been wrong or failed (https://github.com/pytorch/pytorch/issues/174269).
     """
+    # 57.8 images a second in place of 51.5 for a ControlNet's training, 300 in place of 268 for encoding (EPYC, 128 px,
+    # 2026-11-26). For UNet and ControlNet themselves it brought nothing in bfloat16: dropped.
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
 def can_fuse(device: torch.device) -> bool:
     """Whether PyTorch's optimisers update all weights in one kernel there: a step of one number is tried."""
+    # Tried and not looked up: which devices can differs from release to release.
     weight = torch.nn.Parameter(torch.zeros(1, device=device))
     weight.grad = torch.zeros_like(weight)
     try:

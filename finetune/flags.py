@@ -69,6 +69,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
         description=description,
         epilog=in_words(program),
         formatter_class=HelpFormatter,
+        # --max would be --max_train_steps until there is another flag that begins so; and presets look for whole names.
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -93,6 +94,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add_switch(parser, "--no_cache", "encode images and prompts at every step, not once")
     add("--dataloader_num_workers", type=natural_int, default=0)
     add("--checkpointing_steps", type=natural_int, default=500, help="save this often, and at the end (0: never)")
+    # Two, as the newest may be of a run that has just begun to go wrong.
     add("--checkpoints_total_limit", type=positive_int, default=2, help="older checkpoints are removed")
     add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
     add_switch(parser, "--push_to_hub", "the result, with its model card, to the Hugging Face hub")
@@ -116,6 +118,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags, beginning with a preset's, with the precision that "auto" stands for: on another machine it may be
     another training."""
+    # A parser for one flag reads it first, as its preset's values have to be the others' defaults.
     first = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     preset = presets_of(parser.prog).get(first.parse_known_args()[0].preset)
@@ -134,6 +137,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(
             "--validation_split takes from the data, --validation_data_dir is another folder: give one of them"
         )
+    # Kept for the line that says why it is that; what the run is compared by is the precision itself.
     args.mixed_precision_asked = args.mixed_precision
     if args.mixed_precision == "auto":
         from .setup import precision_here  # asks PyTorch

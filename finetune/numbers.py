@@ -29,6 +29,7 @@ def number(
         try:
             value = kind(text)
         except ValueError:
+            # Fails every comparison below, as do "nan" and "inf", which `float` takes.
             value = math.nan
         fits = (
             -math.inf < value < math.inf

@@ -22,6 +22,8 @@ def seed_for(*numbers: int) -> int:
     What is random at a step is a function of the step, not of all that was drawn before it: there is no state to save,
     and a run that was killed and resumed draws what it would have drawn.
     """
+    # Not seed + step, by which step 1 of seed 0 would be step 0 of seed 1. A linear congruential generator with the
+    # constants of Knuth's MMIX; its low bits repeat soon, hence the shift behind it.
     mixed = 0
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
@@ -41,11 +43,15 @@ def batches_of_indices(
     epoch, order = -1, []
     batch = start
     while True:
+        # All samples of all processes stand in one endless row, and this is where this process's batch begins.
         first = (batch * num_processes + process) * batch_size
         indices = []
         for position in range(first, first + batch_size):
+            # A batch may reach over the end of an epoch: none is short, and each step has as many samples as the
+            # learning rate was chosen for.
             if position // num_samples != epoch:
                 epoch = position // num_samples
+                # From the epoch's number alone: whoever begins in the middle need not draw the orders before.
                 generator = torch.Generator().manual_seed(seed_for(seed, epoch))
                 order = torch.randperm(num_samples, generator=generator).tolist()
             indices.append(order[position % num_samples])
@@ -59,6 +65,7 @@ def own_part(draw: Callable[[int], torch.Tensor], batch_size: int) -> torch.Tens
     All are seeded alike, so several processes train as one with the whole batch would.
     """
     processes = PartialState()
+    # Drawing for all costs next to nothing; drawing differently would make two GPUs another training than one.
     first = batch_size * processes.process_index
     return draw(batch_size * processes.num_processes)[first : first + batch_size]
 
@@ -91,10 +98,12 @@ def split_off(data: Any, part: float, part_class: type = Part) -> tuple[Any, Any
     Raises ValueError if nothing would be left.
     """
     sources = data.sources() if hasattr(data, "sources") else list(range(len(data)))
+    # By picture, not by sample: one that is trained on under another caption is not held out.
     pictures = list(dict.fromkeys(sources))
     number = min(max(1, round(part * len(pictures))), MOST_HELD_OUT)
     if number >= len(pictures):
         raise ValueError(f"--validation_split {part} of {len(pictures)} pictures leaves none to train on.")
+    # 0 and not --seed: runs that differ by their seed alone are measured on the same pictures.
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
     chosen = {pictures[i] for i in order[:number]}
     indices = range(len(data))
@@ -113,12 +122,14 @@ class HeldOut(Dataset):
     def __init__(self, samples: Dataset, fingerprint: str) -> None:
         self.samples, self.fingerprint = samples, fingerprint
         self.size = len(samples) * -(-LEAST_MEASURED // len(samples))
+        # Shuffled: else the pictures in front would only ever be measured with little noise on them.
         self.order = torch.randperm(self.size, generator=torch.Generator().manual_seed(1)).tolist()
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        # The middle of each of `size` equal parts: by chance whole ranges of timesteps may be missed.
         fixed = {"noise_seed": seed_for(index), "quantile": (self.order[index] + 0.5) / self.size}
         return {**self.samples[index % len(self.samples)], **fixed}
 
@@ -138,9 +149,12 @@ def fixed_draws(
     batch: Mapping[str, torch.Tensor], latents: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise and timesteps of a batch of `HeldOut`, the same on every device; `weights` are those of the timesteps."""
+    # On the CPU, whose numbers are the same on every machine; a GPU's are not.
     generators = [torch.Generator().manual_seed(seed) for seed in batch["noise_seed"].tolist()]
     noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
-    reached = weights.double().cpu().cumsum(0)
+    # The timestep at which so large a share of all weights is reached: quantiles become timesteps as often as the
+    # training draws them. In float64, as a sum of a thousand float32 need not end at what it is divided by.
+    reached = weights.double().cpu().cumsum(0)  # (T,)
     timesteps = torch.searchsorted(reached / reached[-1], batch["quantile"].double())
     return noise.to(latents), timesteps.to(latents.device)
 
@@ -174,23 +188,27 @@ def diffusion_loss(
     Raises:
         ValueError: for another prediction type.
     """
-    weights = timestep_weights(scheduler, snr_gamma).to(latents.device)
+    weights = timestep_weights(scheduler, snr_gamma).to(latents.device)  # (T,)
     if held_out is not None:
         noise, timesteps = fixed_draws(held_out, latents, weights)
     else:
-        noise, timesteps = random_draws(latents, weights, noise_offset)
-    noisy_latents = scheduler.add_noise(latents, noise, timesteps)
+        noise, timesteps = random_draws(latents, weights, noise_offset)  # (B, 4, h, w), (B,)
+    # z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) noise, with a_t = alphas_cumprod[t] (Ho et al., 2020, eq. 4), at once.
+    noisy_latents = scheduler.add_noise(latents, noise, timesteps)  # (B, 4, h, w)
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
         target = noise
     elif prediction_type == "v_prediction":
+        # v = sqrt(a_t) noise - sqrt(1 - a_t) z_0. Where all is noise, to predict it is to copy; v is the picture.
         target = scheduler.get_velocity(latents, noise, timesteps)
     else:
         raise ValueError(f"The scheduler's prediction_type is {prediction_type!r}; known: epsilon, v_prediction.")
 
+    # float: autocast leaves the prediction in half precision, too coarse for a mean of squares. weights.mean(): a
+    # timestep is drawn w_t / mean(w) times as often as if all were alike, which becomes w_t times by this.
     error = (predict(noisy_latents, timesteps).float() - target.float()).square().mean((1, 2, 3)) * weights.mean()
     if sample_weights is not None:
-        error = error * sample_weights
+        error = error * sample_weights  # (B,)
     return error.mean()
 
 
@@ -201,6 +219,8 @@ def random_draws(
     # Not randn_like: its numbers depend on the memory layout, which differs between cached and fresh latents.
     place, batch_size, shape = {"device": latents.device, "dtype": latents.dtype}, len(latents), latents.shape[1:]
     noise = own_part(lambda number: torch.randn(number, *shape, **place), batch_size)
+    # One number for a whole channel of a picture: noise of independent pixels hardly moves a mean, and so the mean of
+    # the picture, its brightness, is never to be found out.
     if noise_offset:
         offset = own_part(lambda number: torch.randn(number, shape[0], 1, 1, **place), batch_size)
         noise = noise + noise_offset * offset
@@ -209,9 +229,14 @@ def random_draws(
 
 def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch.Tensor:
     """How much the error at each timestep counts, (timesteps,): min-SNR (Hang et al., 2023, eq. 5), or 1 everywhere."""
-    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    # The variance of what is left of the picture over that of the noise: 1,175 at the first of Stable Diffusion's
+    # timesteps, 0.005 at the last.
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)  # (T,)
     if snr_gamma is None:
         return torch.ones_like(snr)
+    # In terms of z_0 the loss of a predicted noise counts SNR times, that of a velocity SNR + 1 times: to count
+    # min(SNR, gamma) it is divided by that. Nine draws of ten are of timesteps from 175 on with the paper's gamma of 5,
+    # from 595 on with the demo's 0.05.
     return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
@@ -222,6 +247,7 @@ def drop_prompts(text: torch.Tensor, no_prompt: torch.Tensor, proportion: float)
     """
     if not proportion:
         return text
+    # Ho & Salimans found a tenth and a fifth alike, a half worse (section 4.2).
     chance = own_part(lambda number: torch.rand(number, device=text.device), len(text))
-    dropped = (chance < proportion).reshape(-1, *[1] * (text.dim() - 1))
+    dropped = (chance < proportion).reshape(-1, *[1] * (text.dim() - 1))  # (B, 1, ...)
     return torch.where(dropped, no_prompt.to(text.device), text)

@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     demo = add("demo", parents=[shared], help="trains a ControlNet on the embedded base, draws and scores")
     demo.add_argument("--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR")
     demo.add_argument("--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR")
+    page = add("page", parents=[shared], help="a page in the browser: draw an outline, and see the ControlNet obey")
+    page.add_argument("--base", default="tiny_sd", metavar="MODEL", help="folder, file, or hub name")
+    page.add_argument("--host", default="127.0.0.1", help="listen here")
+    page.add_argument("--port", default="7860")
     tests = add(
         "test", parents=[shared], help="the checks of the TODO places" if commands.is_starter() else "all tests"
     )
@@ -54,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 def start(args: argparse.Namespace, environment: Environment) -> None:
     if args.command == "demo":
         commands.demo(environment, args.output, args.base)
+    elif args.command == "page":
+        commands.page(environment, args.base, args.host, args.port)
     elif args.command == "test":
         commands.test(environment, args.files)
     elif args.command == "test-course":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path, PurePath
 from typing import Sequence
 
 from .environment import Environment
-from .running import ROOT, run
+from .running import ROOT, Stopped, run
 
 # One thread for each process of the tests: threads of several would wait for each other.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -32,6 +33,16 @@ def demo(environment: Environment, output: PurePath, base: PurePath) -> None:
     run([*train, *AT_128_PX, "--output_dir", str(out), *start], task_1)
     drawn = ["--base", base_model, "--controlnet", str(out / "controlnet"), *DRAWING, "--output_dir", str(out)]
     run([environment.python, "evaluate.py", *drawn], task_1)
+
+
+def page(environment: Environment, base: str, host: str, port: str) -> None:
+    """Installs what the page needs, and serves it until Ctrl-C, which is its end and no failure."""
+    environment.add(ROOT / "requirements-page.txt")
+    try:
+        run([environment.python, "-m", "page", "--base", base, "--host", host, "--port", port])
+    except Stopped as stopped:
+        if stopped.status != 128 + signal.SIGINT:
+            raise
 
 
 def test(environment: Environment, files: Sequence[str] = ()) -> None:

@@ -69,6 +69,18 @@ class Environment:
         run([self.python, "-m", "pip", "install", "-r", str(self.requirements)])
         self.stamp.write_text(f"{index or USUAL}\n", encoding="utf-8")
 
+    def add(self, more: Path) -> None:
+        """Installs, beside the rest, what one command alone needs; again where either list was changed.
+
+        Raises:
+            Stopped: if that fails.
+        """
+        stamp = self.folder / f"{more.stem}.ready"
+        if stamp.is_file() and all(stamp.stat().st_mtime >= path.stat().st_mtime for path in (more, self.stamp)):
+            return
+        run([self.python, "-m", "pip", "install", "-r", str(more)])
+        stamp.write_text("", encoding="utf-8")
+
     def require_version(self, python: str) -> None:
         """Raises Stopped unless the interpreter is one that the requirements are for."""
         program = f"import sys; sys.exit(not {self.first} <= sys.version_info[:2] <= {self.last})"

@@ -8,6 +8,7 @@ from typing import Iterator
 
 from PIL import Image, ImageDraw
 
+# The size of Fill50K's own pictures, which all lengths here refer to.
 FRAME = 512
 COURSE_WIDTH = 5  # px in the frame: how thick the outlines of the course's own condition images are
 JPEG_QUALITY = 50  # enough to see the noise around a line
@@ -48,20 +49,24 @@ def draw(disc: Disc, resolution: int, mode: str, ground, *layers) -> Image.Image
     for beyond, color in layers:
         reach = disc.radius + beyond
         box = [scale * (disc.x - reach), scale * (disc.y - reach)]
+        # Pillow draws up to the box's last pixel, that included.
         box += [scale * (disc.x + reach) + scale - 1, scale * (disc.y + reach) + scale - 1]
         canvas.ellipse([round(edge) for edge in box], fill=color)
     return image
 
 
 def fit(frame: Image.Image, resolution: int) -> Image.Image:
+    # Averages of whole blocks: a filter with negative weights, such as Lanczos', would draw a second, dark rim.
     return frame if frame.width == resolution else frame.resize((resolution, resolution), Image.BOX)
 
 
 def outline(line: Line) -> Iterator[tuple[int, int]]:
     """The line as layers for `draw`, from outside in, each where the brightness (0 to 255) changes."""
+    # A line of 5 px has a middle pixel on the rim; one of 2 px has its middle between two.
     middle = 0 if line.width % 2 else 0.5
     fade = 1 + line.width / 2 if line.soft else 1
     before = 0
+    # From outside in, each disc over the last: what is left of it is a ring of one brightness; a soft line has several.
     for beyond in range(line.width + 1, -line.width - 2, -1):
         strength = min(max((line.width / 2 - abs(beyond - middle)) / fade + 0.5, 0), 1)
         brightness = round(255 * strength)

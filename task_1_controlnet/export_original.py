@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion.controlnet import ControlNetModel
-from finetune.cards import read_texts, write_texts
-from finetune.checkpoints import give_rights
+from finetune.model.cards import read_texts, write_texts
+from finetune.run.checkpoints import give_rights
 from finetune.setup import fail_clearly
 
 PREFIX = "control_model."
@@ -32,6 +32,7 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+# The original code numbers what a Sequential holds: a gap, as from 0 to 2, is an activation without weights.
 OUTSIDE = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -52,6 +53,7 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     `config` is the model's; a UNet's decoder is in it, so that a whole UNet can be renamed, too.
     """
     names = dict(OUTSIDE)
+    # Number 0 is conv_in; then layers and halvings are counted through, whatever block they are in.
     levels, layers, count = len(config["block_out_channels"]), config["layers_per_block"], 1
     for i in range(levels):
         for j in range(layers):
@@ -67,6 +69,7 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
             block = f"output_blocks.{i * (layers + 1) + j}"
             names[f"up_blocks.{i}.resnets.{j}"] = f"{block}.0"
             names[f"up_blocks.{i}.attentions.{j}"] = f"{block}.1"
+        # The doubling stands behind the block's last layer: third where that has attention, else second.
         names[f"up_blocks.{i}.upsamplers.0.conv"] = f"{block}.{2 if 'Attn' in kind else 1}.conv"
     widths = len(config.get("conditioning_embedding_out_channels", ()))
     blocks = 2 * (widths - 1)  # each width but the last has two convolutions; between all of them stands a SiLU
@@ -99,9 +102,11 @@ def export(folder: Path, file: Path) -> None:
     weights = to_original(controlnet.state_dict(), controlnet.config, PREFIX)
     sources = sorted(folder.glob("*.safetensors"))
     texts = {**(read_texts(sources[0]) if sources else {}), "format": "pt"}
+    # Whose names the tensors have: managers of files go by it.
     if "modelspec.implementation" in texts:
         texts["modelspec.implementation"] = "https://github.com/lllyasviel/ControlNet"
     file.parent.mkdir(parents=True, exist_ok=True)
+    # A program that watches the folder never sees half a file.
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, str(temporary))

@@ -23,10 +23,10 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from discs import COURSE_WIDTH, FRAME, Disc, Line, draw, fit, render_condition
-from finetune.colors import COLORS
-from finetune.hub import HubListing, hub_errors
-from finetune.images import condition_to_rgb, pair_to_rgb, to_rgb
-from finetune.listings import Listing
+from finetune.data.colors import COLORS
+from finetune.data.hub import HubListing, hub_errors
+from finetune.data.images import condition_to_rgb, pair_to_rgb, to_rgb
+from finetune.data.listings import Listing
 from finetune.objective import Part
 
 PROMPT = "{disc} circle with {background} background"
@@ -85,15 +85,18 @@ def load_data(
             raise ValueError(
                 f"rendered data have the columns image, conditioning_image, text: leave {COLUMN_FLAGS} out"
             )
+        # As many as the course's data set has, so that steps and epochs mean the same with either.
         return RenderedFill50K(size=min(max_samples or 50_000, 50_000))
 
     path = os.path.expanduser(dataset_name)
     if os.path.exists(path) or dataset_name == HUB_NAME:
         listing = Listing(path if os.path.exists(path) else download_fill50k(), columns, CHOOSE, max_samples)
+    # Names of the hub are OWNER/NAME: a mistyped path is not to become a question to the hub.
     elif os.path.isabs(path) or path.startswith(".") or path.endswith(".zip") or path.count("/") > 1:
         raise FileNotFoundError(f"there is no folder or zip archive {path}: correct --dataset_name")
     else:
         listing = HubListing(dataset_name, columns, CHOOSE, WITHOUT_HUB, max_samples)
+    # Before anything is trained: samples that are left out in silence would only show in the pictures.
     listing.tell()
     return Pairs(listing)
 
@@ -112,6 +115,7 @@ class Pairs(Dataset):
         return self.listing.sources()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        # A list's rules: -1 is the last sample, and what is too large an IndexError.
         index = range(len(self))[index]
         places = [self.listing.where(index, column) for column in (0, 1)]
         image = self.listing.load(index)
@@ -140,6 +144,7 @@ def download_fill50k() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Rendered
 
+# At 64 px, where `make demo` begins, the smallest disc is still 10 px wide; the largest covers the frame's height.
 RADII = (40, 280)
 WIDTHS = (1, 8)  # px in the frame
 SEED = 50_000
@@ -185,11 +190,13 @@ VALIDATION_DISCS = [Disc(306, 204, 124), Disc(168, 338, 92)]  # conditioning_ima
 @functools.lru_cache(maxsize=None)
 def color_differences() -> np.ndarray:
     """CIEDE2000 between all COLOR_NAMES: (names, names)."""
+    # CIEDE2000 (Sharma et al., 2005): unlike distances in RGB, as large as an eye finds the difference.
     lab = rgb2lab(np.array([COLORS[name] for name in COLOR_NAMES]) / 255)
     return deltaE_ciede2000(lab[:, None], lab[None])
 
 
 def draw_disc(rng: np.random.Generator) -> Disc:
+    # The centre may be anywhere: two of the five test discs leave the frame, and what is never seen is not learnt.
     x, y = (int(value) for value in rng.integers(0, FRAME, size=2))
     return Disc(x, y, int(rng.integers(RADII[0], RADII[1] + 1)))
 
@@ -197,6 +204,8 @@ def draw_disc(rng: np.random.Generator) -> Disc:
 def draw_line(index: int) -> Line:
     """A sample's line: half are as thick as the course's, the others of 1 to 8 px; four in five are white on black."""
     rng = np.random.default_rng([SEED, index, 1])  # of its own, so that discs and colours do not depend on it
+    # Conditions of one's own come from a paint program, a scan or the web, and are to work, too: held-out outlines
+    # reach an IoU of 0.92 (1 px wide, or soft) to 0.96 (docs/task_1.md).
     any_width, soft, inverted, jpeg = (bool(value) for value in rng.random(4) < (0.5, 0.25, 0.2, 0.1))
     width = int(rng.integers(WIDTHS[0], WIDTHS[1] + 1)) if any_width else COURSE_WIDTH
     return Line(width, soft, inverted, jpeg)
@@ -215,6 +224,8 @@ def render(
         raise ValueError(f"resolution must be at least 1 px, not {resolution}")
     if min_color_difference > 0 and min_color_difference > color_differences().max():
         raise ValueError(f"no two colours differ by {min_color_difference}, only by {color_differences().max():.1f}")
+    # A list of numbers as seed: NumPy mixes them, so that neighbours have nothing in common, and none of the samples
+    # before this one has to be drawn.
     rng = np.random.default_rng([SEED, index])
     disc = draw_disc(rng)
     while True:
@@ -222,6 +233,7 @@ def render(
         first, second = COLOR_NAMES[a], COLOR_NAMES[b]
         if COLORS[first] == COLORS[second]:  # the same name twice, or aqua on cyan
             continue
+        # Drawn again until they differ enough: the discs' places stay those of the same number.
         if min_color_difference <= 0 or color_differences()[a, b] >= min_color_difference:
             break
     line = line or draw_line(index)
@@ -278,6 +290,8 @@ class RenderedFill50K(Dataset):
 
     def conditioning_image(self, index: int) -> Image.Image:
         number = self.number(index)
+        # The disc is the first that is drawn of this stream, so that the picture and its colours can be left out: with
+        # cached latents a training asks for conditions only.
         disc = draw_disc(np.random.default_rng([SEED, number]))
         return render_condition(disc, self.resolution, draw_line(number))
 

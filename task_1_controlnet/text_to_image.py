@@ -13,13 +13,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from finetune.base import load_part
+from examples import draw_grid, load_test_data
 from finetune.devices import drawing_dtype, pick_device
-from finetune.dtypes import dtype_argument
+from finetune.model.base import load_part
+from finetune.model.dtypes import dtype_argument
+from finetune.model.single_file import as_folder
 from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
-from finetune.single_file import as_folder
-from utils import draw_grid, load_test_data
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
             prompt,
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,
+            # From the CPU on every machine: so a seed is the same picture everywhere, up to rounding.
             generator=torch.Generator().manual_seed(args.seed + i),
         ).images[0]
         image.save(args.output_dir / f"{i}.png")

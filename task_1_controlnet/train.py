@@ -4,7 +4,7 @@ The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see tr
 
     python train.py --preset demo-64
 
-Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, eq. 1.
+Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, section 3.3.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from finetune.flags import parse, plan_of, training_parser
 from finetune.numbers import natural_int, or_none, positive_int
@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
         __doc__.splitlines()[0],
         output_dir=Path("../runs/controlnet"),
         gradient_accumulation_steps=4,
+        # Of 16 samples each, those of a batch of 4 added up four times: Fill50K's 50,000 are seen four times. The rate
+        # is that of the authors' tutorial for Stable Diffusion 1.5.
         max_train_steps=12500,
         learning_rate=1e-5,
     )
@@ -57,40 +59,34 @@ if __name__ == "__main__":
 import torch
 from accelerate import Accelerator
 
+from denoiser import load_models, predict_noise, rehearsal
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all
+from examples import load_test_data
 from fill50k import PartOfPairs, load_data
-from finetune.base import BaseModel, factor_of, load_configs, load_part, sampling_scheduler
-from finetune.cache import Samples, held_out_from, load_encodings
-from finetune.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.data.cache import Samples, held_out_from, load_encodings
+from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
-from finetune.estimate import Rehearsal, cast_frozen, dry_run
-from finetune.hub import end_if_finished, prepare_upload
-from finetune.images import square, to_tensor
+from finetune.estimate import dry_run
+from finetune.model.base import BaseModel, sampling_scheduler
+from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.model.single_file import as_folder
+from finetune.model.upload import end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
-from finetune.records import log_images
-from finetune.runs import Run
-from finetune.setup import (
-    fail_clearly,
-    frozen_dtype,
-    place_frozen,
-    require_hardware,
-    start_accelerator,
-    use_fast_attention,
-    would_run_on,
-)
-from finetune.single_file import as_folder
+from finetune.run.records import log_images
+from finetune.run.run import Run
+from finetune.setup import fail_clearly, require_hardware, start_accelerator, would_run_on
 from finetune.training import Training
 from metrics import chance, not_aligned_yet, summary
-from utils import load_test_data
 
 
 class ControlNetSamples(Samples):
     """Item i: the condition (3, resolution, resolution) in 0..1, and the image and the prompt or their encodings."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        # In 0..1 where images are in -1..1: what is black, most of an outline's picture, is zero and says nothing.
         condition = self.data.conditioning_image(index)
         return {"condition": to_tensor(square(condition, self.resolution)), **super().__getitem__(index)}
 
@@ -98,6 +94,8 @@ class ControlNetSamples(Samples):
 def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[int] | None) -> None:
     """Raises ValueError where pictures and conditions would not come down to the latents' size. None: is not asked."""
     base.require_size(resolution)
+    # Each width after the first halves the condition: a ControlNet with another number of them would only fail in its
+    # first step, after the data were encoded.
     widths = 1 + int(math.log2(base.factor))
     if conditioning_channels is not None and len(conditioning_channels) != widths:
         raise ValueError(
@@ -106,71 +104,9 @@ def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[in
         )
 
 
-def load_models(
-    base: str,
-    controlnet: str | None,
-    conditioning_channels: list[int],
-    gradient_checkpointing: bool,
-    accelerator: Accelerator,
-) -> tuple[UNet2DConditionModel, ControlNetModel]:
-    """The frozen UNet, and the ControlNet to train: a given one, or a copy of the UNet's encoder; always float32."""
-    unet = load_part(UNet2DConditionModel, base, "unet")
-    if controlnet is None:
-        trained = ControlNetModel.from_unet(unet, conditioning_channels)
-    else:
-        trained = ControlNetModel.from_pretrained(controlnet, dtype=torch.float32)
-    trained.train()
-    place_frozen(unet, accelerator)
-    for model in (unet, trained):
-        use_fast_attention(model, accelerator.device)
-        if gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-    return unet, trained
-
-
-def predict_noise(
-    unet: UNet2DConditionModel,
-    controlnet: torch.nn.Module,
-    unet_dtype: torch.dtype,
-    noisy_latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    text_embeddings: torch.Tensor,
-    condition: torch.Tensor,
-) -> torch.Tensor:
-    """What UNet and ControlNet together predict, of the latents' shape (B, 4, H / 8, W / 8)."""
-    down, mid = controlnet(noisy_latents, timesteps, text_embeddings, condition, return_dict=False)
-    # accelerate makes them float32. On a GPU, where the UNet is in half precision, its decoder would be, too.
-    down, mid = [residual.to(unet_dtype) for residual in down], mid.to(unet_dtype)
-    return unet(noisy_latents, timesteps, text_embeddings, None, down, mid).sample
-
-
-def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
-    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
-    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
-    start = args.controlnet_model_name_or_path
-    config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
-    batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
-
-    def make(precision: str) -> Rehearsal:
-        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
-        trained = ControlNetModel.from_config(config) if config else None
-        trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
-        for model in (unet, trained.train()):
-            use_fast_attention(model, device)
-            if args.gradient_checkpointing:
-                model.enable_gradient_checkpointing()
-        dtype = frozen_dtype(precision, device)
-        cast_frozen(unet, dtype)
-        latents = torch.randn(batch, unet.config.in_channels, side, side)
-        text = torch.randn(batch, text_config.max_position_embeddings, text_config.hidden_size)
-        inputs = (latents, torch.ones(batch), text, torch.rand(batch, 3, args.resolution, args.resolution))
-        return Rehearsal([unet, trained], partial(predict_noise, unet, trained, dtype, *inputs), precision)
-
-    return make
-
-
 def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:
     """Writes the folder that `ControlNetModel.from_pretrained` reads, here and in diffusers."""
+    # With FSDP each process has a part of the weights in its model; the state dict alone has been gathered from all.
     with torch.device("meta"):  # no memory: the weights are those of the state dict
         whole = ControlNetModel.from_config(controlnet.config)
     whole.load_state_dict(state_dict, assign=True)
@@ -210,6 +146,7 @@ def validate(
     controlnet.eval()
     with base.on(accelerator.device), accelerator.autocast():
         images = generate(pipeline, conditions, prompts, guidance_scale=guidance_scale)
+    # Else what is switched off for drawing, gradient checkpointing among it, would stay off.
     controlnet.train()
 
     scores = score_all(images, conditions, prompts)
@@ -234,6 +171,7 @@ def main() -> None:
         samples = None if data is None else len(held_out_from(args, data, load_data, PartOfPairs)[0])
         device = would_run_on(args.pretrained_model_name_or_path)
         return dry_run(args, rehearsal(args, device), device, samples)
+    # In this order, so that what a person can mend is said before minutes are spent on anything.
     require_hardware(args.pretrained_model_name_or_path)
     args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
     data = load_data(args.dataset_name, *columns, args.max_train_samples)
@@ -242,6 +180,7 @@ def main() -> None:
     run.add_data(args.dataset_name, data)
     run.check()
     folder, upload = args.output_dir / "controlnet", prepare_upload(args)
+    # A finished run says so before PyTorch's processes join and the base is loaded.
     end_if_finished(run, upload, folder)
     accelerator = start_accelerator(args, "controlnet")
 
@@ -259,6 +198,7 @@ def main() -> None:
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
     parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
+    # At the real size the encoders take 1.1 TFLOP of the 3.4 of an image: encoded once, they cost nothing from then on.
     if args.no_cache:
         base.tell_of_cut(data.texts(), accelerator.print)
     else:
@@ -293,6 +233,8 @@ def main() -> None:
         condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
         latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
         measured = batch if is_held_out(batch) else None
+        # The paper empties half of the prompts, so that a condition is read without one, too (section 3.3); of a disc
+        # only the prompt knows the colours. Held-out samples keep theirs: chance would make two measurements differ.
         if measured is None:
             text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
         predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
@@ -303,6 +245,7 @@ def main() -> None:
         folder, samples = args.output_dir / "validation", step * training.samples_per_step
         return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, samples)
 
+    # The loss hardly moves when a ControlNet begins to obey; whether it does, the drawn test conditions say.
     training.aligned_by = "validation/mean_iou"
     if held_out is not None:
         samples = ControlNetSamples(held_out, args.resolution, encodings[1])

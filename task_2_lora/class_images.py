@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from data import DRAWN_FOR, readable_pictures
 from drawing import generate, images_at_once, load_pipeline
-from finetune.files import open_files
-from finetune.notes import say_once, some
-from finetune.progress import progress_bar
-from finetune.runs import fingerprint
+from finetune.data.files import open_files
+from finetune.run.notes import say_once, some
+from finetune.run.progress import progress_bar
+from finetune.run.settings import fingerprint
+from pictures import DRAWN_FOR, readable_pictures
 
 # What a picture was drawn for is kept in it, so that it goes where the picture goes, and beside it, as it gets lost
 # where the picture is resized or converted.
@@ -69,6 +69,7 @@ def check_class_images(folder: Path, names: list[str], wanted: dict[str, Any]) -
     record = folder / DRAWN_FOR
     beside = record.read_text(encoding="utf-8") if record.exists() else None
     known = {name: drawn_for(folder / name, beside) for name in names}
+    # Every one is looked at: a single picture of another class, once trained on, shows in all that is drawn later.
     for name, was in known.items():
         if was is not None:
             check_drawn_for(folder / name, was, wanted)
@@ -95,9 +96,11 @@ def draw_class_images(
     """
     folder.mkdir(parents=True, exist_ok=True)
     found, _ = readable_pictures(open_files(folder))
+    # All that decides what a picture shows. Those of another base would pull this one towards what that one draws.
     wanted = {"prompt": prompt, "base": base, "weights": fingerprint(base), "guidance_scale": guidance_scale}
     drawn = check_class_images(folder, found, wanted)
     taken = {match.group().lower() for match in map(DRAWN_NAME.match, found) if match}
+    # The number is the seed: a picture that was removed is drawn again as it was.
     free = [i for i in range(number) if f"class-{i:04d}" not in taken]
     missing = free[: max(0, number - len(found))]
     used = f", of which the first {number} by name are used" if len(found) > number else ""
@@ -105,6 +108,7 @@ def draw_class_images(
     accelerator.wait_for_everyone()  # all have counted before the first one appears
     if (drawn or missing) and accelerator.process_index == 0:
         keep_beside(folder, wanted)
+    # By turns. As a picture's number is its seed, it does not matter who draws it.
     missing = missing[accelerator.process_index :: accelerator.num_processes]
     if missing:
         information = PngInfo()
@@ -115,6 +119,7 @@ def draw_class_images(
         for start in progress_bar(starts, desc="Drawing the class", disable=not accelerator.is_local_main_process):
             seeds = missing[start : start + batch_size]
             for seed, image in zip(seeds, generate(pipeline, [prompt] * len(seeds), seeds, guidance_scale)):
+                # Killed while it is saved, the next start finds no half picture that counts.
                 temporary = folder / f".class-{seed:04d}.tmp"
                 image.save(temporary, "png", pnginfo=information)
                 os.replace(temporary, folder / f"class-{seed:04d}.png")

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from finetune.images import square, to_tensor
+from finetune.data.images import square, to_tensor
 
+# At the embedded base's 128 px a part is 8 px wide, about as large as one of the cat's eyes.
 GRID = 16  # parts of a picture along each side, for the subject
 
 
@@ -25,6 +26,8 @@ GRID = 16  # parts of a picture along each side, for the subject
 def encoder_features(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> list[torch.Tensor]:
     """What the VAE's encoder makes of pictures at each of its levels: tensors (images, channels, height, width)."""
     kept: list[torch.Tensor] = []
+    # From single pixels, (N, C, H, W), to parts of things, (N, C, H / 8, W / 8): hooks keep what each level gives,
+    # while the encoder returns the last one's alone.
     layers = [vae.encoder.conv_in, *(block.resnets[-1] for block in vae.encoder.down_blocks)]
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output: kept.append(output.float())) for layer in layers
@@ -41,7 +44,8 @@ def encoder_features(vae: AutoencoderKL, images: Sequence[Image.Image], resoluti
 def gram(features: torch.Tensor) -> torch.Tensor:
     """How channels go together, wherever: (images, channels, channels) of (images, channels, height, width)."""
     flat = features.flatten(2)  # (N, C, H * W)
-    return flat @ flat.transpose(1, 2) / flat.shape[2]
+    # Divided by the places: levels of 16,384 and of 256 count alike.
+    return flat @ flat.transpose(1, 2) / flat.shape[2]  # (N, C, C)
 
 
 def style_distances(
@@ -55,16 +59,16 @@ def style_distances(
     """
     distances = []
     for own, wanted in zip(encoder_features(vae, images, resolution), encoder_features(vae, style, resolution)):
-        target = gram(wanted).mean(0)
+        target = gram(wanted).mean(0)  # (C, C)
         distances.append((gram(own) - target).flatten(1).norm(dim=1) / target.norm())
-    return torch.stack(distances).mean(0).tolist()
+    return torch.stack(distances).mean(0).tolist()  # (levels, N) to N numbers
 
 
 def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
     """Every picture as GRID x GRID parts: the features of the encoder's levels, (images, parts, channels)."""
     # The first level sees little more than single pixels, the last two so much that they know the place.
     _, *levels, _, _ = encoder_features(vae, images, resolution)
-    grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]
+    grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]  # (N, C_l, g, g)
     return torch.cat([F.interpolate(grid, (GRID, GRID)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
 
 
@@ -79,6 +83,7 @@ def subject_scores(
     have in common is the subject, what is in one only is the place. Of a single training image every part counts.
     """
     wanted = parts_of(vae, subject, resolution)  # (M, P, C)
+    # By channel: else a few with large numbers would decide every cosine.
     mean, deviation = wanted.mean((0, 1)), wanted.std((0, 1)).clamp(min=1e-6)
     wanted = F.normalize((wanted - mean) / deviation, dim=2)
     shared = torch.stack(
@@ -87,11 +92,12 @@ def subject_scores(
             for i, parts in enumerate(wanted)
         ]
     )  # (M, P)
+    # The better half of the parts counts, by how much better: grass and sky are in one picture, the cat is in all.
     weights = (shared - shared.median()).clamp(min=0)
     if len(wanted) == 1 or not weights.any():  # nothing tells subject and place apart: every part counts
         weights = torch.ones_like(shared)
     weights /= weights.sum()
-    pictures = F.normalize((parts_of(vae, images, resolution) - mean) / deviation, dim=2)
+    pictures = F.normalize((parts_of(vae, images, resolution) - mean) / deviation, dim=2)  # (N, P, C)
     return [
         sum((weight * best(parts, picture)).sum().item() for weight, parts in zip(weights, wanted))
         for picture in pictures
@@ -113,6 +119,7 @@ def drift(
     """
     shares = []
     for own, moved, wanted in zip(*(encoder_features(vae, images, resolution) for images in (before, after, subject))):
+        # As long as the way to the subject: by itself a distance of features has no unit that anybody could judge.
         way = torch.stack([(own - one).flatten(1).norm(dim=1) for one in wanted]).mean()
         shares.append((moved - own).flatten(1).norm(dim=1) / way.clamp(min=1e-6))
     return torch.stack(shares).mean(0).tolist()
@@ -120,7 +127,7 @@ def drift(
 
 def best(parts: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """The highest cosine of each of `parts`, (P, C), with any of `others`, (Q, C): shape (P,)."""
-    return (parts @ others.T).max(1).values
+    return (parts @ others.T).max(1).values  # (P, Q) to (P,)
 
 
 def means_of(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:

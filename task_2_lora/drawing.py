@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from finetune.base import BaseModel, load_part, sampling_scheduler
 from finetune.devices import drawing_dtype, pick_device
-from finetune.dtypes import dtype_argument
-from finetune.progress import progress_bar
-from finetune.records import log_images
-from lora import LoraDenoiser
+from finetune.model.base import BaseModel, load_part, sampling_scheduler
+from finetune.model.dtypes import dtype_argument
+from finetune.run.progress import progress_bar
+from finetune.run.records import log_images
+from lora.model import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
 PIXELS_AT_ONCE = 2 * 512 * 512
@@ -34,6 +34,7 @@ def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffus
     """
     device = device or pick_device()
     dtype = drawing_dtype(device)
+    # In this precision whatever the file holds; by itself the pipeline would take it as it comes in some releases.
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     pipeline = StableDiffusionPipeline.from_pretrained(
         base,
@@ -72,7 +73,9 @@ def generate(
             list(prompts[chosen]),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            # On the CPU, one for each: a seed is the same noise on every device, in every batch, for base and LoRA.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+            # As numbers: of a NaN, as a LoRA with too high a learning rate gives, the library makes a black picture.
             output_type="np",
         ).images
         if not np.isfinite(pixels).all():
@@ -105,6 +108,7 @@ def validate(
     picture: Path,
 ) -> dict[str, float]:
     """Draws the prompts with the LoRA as it is now into `picture` and the log, and leaves everything as it was."""
+    # The matrices are the same in all processes: one draws, the others wait at the next step.
     if not accelerator.is_main_process:
         return {}
     pipeline = StableDiffusionPipeline(
@@ -119,6 +123,7 @@ def validate(
     )
     denoiser.eval()
     try:
+        # As in training: the frozen weights may be half precision, and the matrices float32.
         with base.on(accelerator.device), accelerator.autocast(), torch.no_grad():
             images = generate(pipeline, prompts, range(seed, seed + len(prompts)), guidance_scale)
     except DrawingError as error:  # the training goes on: its loss may still be finite

@@ -21,15 +21,16 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from closeness import drift, means_of, style_distances, subject_scores
-from data import training_images
 from drawing import generate, in_a_row, load_pipeline
+from finetune.model.single_file import as_folder
 from finetune.numbers import natural_float, positive_int
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
-from finetune.single_file import as_folder
 from hub_metrics import clip_scores, dino_scores
-from lora_files import load_lora
+from lora.files import load_lora
+from pictures import training_images
 
 PROMPTS = {
+    # None of the four training prints shows these: what comes over can only be the style.
     "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
     "subject": [  # two places of the sample pictures, and two grounds that they do not show
         "a sks cat",
@@ -49,6 +50,7 @@ def draw(
 ) -> list[Image.Image]:
     """`num_seeds` pictures a prompt, the same seeds for each."""
     texts = [prompt for prompt in prompts for _ in range(num_seeds)]
+    # The same noise without and with the LoRA: what differs between the two pictures is the LoRA's doing.
     return generate(pipeline, texts, list(range(num_seeds)) * len(prompts), **settings)
 
 
@@ -95,6 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--class_prompt", default=None, help="the class, whose drift is measured (default: that of the five prompts)"
     )
+    # Five prompts with four seeds are the 20 pictures of which docs/task_2.md counts 16: fewer say little.
     parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
     parser.add_argument("--num_inference_steps", type=positive_int, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
@@ -116,6 +119,7 @@ def draw_both(args: argparse.Namespace, pipeline: StableDiffusionPipeline) -> di
     prompts = [*args.prompts, *([args.class_prompt] if args.class_prompt else [])]
     load_lora(pipeline, args.lora)  # before anything is drawn: it may not fit
     with_lora = draw(pipeline, prompts, args.num_seeds, settings)
+    # And only then the base's: it is the same pipeline, and a part of the LoRA that stayed would make it look better.
     pipeline.unload_lora_weights()
     return {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
 
@@ -160,6 +164,7 @@ def main() -> None:
     save(images["lora"][:: args.num_seeds], args.prompts, args.output_dir / "generated")
 
     scores = {name: {args.measure: compare(pipeline, args.measure, some, training)} for name, some in images.items()}
+    # The mark to compare with: pictures of a LoRA that score above true ones have found a fault of the measure.
     if len(training) > 1:
         scores["true"] = {args.measure: leave_one_out(pipeline, args.measure, training)}
     for name, some in images.items():

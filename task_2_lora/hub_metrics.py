@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
-from finetune.base import BaseModelError
+from finetune.model.base import BaseModelError
 
 
 def load(part: type, model: str) -> object:
@@ -27,6 +27,7 @@ def load(part: type, model: str) -> object:
 
 def closeness(images: torch.Tensor, training: torch.Tensor) -> list[float]:
     """Mean cosine of each picture's features, (N, D), with those of all training images, (M, D)."""
+    # (N, D) times (D, M): a table of cosines.
     return (F.normalize(images, dim=1) @ F.normalize(training, dim=1).T).mean(1).tolist()
 
 
@@ -44,6 +45,7 @@ def clip_scores(
 
     def embed(pictures: Sequence[Image.Image]) -> torch.Tensor:
         pixels = processor(images=list(pictures), return_tensors="pt").pixel_values
+        # Projected into the space that CLIP shares between pictures and words, where alone both compare.
         return clip.visual_projection(clip.vision_model(pixels).pooler_output)  # (N, D)
 
     tokens = tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")

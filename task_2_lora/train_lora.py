@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from finetune.numbers import natural_float, or_none, positive_int
-from lora_flags import lora_parser, parse_lora
+from lora.flags import lora_parser, parse_lora
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,13 +31,13 @@ def parse_args() -> argparse.Namespace:
 if __name__ == "__main__":
     parse_args()  # says --help, and what is wrong with the flags, before PyTorch is imported, which takes seconds
 
-from data import CaptionedImages, Variants
-from finetune.cache import held_out_from
-from finetune.hub import prepare_upload
-from finetune.runs import Run
+from finetune.data.cache import held_out_from
+from finetune.model.single_file import as_folder
+from finetune.model.upload import prepare_upload
+from finetune.run.run import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
-from finetune.single_file import as_folder
-from training import LoraTraining, dry_run, end_if_finished, lora_plan_of
+from lora.training import LoraTraining, dry_run, end_if_finished, lora_plan_of
+from pictures import CaptionedImages, Variants
 
 
 def main() -> None:
@@ -52,6 +52,7 @@ def main() -> None:
     )
     columns = (args.image_column, args.caption_column)
     captioned, held_out = held_out_from(args, captioned, lambda folder: CaptionedImages(None, folder, *columns))
+    # Held-out pictures are split off before: a mirror image of one must not be trained on.
     data = Variants(captioned, args.random_flip, args.random_crop)
     if args.dry_run:
         return dry_run(args, len(data))

@@ -7,7 +7,7 @@ from typing import Iterator
 import pytest
 from accelerate.state import AcceleratorState
 
-import finetune.notes
+import finetune.run.notes
 
 pytest_plugins = ["cpu_by_file"]
 
@@ -22,4 +22,4 @@ def own_accelerator() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
     """What was said once is the process's: one test must not silence another."""
-    finetune.notes._said[:] = bytes(len(finetune.notes._said))
+    finetune.run.notes._said[:] = bytes(len(finetune.run.notes._said))

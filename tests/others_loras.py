@@ -16,8 +16,8 @@ import peft
 import torch
 from diffusers import StableDiffusionPipeline
 
-from lora_files import load_lora
-from lora_layouts import LoraFileError
+from lora.files import load_lora
+from lora.layouts import LoraFileError
 from processes import BASE
 from test_lora_files import as_diffusers, as_kohya, as_processors, random_pairs, written
 

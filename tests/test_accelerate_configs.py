@@ -16,7 +16,7 @@ from accelerate.utils import patch_environment
 from finetune import setup
 from finetune.flags import training_parser
 from finetune.optimizer import SetupError
-from finetune.runs import is_main_process, processes_started
+from finetune.run.processes import is_main_process, processes_started
 from finetune.setup import start_accelerator
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))

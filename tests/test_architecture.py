@@ -13,10 +13,12 @@ MAY_IMPORT = {
     "task_2_lora": {"finetune"},
     "grading": {"finetune"},
     "tiny_sd": {"finetune", "task_1_controlnet"},  # whose metric measures the base's circles
+    "page": {"finetune", "task_1_controlnet", "task_2_lora"},
 }
-FOLDERS = {*MAY_IMPORT, "benchmarks", "tests"}
+FOLDERS = {*MAY_IMPORT, "benchmarks", "tests", "kit"}
 # Tasks are run as scripts: what they import of themselves has no folder's name before it.
-SCRIPTS = {"task_1_controlnet", "task_2_lora", "tiny_sd"}
+SCRIPTS = {"task_1_controlnet", "task_2_lora"}
+SEES_SCRIPTS = {*SCRIPTS, "page"}
 
 
 def homes(name):
@@ -44,13 +46,30 @@ def test_a_folder_imports_only_those_that_it_may_know(folder):
     wrong = {}
     for path in files:
         for name in set(imported(path)):
-            owners = {name} & FOLDERS or (homes(name) if folder in SCRIPTS else set())
+            owners = {name} & FOLDERS or (homes(name) if folder in SEES_SCRIPTS else set())
             if owners and folder not in owners and not owners & MAY_IMPORT[folder]:
                 wrong[f"{path.relative_to(ROOT)}: {name}"] = owners
     assert not wrong
 
 
+def test_gradio_is_imported_by_the_pages_own_module_alone():
+    files = {path.name: set(imported(path)) for path in (ROOT / "page").glob("*.py")}
+    assert [name for name, modules in files.items() if "gradio" in modules] == ["app.py"]
+
+
 def test_the_rule_sees_a_forbidden_import(tmp_path):
-    (tmp_path / "a.py").write_text("import torch\nfrom fill50k import load_data\nfrom finetune.base import BaseModel\n")
+    (tmp_path / "a.py").write_text(
+        "import torch\nfrom fill50k import load_data\nfrom finetune.model.base import BaseModel\n"
+    )
     assert set(imported(tmp_path / "a.py")) == {"torch", "fill50k", "finetune"}
     assert homes("fill50k") == {"task_1_controlnet"} and homes("torch") == set()
+
+
+def test_the_rooms_of_finetune_know_only_lower_ones():
+    """run/ keeps what any training is; model/ what is trained; data/ what it is trained on."""
+    rooms = ["run", "model", "data"]
+    for floor, room in enumerate(rooms):
+        for path in (ROOT / "finetune" / room).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module:
+                    assert node.module.split(".")[0] not in rooms[floor + 1 :], path.name

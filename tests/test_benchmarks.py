@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import caching
 import checkpoint
 import sample
+import time_to_quality
 from fill50k import RenderedFill50K
-from finetune.base import BaseModel
+from finetune.model.base import BaseModel
 from finetune.setup import bf16_is_fast
 from models import build_models
 from train_step import RECIPES, Step, measure, table
@@ -96,3 +97,19 @@ def test_the_size_of_a_cache_is_that_of_its_encodings(monkeypatch):
     numbers = 192 * (4 * 8 * 8) + prompts * (77 * 768)  # latents and text embeddings
     assert SIZE * numbers < result["disk_mib"] * caching.MIB < SIZE * numbers + 192 * 1000
     assert "| 192 | " in caching.table([result])
+
+
+def run_of(seed: int, seconds: float, reached: bool) -> dict:
+    check = {"seconds": seconds, "steps": 50, "iou": 0.91 if reached else 0.4}
+    return {"seed": seed, "reached": reached, "steps": 50, "samples": 800, "checks": [check]}
+
+
+def test_who_did_not_arrive_has_no_time_and_gives_a_bound():
+    ours = [run_of(0, 100, True), run_of(1, 200, True), run_of(2, 150, True)]
+    arrived = [run_of(0, 1000, True), run_of(1, 1000, True), run_of(2, 3000, True)]
+    assert time_to_quality.ratio_in_words(ours, arrived) == "10.0 (5.0 to 20.0)"
+    ended = [*arrived[:2], run_of(2, 3000, False)]
+    assert time_to_quality.ratio_in_words(ours, ended) == "at least 10.0 (5.0 to 20.0)"
+    assert "2 of 3 within 3000" in time_to_quality.row("library", ended, ended)
+    assert time_to_quality.ratio_in_words([run_of(0, 1, False)], arrived) == "–"
+    assert "| 150 (100 to 200) |" in time_to_quality.row("ours", ours, [])

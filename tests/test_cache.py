@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-import finetune.cache
+import finetune.data.cache
 from fill50k import RenderedFill50K
-from finetune.base import BaseModel
-from finetune.cache import Samples, load_encodings
-from finetune.checkpoints import CheckpointError
+from finetune.data.cache import Samples, load_encodings
+from finetune.model.base import BaseModel
+from finetune.run.checkpoints import CheckpointError
 
 BASE = str(Path(__file__).resolve().parent.parent / "tiny_sd")
 
@@ -123,9 +123,9 @@ class Counting(RenderedFill50K):
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(base, accelerator, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune.cache, "PIXELS_AT_ONCE", 16 * 16**2)
+    monkeypatch.setattr(finetune.data.cache, "PIXELS_AT_ONCE", 16 * 16**2)
     whole = load_encodings(base, RenderedFill50K(size=70), 16, tmp_path / "whole", accelerator)
-    monkeypatch.setattr(finetune.cache, "SAVE_EVERY", 16)
+    monkeypatch.setattr(finetune.data.cache, "SAVE_EVERY", 16)
     data = Counting(size=70)
     data.asked, data.stop_at = [], 50
     with pytest.raises(KeyboardInterrupt):
@@ -151,6 +151,6 @@ def test_a_full_disk_is_named_and_a_damaged_picture_is_not_taken_for_one(base, a
 
     with pytest.raises(OSError, match="^3.png is damaged$"):
         load_encodings(base, Damaged(size=3), 16, tmp_path, accelerator)
-    monkeypatch.setattr(finetune.cache._Rows, "append", full)
+    monkeypatch.setattr(finetune.data.cache._Rows, "append", full)
     with pytest.raises(CheckpointError, match="No space left.*\n.*Free space and start again"):
         load_encodings(base, RenderedFill50K(size=3), 16, tmp_path, accelerator)

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune import __version__
-from finetune.cards import Origin, architecture_of, file_texts, public_name, read_texts, write_texts
-from lora import KOHYA_FILE, WEIGHTS_FILE, save_kohya, save_lora
+from finetune.model.cards import Origin, architecture_of, file_texts, public_name, read_texts, write_texts
+from lora.model import KOHYA_FILE, WEIGHTS_FILE, save_kohya, save_lora
 from processes import BASE, ROOT
 from test_lora import random_lora
 
@@ -92,7 +92,9 @@ def test_a_file_that_cannot_be_rewritten_is_as_it_was(tmp_path, monkeypatch):
     file = tmp_path / "weights.safetensors"
     save_file({"a": torch.ones(3)}, str(file), metadata={"format": "pt"})
     before = file.read_bytes()
-    monkeypatch.setattr("finetune.cards.shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "finetune.model.cards.shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         write_texts(file, {"format": "pt"})
     assert file.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == [file.name]

@@ -9,8 +9,8 @@ from PIL import Image
 
 import class_images
 from class_images import draw_class_images
-from data import SubjectImages
 from folders import fill, picture
+from pictures import SubjectImages
 
 
 class OneProcess:

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from closeness import drift, style_distances, subject_scores
-from marks import SAMPLES, sample_program
 from processes import ROOT
-from scenes import scene
+from tiny_sd.measures.marks import SAMPLES, sample_program
+from tiny_sd.pictures.scenes import scene
 
 samples = sample_program()
 # Those of the first 4000 scenes whose captions are "a cat" or "shaded drawing of a cat".
@@ -50,7 +50,7 @@ def other_cats() -> list[Image.Image]:
 
 
 def test_true_images_of_the_style_are_near_and_others_far(vae, style, cat, things):
-    icons = json.loads((ROOT / "tiny_sd" / "icons" / "noto.json").read_text())
+    icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "noto.json").read_text())
     true = [
         samples.in_style(icons["icons"][name], icons["view"], seed)
         for seed, name in enumerate(("house", "fish", "rabbit", "umbrella", "deciduous-tree"))

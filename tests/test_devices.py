@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune import base as base_module
 from finetune import devices, setup
+from finetune.model import base as base_module
 from finetune.optimizer import SetupError, build_optimizer
 from processes import BASE
 

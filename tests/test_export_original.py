@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 import export_original
 from diffusion.controlnet import ControlNetModel
 from export_original import to_original
-from finetune.cards import read_texts, write_texts
-from finetune.single_file import configurations
+from finetune.model.cards import read_texts, write_texts
+from finetune.model.single_file import configurations
 from processes import BASE, call
 
 FILE = "diffusion_pytorch_model.safetensors"

@@ -15,10 +15,10 @@ from diffusers import DDPMScheduler
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.base import BaseModel
 from finetune.devices import picture_layout, send
+from finetune.model.base import BaseModel
 from finetune.objective import diffusion_loss, drop_prompts
-from lora import LoraDenoiser
+from lora.model import LoraDenoiser
 from processes import BASE
 
 pytestmark = pytest.mark.skipif(

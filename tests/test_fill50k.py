@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 import fill50k
-import finetune.files
+import finetune.data.files
 from discs import Disc, Line, render_condition
 from fill50k import RenderedFill50K, draw_line, load_data, render
-from finetune.colors import COLORS
+from finetune.data.colors import COLORS
 
 DATA = Path(fill50k.__file__).parent / "data"
 REPOSITORY = DATA.parent.parent
@@ -268,8 +268,8 @@ def test_fingerprint_tells_data_apart(tmp_path):
 
 @pytest.fixture(params=[(2**30, 2**12), (0, 2**12), (0, 2)], ids=["few bytes", "small files", "large files"])
 def amount_of_data(request, monkeypatch):
-    monkeypatch.setattr(finetune.files, "HASHED_BYTES", request.param[0])
-    monkeypatch.setattr(finetune.files, "PIECE_BYTES", request.param[1])
+    monkeypatch.setattr(finetune.data.files, "HASHED_BYTES", request.param[0])
+    monkeypatch.setattr(finetune.data.files, "PIECE_BYTES", request.param[1])
 
 
 def test_fingerprint_sees_a_picture_that_took_anothers_place_in_a_folder(tmp_path, amount_of_data):

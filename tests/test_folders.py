@@ -18,12 +18,12 @@ import pyarrow.parquet
 import pytest
 from torch.utils.data import DataLoader
 
-from data import CaptionedImages, SubjectImages, training_images
 from fill50k import load_data
-from finetune.cache import Samples
-from finetune.files import Archive
+from finetune.data.cache import Samples
+from finetune.data.files import Archive
 from finetune.setup import fail_clearly
 from folders import fill, list_in, picture
+from pictures import CaptionedImages, SubjectImages, training_images
 
 
 def style(folder: Path, **columns: str) -> CaptionedImages:

@@ -22,10 +22,10 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from drawing import generate
-from finetune.base import sampling_scheduler
-from finetune.dtypes import dtype_argument
-from lora import WEIGHTS_FILE
-from lora_files import load_lora
+from finetune.model.base import sampling_scheduler
+from finetune.model.dtypes import dtype_argument
+from lora.files import load_lora
+from lora.model import WEIGHTS_FILE
 from processes import BASE, ROOT, call
 
 DEVICE = torch.device("cuda")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import train
 import train_lora
 from fake_hub import TOKEN, Hub, serve
-from finetune import runs
-from finetune.cards import read_texts, write_card
-from lora import WEIGHTS_FILE
+from finetune.model.cards import read_texts, write_card
+from finetune.run import settings as run_settings
+from lora.model import WEIGHTS_FILE
 from processes import BASE, call
 from test_cards import LORA
 
@@ -30,7 +30,7 @@ SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train
 def hub(monkeypatch):
     """A hub that this process may write to."""
     with serve() as hub:
-        monkeypatch.setattr("finetune.hub.HfApi", partial(HfApi, endpoint=hub.url))
+        monkeypatch.setattr("finetune.model.upload.HfApi", partial(HfApi, endpoint=hub.url))
         for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
             if hasattr(sys.modules[name], "ENDPOINT"):  # older releases do not only ask their `HfApi` for it
                 monkeypatch.setattr(sys.modules[name], "ENDPOINT", hub.url)
@@ -98,7 +98,7 @@ def test_what_cannot_be_sent_stays_and_is_sent_the_next_time(hub: Hub, prints, t
 def test_what_cannot_be_sent_later_is_said_before_training(
     hub: Hub, prints, tmp_path, monkeypatch, token, offline, flags, words
 ):
-    monkeypatch.setattr("finetune.hub.get_token", lambda: token)  # this computer may be logged in
+    monkeypatch.setattr("finetune.model.upload.get_token", lambda: token)  # this computer may be logged in
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setenv("HF_TOKEN", token or "")
     status, said = train_a_lora(tmp_path / "cat", prints, *flags)
@@ -109,7 +109,7 @@ def test_what_cannot_be_sent_later_is_said_before_training(
 def test_without_a_connection_nothing_is_trained(prints, tmp_path, monkeypatch):
     with serve() as gone:
         pass
-    monkeypatch.setattr("finetune.hub.HfApi", partial(HfApi, endpoint=gone.url))
+    monkeypatch.setattr("finetune.model.upload.HfApi", partial(HfApi, endpoint=gone.url))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     status, said = train_a_lora(tmp_path / "cat", prints, "--push_to_hub")
@@ -155,7 +155,7 @@ def test_the_card_has_the_picture_and_the_figures_of_its_step(tmp_path):
     assert "| validation/mean_iou | 0.9123 |" in card.text and "(samples.png)" in card.text
     assert "````\na `sks`\n```\ncat\n````" in card.text and r"| lr_scheduler | \| |" in card.text
 
-    runs.keep(tmp_path, settings, finished=20, result="controlnet")
+    run_settings.keep(tmp_path, settings, finished=20, result="controlnet")
     new = tmp_path / "new"
     new.mkdir()
     write_card(replace(origin, figures={}), new, tmp_path, place)  # started again, with nothing left to do

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 import fill50k
 from fill50k import load_data
-from finetune.cache import Samples
-from finetune.images import condition_to_rgb, open_condition, open_image, pair_to_rgb, to_rgb
+from finetune.data.cache import Samples
+from finetune.data.images import condition_to_rgb, open_condition, open_image, pair_to_rgb, to_rgb
 from folders import fill, list_in, picture
 
 

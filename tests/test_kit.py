@@ -75,6 +75,37 @@ def test_demo_trains_twice_and_scores_on_windows_too(started, monkeypatch):
     assert scored[1] == "evaluate.py" and scored[scored.index("--controlnet") + 1] == str(PurePath(out, "controlnet"))
 
 
+def test_the_page_gets_its_own_requirements_once_and_then_starts(started, fresh, monkeypatch):
+    args = program.parser().parse_args(["page", "--port", "7861"])
+    fresh.prepare("python3", None)
+    del started[:]
+    program.start(args, fresh)
+    program.start(args, fresh)
+    serve = [fresh.python, "-m", "page", "--base", "tiny_sd", "--host", "127.0.0.1", "--port", "7861"]
+    install = [fresh.python, "-m", "pip", "install", "-r", str(ROOT / "requirements-page.txt")]
+    assert started == [install, serve, serve]
+    later = time.time() + 60
+    os.utime(fresh.stamp, (later, later))  # the rest was installed anew, and may have changed what the page needs
+    program.start(args, fresh)
+    assert started[3:] == [install, serve]
+
+
+def test_ctrl_c_is_the_pages_end_and_anything_else_a_failure(fresh, monkeypatch):
+    def stop(status):
+        def run(command, *more):
+            raise running.Stopped("Stopped.", status)
+
+        return run
+
+    monkeypatch.setattr(environment, "run", lambda *command: None)
+    fresh.prepare("python3", None)
+    monkeypatch.setattr(commands, "run", stop(128 + signal.SIGINT))
+    commands.page(fresh, "tiny_sd", "127.0.0.1", "7860")
+    monkeypatch.setattr(commands, "run", stop(1))
+    with pytest.raises(running.Stopped):
+        commands.page(fresh, "tiny_sd", "127.0.0.1", "7860")
+
+
 def test_a_students_copy_runs_the_students_tests_and_has_no_teachers_command(started, monkeypatch):
     monkeypatch.setattr(commands, "is_starter", lambda: True)
     commands.test(TODAY)

@@ -12,7 +12,7 @@ from PIL import Image
 import train
 import train_dreambooth_lora
 import train_lora
-from finetune import runs
+from finetune.run import locks
 from processes import BASE, Program, call, wait_for
 
 SMALL = [
@@ -73,7 +73,7 @@ def test_where_there_are_no_locks_it_is_said_and_trained(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(runs.fcntl, "lockf", refuse)
+    monkeypatch.setattr(locks.fcntl, "lockf", refuse)
     status, said = call(train.main, *CONTROLNET, "--max_train_steps", "1", "--output_dir", str(tmp_path))
     assert status == 0 and said.count("has no locks") == 1 and "The trained ControlNet" in said, said
 

@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from data import CaptionedImages, Joined, SubjectImages, Variants
 from drawing import generate, load_pipeline
-from lora import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
-from lora_files import load_lora
+from lora.files import load_lora
+from lora.model import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
+from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, Program, assert_same, losses, wait_for
 from small_bases import small_base
 
@@ -183,8 +183,8 @@ def test_the_state_is_kept_to_the_bit_and_another_rank_is_refused(tmp_path):
 
 def test_a_style_lora_and_a_controlnet_work_together(tmp_path):
     from diffusion.controlnet import ControlNetModel
+    from diffusion.loading import load_pipeline as load_controlnet_pipeline
     from diffusion.unets.unet_2d_condition import UNet2DConditionModel as OurUNet
-    from utils import load_pipeline as load_controlnet_pipeline
 
     torch.manual_seed(1)
     unet = OurUNet.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)

@@ -16,10 +16,10 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from closeness import means_of
-from finetune.base import BaseModelError
+from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
-from lora import save_lora, save_state
+from lora.model import save_lora, save_state
 from processes import ROOT, run_python
 from small_bases import small_base
 from test_lora import random_lora

@@ -16,10 +16,10 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, 
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-import lora_files
 from drawing import DrawingError, generate, load_pipeline
-from lora import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state
-from lora_files import LoraFileError, load_lora
+from lora import files
+from lora.files import LoraFileError, load_lora
+from lora.model import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state
 from processes import BASE
 from test_lora import draw, random_lora
 
@@ -364,9 +364,9 @@ def test_paths_without_a_lora_say_so(pipeline, tmp_path):
 def test_what_does_not_arrive_leaves_the_pipeline_as_it_was(pipeline, tmp_path, monkeypatch):
     """As if another release of peft took only some of the modules."""
     pairs = random_pairs(pipeline, ATTENTION + TEXT)
-    inject = lora_files.inject
+    inject = files.inject
     monkeypatch.setattr(
-        lora_files, "inject", lambda model, matrices, name: inject(model, dict([*matrices.items()][1:]), name)
+        files, "inject", lambda model, matrices, name: inject(model, dict([*matrices.items()][1:]), name)
     )
     file, before = written(as_diffusers(pairs), tmp_path), draw(pipeline)
     with pytest.raises(LoraFileError, match="did not arrive in the model"):

@@ -17,15 +17,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-import lines_and_inks
-import marks
-from finetune.base import load_part
-from icons import STYLES, icon, load_subjects
-from lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
-from marks import MARKS, MOST, marks_of, sample_program
-from places import PLACES
+from finetune.model.base import load_part
 from processes import BASE, ROOT, call
-from scenes import scene
+from tiny_sd.measures import lines_and_inks, marks
+from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
+from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_program
+from tiny_sd.pictures.icons import STYLES, icon, load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
 draw = sample_program()
@@ -218,6 +217,10 @@ def test_the_programs_print_tables_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("program", ["marks", "lines_and_inks"])
 def test_the_programs_start_from_the_root(program):
-    command = [sys.executable, f"tiny_sd/{program}.py", "--help"]  # not forked: the server would import more than both
+    command = [
+        sys.executable,
+        f"tiny_sd/measures/{program}.py",
+        "--help",
+    ]  # not forked: the server would import more than both
     run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
     assert run.returncode == 0 and "folder" in run.stdout, run.stderr

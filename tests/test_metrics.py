@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from discs import Disc, Line, draw, render_condition
 from fill50k import TEST_DISCS, RenderedFill50K, load_data
-from finetune.colors import COLORS
-from finetune.images import square
+from finetune.data.colors import COLORS
+from finetune.data.images import square
 from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
 from processes import run_python
 

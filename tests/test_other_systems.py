@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 import train
-from data import CaptionedImages, Joined, SubjectImages, Variants
 from fill50k import load_data
-from finetune import checkpoints, training
-from finetune.cache import Encodings, Samples
+from finetune import training
+from finetune.data.cache import Encodings, Samples
+from finetune.run import checkpoints
 from folders import fill, list_in
+from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, ROOT, call
 
 # What students run, and nothing that only teachers do.

@@ -300,7 +300,7 @@ from accelerate import Accelerator
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 import drawing, utils
-from finetune.base import BaseModel
+from finetune.model.base import BaseModel
 from finetune.setup import place_frozen
 unet = UNet2DConditionModel.from_pretrained("tiny_sd", subfolder="unet")
 ControlNetModel.from_unet(unet, (8, 16, 32, 64)).save_pretrained(sys.argv[1])

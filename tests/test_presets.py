@@ -16,7 +16,7 @@ import train_dreambooth_lora
 import train_lora
 from finetune.estimate import Rehearsal, count_flops
 from finetune.presets import PRESETS
-from finetune.runs import differences, settings_of
+from finetune.run.settings import differences, settings_of
 from processes import BASE, ROOT, call
 
 PROGRAMS = {

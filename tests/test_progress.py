@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 
 import pytest
 
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 
 
 class Terminal(io.StringIO):

@@ -12,13 +12,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from finetune.base import load_part
-from finetune.colors import COLORS
-from icons import load_subjects
-from marks import sample_program
-from places import PLACES
+from finetune.data.colors import COLORS
+from finetune.model.base import load_part
 from processes import BASE, ROOT
-from recognition import (
+from tiny_sd.measures.marks import sample_program
+from tiny_sd.measures.recognition import (
     asked_for,
     place_asked_for,
     recognise,
@@ -27,7 +25,9 @@ from recognition import (
     recognise_redrawn,
     roundness,
 )
-from scenes import is_held_out, scene
+from tiny_sd.pictures.icons import load_subjects
+from tiny_sd.pictures.places import PLACES
+from tiny_sd.pictures.scenes import is_held_out, scene
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:
 
 
 def test_what_a_print_shows_is_recognised(vae):
-    icons = json.loads((ROOT / "tiny_sd" / "icons" / "fluent-emoji-flat.json").read_text())
+    icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "fluent-emoji-flat.json").read_text())
     subjects = dict(list(load_subjects().items())[::6])  # from all groups
     prints = [sample_program().in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
     redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]

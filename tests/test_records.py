@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 import train_dreambooth_lora
 import train_lora
-from data import CaptionedImages, SubjectImages
+from examples import load_test_data
 from finetune.objective import HeldOut, diffusion_loss, split_off, timestep_weights
-from finetune.records import Best, Record, commit, read_stats
+from finetune.run.records import Best, Record, commit, read_stats
 from metrics import chance, not_aligned_yet
+from pictures import CaptionedImages, SubjectImages
 from processes import BASE, assert_same, call, scalars
-from utils import load_test_data
 
 SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2", "--rank", "2"]
 LATEST = ["--resume_from_checkpoint", "latest"]
@@ -188,7 +188,7 @@ def test_a_best_is_beaten_by_what_is_better_only(tmp_path):
 
 def test_pauses_are_no_training_and_half_a_line_is_none(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("finetune.records.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("finetune.run.records.time.monotonic", lambda: now[0])
     (tmp_path / "stats.jsonl").write_text('{"step": 2, "seconds": 7.0}\n{"step": 4, "seconds": 9.0}\n{"step": 6, "se')
     record = Record(tmp_path, 8, 10, torch.device("cpu"), {}, True)
     record.begin(2)

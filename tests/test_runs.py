@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 import train_dreambooth_lora
 import train_lora
-from finetune import checkpoints
-from finetune.base import BaseModel
-from finetune.runs import data_behind, fingerprint
-from lora import KOHYA_FILE
+from finetune.model.base import BaseModel
+from finetune.run import checkpoints
+from finetune.run.settings import data_behind, fingerprint
+from lora.model import KOHYA_FILE
 from processes import BASE, ROOT, assert_same, call, losses
 
 RESULT = "pytorch_lora_weights.safetensors"

@@ -17,9 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import train_lora
 from export_original import to_original
-from finetune import single_file
-from finetune.base import BaseModelError
-from finetune.single_file import as_folder, configurations, kind_of, write_configuration
+from finetune.model import single_file
+from finetune.model.base import BaseModelError
+from finetune.model.single_file import as_folder, configurations, kind_of, write_configuration
 from original_layout import open_clip_to_original, original_weights
 from processes import BASE, call
 

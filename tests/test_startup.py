@@ -10,8 +10,8 @@ import pytest
 from diffusers.optimization import SchedulerType
 
 from finetune.flags import SCHEDULES
-from lora import UNET_TARGETS
-from lora_flags import LAYERS
+from lora.flags import LAYERS
+from lora.model import UNET_TARGETS
 from processes import ROOT
 
 PROGRAMS = ["task_1_controlnet/train.py", "task_2_lora/train_lora.py", "task_2_lora/train_dreambooth_lora.py"]

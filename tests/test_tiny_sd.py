@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from finetune.base import BaseModel, sampling_scheduler
-from finetune.colors import COLORS
-from recognition import place_asked_for
-from scenes import is_held_out, scene
+from finetune.data.colors import COLORS
+from finetune.model.base import BaseModel, sampling_scheduler
+from tiny_sd.measures.recognition import place_asked_for
+from tiny_sd.pictures.scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
 EMBEDDING_RMS = 0.952665

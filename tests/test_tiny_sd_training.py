@@ -14,13 +14,12 @@ from transformers import CLIPTextModel
 
 pytest.importorskip("resvg_py")
 
-import long_run as long_run_module
-import train_denoiser
-import train_vae
-from doodles import doodle
-from finetune.colors import COLORS
-from long_run import LongRun, kept
-from muon import MuonWithAdamW
+from finetune.data.colors import COLORS
+from tiny_sd.pictures.doodles import doodle
+from tiny_sd.training import long_run as long_run_module
+from tiny_sd.training import train_denoiser, train_vae
+from tiny_sd.training.long_run import LongRun, kept
+from tiny_sd.training.muon import MuonWithAdamW
 
 
 def run(program, monkeypatch, *flags: str) -> None:

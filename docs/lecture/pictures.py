@@ -15,8 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "task_1_controlnet")]
 from diffusion.controlnet import ControlNetModel  # noqa: E402
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
 from fill50k import RenderedFill50K  # noqa: E402
-from finetune.base import BaseModel  # noqa: E402
-from finetune.images import to_tensor  # noqa: E402
+from finetune.data.images import to_tensor  # noqa: E402
+from finetune.model.base import BaseModel  # noqa: E402
 from finetune.objective import diffusion_loss  # noqa: E402
 
 STEPS, SAMPLES, RESOLUTION = 4, 8, 64

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Mapping
 
 from finetune.numbers import positive_int
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 
 from ..files.collection import hand_ins, left_out
 from ..grades.results import write_atomically

@@ -24,9 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from finetune.checkpoints import CheckpointError, write_file
 from finetune.numbers import positive_float, positive_int
-from finetune.runs import fingerprint
+from finetune.run.checkpoints import CheckpointError, write_file
+from finetune.run.settings import fingerprint
 
 from ..grades.results import plain_text
 from ..sandbox.cores import usable_cores

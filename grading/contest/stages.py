@@ -15,8 +15,8 @@ from typing import Any, Iterator
 
 import psutil
 
-from finetune.checkpoints import find_checkpoint, write_file
-from finetune.progress import progress_bar
+from finetune.run.checkpoints import find_checkpoint, write_file
+from finetune.run.progress import progress_bar
 
 from ..sandbox.cores import thread_environment
 from ..sandbox.trusted import ROOT, GraderError

@@ -29,7 +29,7 @@ UNKNOWN = "unknown"
 USUAL_BYTES, USUAL_RANK, USUAL_MODULES = (2.5 * MB, 4 * MB), 4, 128
 # What knows the names that LoRAs are written with, and which of them Task 2 can load: a program of Task 2, as
 # `grading` imports none of its code.
-LAYOUTS_PROGRAM = Path(__file__).resolve().parents[2] / "task_2_lora" / "lora_layouts.py"
+LAYOUTS_PROGRAM = Path(__file__).resolve().parents[2] / "task_2_lora" / "lora" / "layouts.py"
 LAYOUTS_SECONDS = 60
 # What a file says of its own making: by words for it, the texts that may say so, the first that is there counts.
 SAID = {

@@ -21,8 +21,9 @@ SUFFIXES = (".py", ".sh", ".json", ".gz", ".txt", ".png", ".safetensors", ".toml
 # What the embedded base was made with, its successor, training pictures, this folder itself, questions, and what looks
 # at many hand-ins: comparing them, and points by hand.
 LEFT_OUT = (
-    "tiny_sd/icons",
-    "tiny_sd/*.py",
+    "tiny_sd/pictures",
+    "tiny_sd/measures",
+    "tiny_sd/training",
     "tiny_sd/*.png",
     "task_2_lora/sample_data",
     "grading/gradescope",

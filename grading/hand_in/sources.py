@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
-from finetune.runs import read_run
+from finetune.run.settings import read_run
 
 from ..files.archive import find_items
 from ..files.items import LORAS, TASK_1, WEIGHTS_FILE

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 
 from ..report.words import STUDENT_ID
 from .sheet import QuestionsError, Sheet, compute_answers, draw_sheet

@@ -33,6 +33,10 @@ def zero_convolution(
     in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, padding: int = 0
 ) -> nn.Module:
     """A trainable convolution whose weight and bias start at zero (section 3.1 of the paper)."""
+    # Zero, and yet it learns: of y = W x + b the gradient of W needs x, and not W (section 3.1 of the paper, eq. 2 and
+    # 3, and its authors' FAQ, https://github.com/lllyasviel/ControlNet/blob/main/docs/faq.md). What lies behind waits
+    # for W: on the embedded base these moved at step 1, the copy at 2, what reads the condition at 3
+    # (docs/lecture/gradients.png).
     ######## TODO (1) ########
     module = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
     nn.init.zeros_(module.weight)
@@ -57,10 +61,14 @@ class ControlNetConditioningEmbedding(nn.Module):
         for narrow, wide in zip(block_out_channels, block_out_channels[1:]):
             self.blocks.append(nn.Conv2d(narrow, narrow, kernel_size=3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, kernel_size=3, padding=1, stride=2))
+        # With a gain of 1 a linear layer keeps the size of its input, and one with ReLU wants 1.4 (He et al., 2015,
+        # https://arxiv.org/abs/1502.01852); why these are larger stands above.
         for conv in (self.conv_in, *self.blocks):
             gain = 8 if conv is self.conv_in else 2
             nn.init.normal_(conv.weight, std=gain / conv.weight[0].numel() ** 0.5)
             nn.init.zeros_(conv.bias)
+        # The first of eq. 2's two zero convolutions: at the start the condition changes nothing in what the copy reads,
+        # either. 3x3 as in the authors' code, where those at the outputs are 1x1.
         self.conv_out = zero_convolution(block_out_channels[-1], out_channels, kernel_size=3, padding=1)
 
     def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
@@ -86,7 +94,7 @@ class ControlNetModel(StableDiffusionModel):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 4,
+        in_channels: int = 4,  # of the latents: 4 in Stable Diffusion, 16 in the embedded base
         conditioning_channels: int = 3,
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
@@ -95,10 +103,11 @@ class ControlNetModel(StableDiffusionModel):
         layers_per_block: int | Sequence[int] = 2,
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
-        cross_attention_dim: int = 1280,
-        attention_head_dim: int | Sequence[int] = 8,
+        cross_attention_dim: int = 1280,  # of the text's embeddings: 768 in Stable Diffusion 1, 1024 in 2
+        attention_head_dim: int | Sequence[int] = 8,  # the number of heads, whatever the name says: see the UNet
         use_linear_projection: bool = False,
         upcast_attention: bool = False,
+        # The widths of the authors' code (cldm.py); section 3.2 of the paper says 16, 32, 64, 128.
         conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
     ) -> None:
         super().__init__()
@@ -145,6 +154,8 @@ class ControlNetModel(StableDiffusionModel):
             getattr(controlnet, name).load_state_dict(getattr(unet, name).state_dict())
         ######## TODO (2) ########
 
+        # On its device, not in its precision: what is trained stays in float32, as the small steps of a low learning
+        # rate are lost in half precision (Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740).
         return controlnet.to(unet.device)
 
     def forward(
@@ -176,6 +187,7 @@ class ControlNetModel(StableDiffusionModel):
         """
         # fmt: off
         emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
+        # What the sampling loop has embedded once, for all steps, has the size and width of features already.
         condition = controlnet_cond
         if condition.shape[1:] != (self.config.block_out_channels[0], *sample.shape[-2:]):
             condition = self.controlnet_cond_embedding(controlnet_cond)                            # (B, C0, H, W)
@@ -206,6 +218,8 @@ class ControlNetModel(StableDiffusionModel):
         scales = [conditioning_scale] * num_residuals
         # The authors' code takes 0.825 times as much from one residual to the next: 0.1 to 1 over the 13 of Stable
         # Diffusion 1. The coarse features, which say what is where, steer; the fine ones are left to the UNet.
+        # tolist: torch.compile cannot follow a number that leaves its tensor. Training has no guess mode, and compiles
+        # both models in one graph: 2 minutes in place of the 2.7 that two graphs took (2026-11-26).
         if guess_mode:
             scales = (torch.logspace(-1, 0, num_residuals) * conditioning_scale).tolist()
         down_block_res_samples = tuple(residual * s for residual, s in zip(down_block_res_samples, scales))

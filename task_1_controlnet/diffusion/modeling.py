@@ -15,9 +15,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from finetune.checkpoints import give_rights
 from finetune.devices import has_float64
-from finetune.dtypes import dtype_argument
+from finetune.model.dtypes import dtype_argument
+from finetune.run.checkpoints import give_rights
 
 from .unets.unet_2d_blocks import BlockParams, CrossAttnDownBlock2D, DownBlock2D
 
@@ -118,6 +118,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
         if name in config and not is_right(config[name]):
             raise ValueError(f"Configuration field {name!r} is {config[name]!r}; this model takes {wanted}.")
     groups, widths = config["norm_num_groups"], config["block_out_channels"]
+    # A norm's groups have equally many channels (Wu & He, 2018); PyTorch's own message names neither of the two fields.
     if any(width % groups for width in widths):
         raise ValueError(
             f"Configuration field 'norm_num_groups' is {groups}; it must divide 'block_out_channels', {widths}."
@@ -147,6 +148,8 @@ def per_block(value: int | Sequence[int], num_blocks: int, field: str) -> tuple[
 class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A model with diffusers' loading, saving and adapters, which refuses configurations that it cannot honour."""
 
+    # What the library asks a model before it saves memory: may activations be computed again, which parts must stay on
+    # one device (as they add their input to their output), which are not stored in 8 bits, and which repeat.
     _supports_gradient_checkpointing = True
     _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]
     _skip_layerwise_casting_patterns = ["norm"]
@@ -154,6 +157,7 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def __init__(self) -> None:
         super().__init__()
+        # Before a layer is built: PyTorch's errors would speak of shapes, and not of the file's field.
         check_fields(self.config)
 
     if not hasattr(ModelMixin, "_set_gradient_checkpointing"):  # diffusers before 0.33 asks each model for this
@@ -168,6 +172,7 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         known = cls._get_init_keys(cls)
         inert = {name: value for name, value in config_dict.items() if name not in known and not name.startswith("_")}
         config_dict = {name: value for name, value in config_dict.items() if name not in inert}
+        # Fields that the caller overrides, such as `from_pretrained(..., dropout=0.1)`, are asked for, too.
         inert.update({name: kwargs.pop(name) for name in INERT_FIELDS if name in kwargs})
         check_inert_fields(inert)
         init_dict, unused_kwargs, other_fields = super().extract_init_dict(config_dict, **kwargs)
@@ -183,6 +188,7 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         The arguments are those of diffusers' models. Raises ValueError for a configuration that this model does not
         support, and for a `dtype` that is neither a data type of weights nor the name of one.
         """
+        # In float32 whatever the file holds: the embedded base's are float16 to be half as large, not to be trained in.
         argument = dtype_argument(cls, dtype or torch_dtype or torch.float32)
         return super().from_pretrained(pretrained_model_name_or_path, **argument, **kwargs)
 
@@ -196,6 +202,7 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As diffusers' models, but readable for whom the umask says."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        # Else nobody who shares the computer could load it: safetensors 0.8 writes for the file's owner alone.
         give_rights(*Path(save_directory).glob("*.safetensors"))
 
     @property
@@ -245,15 +252,20 @@ class StableDiffusionModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def embed_timestep(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
         """The time embedding of shape (batch, 4 * block_out_channels[0]) for one timestep, or one per sample."""
+        # Some schedulers have timesteps between two whole numbers, which an integer would cut.
         if not torch.is_tensor(timestep):
             timestep = torch.tensor([timestep], dtype=torch.float64 if isinstance(timestep, float) else torch.int64)
         if timestep.dtype == torch.float64 and not has_float64(sample.device):
             timestep = timestep.float()
-        timesteps = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
-        return self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        timesteps = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])  # (B,)
+        # The sines are taken in float32, then rounded: as a bfloat16, of which one in four is there, 999 would be 1000.
+        return self.time_embedding(self.time_proj(timesteps).to(sample.dtype))  # (B, C0), then (B, 4 * C0)
 
 
 def build_time_embedding(width: int, flip_sin_to_cos: bool, freq_shift: int) -> tuple[Timesteps, TimestepEmbedding]:
+    # A number becomes waves of many lengths, as positions do in a Transformer (Vaswani et al., 2017, section 3.5; Ho et
+    # al., 2020, appendix B), so that near timesteps look alike and no two the same; then two linear layers. Stable
+    # Diffusion's weights want cosines before sines, Ho et al.'s code has them the other way round.
     return Timesteps(width, flip_sin_to_cos, freq_shift), TimestepEmbedding(width, 4 * width, act_fn="silu")
 
 
@@ -267,6 +279,8 @@ def build_down_blocks(
     """The encoder's blocks; all but the last halve the size."""
     blocks = nn.ModuleList()
     in_channels, num_blocks = block_out_channels[0], len(block_out_channels)
+    # Stable Diffusion, for 512 px: features of 64, 32, 16 and 8 places a side, wider as they get smaller. The last
+    # block does not halve: below it is the mid block, at the same size.
     for i, block in enumerate(block_classes(DOWN_BLOCKS, down_block_types, num_blocks, "down_block_types")):
         out_channels, add_downsample = block_out_channels[i], i < num_blocks - 1
         blocks.append(block(in_channels, out_channels, layers_per_block[i], num_heads[i], add_downsample, params))

@@ -16,8 +16,8 @@ import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
-from finetune.checkpoints import give_rights
-from finetune.dtypes import as_dtype, cast, dtype_argument
+from finetune.model.dtypes import as_dtype, cast, dtype_argument
+from finetune.run.checkpoints import give_rights
 
 from .controlnet import ControlNetModel
 from .pipeline_inputs import (
@@ -151,6 +151,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 raise ValueError(f"{path} holds no ControlNet: pass controlnet=ControlNetModel.from_pretrained(...).")
             arguments["dtype"] = dtypes.get("controlnet", default)
             nets = [ControlNetModel.from_pretrained(path, subfolder="controlnet", **arguments)]
+            # The library saves several ControlNets as controlnet, controlnet_1, controlnet_2 and so on.
             while os.path.isdir(os.path.join(path, f"controlnet_{len(nets)}")):
                 nets.append(ControlNetModel.from_pretrained(path, subfolder=f"controlnet_{len(nets)}", **arguments))
             kwargs["controlnet"] = nets if in_index.startswith("Multi") else nets[0]
@@ -174,12 +175,14 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             # Older versions keep this class in their module `controlnet`, and look for it there.
             library = "diffusers" if hasattr(diffusers, "MultiControlNetModel") else "controlnet"
             controlnet = (library, "MultiControlNetModel")
+        # Under diffusers' names: who gets the folder need not have this code.
         self.register_to_config(unet=("diffusers", "UNet2DConditionModel"), controlnet=controlnet)
         super().save_pretrained(save_directory, *args, **kwargs)
         give_rights(*Path(save_directory).glob("*/*.safetensors"))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
+        # At 1 guidance is the prediction with the prompt alone, and half of the batch says the same.
         return self._guidance_scale > 1
 
     # What diffusers' pipeline asks of models that ours do not have: without these it would fail in its own words.
@@ -201,11 +204,11 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         image: Any = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 50,  # the library's; with UniPC, which our programs set, 20 do
         *,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 7.5,
+        guidance_scale: float = 7.5,  # the library's; the embedded base, whose colours become too strong, wants 3
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -296,9 +299,10 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             clip_skip=clip_skip,
         )  # fmt: skip
         if self.do_classifier_free_guidance:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2 * B, T, D)
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         latents = self.start_latents(latents, num_images, height, width, prompt_embeds.dtype, generator)
+        # eta is DDIM's share of fresh noise in each step (Song et al., 2021, https://arxiv.org/abs/2010.02502, eq. 16).
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         with lora_scaled(self.unet, lora_scale):
@@ -337,6 +341,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                 # fmt: off
                 guided = self.do_classifier_free_guidance
                 latent_model_input = torch.cat([latents] * 2) if guided else latents            # (2 * B, 4, H, W)
+                # Euler's and some others keep latents as large as their noise; the UNet has learnt on a variance of 1.
                 latent_model_input = self.scheduler.scale_model_input(latent_model_input, t)
 
                 step = (i / len(timesteps), (i + 1) / len(timesteps))
@@ -345,7 +350,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
                     latent_model_input, t, prompt_embeds, attention_kwargs, down, mid, return_dict=False
                 )[0]
                 if guided:  # Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598, eq. 6, with w = guidance_scale - 1
-                    noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
+                    noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)                    # (B, 4, H, W) each
                     noise_pred = noise_pred_uncond + self.guidance_scale * (noise_pred_text - noise_pred_uncond)
                 latents = self.scheduler.step(                                                  # (B, 4, H, W)
                     noise_pred, t, latents, **extra_step_kwargs, return_dict=False
@@ -366,8 +371,8 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         """The images in the form that was asked for, and which of them the safety checker blacked out."""
         images, has_nsfw_concept = latents, None
         if output_type != "latent":
-            latents = latents / self.vae.config.scaling_factor
-            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]
+            latents = latents / self.vae.config.scaling_factor  # back to the autoencoder's own scale
+            images = self.vae.decode(latents, return_dict=False, generator=generator)[0]  # (B, 3, 8 * H, 8 * W)
             images, has_nsfw_concept = self.run_safety_checker(images, self._execution_device, dtype)
         # What the checker blacks out it leaves at 0, which is black only if it is not taken for the middle of -1..1.
         do_denormalize = [not flagged for flagged in has_nsfw_concept or [False] * len(latents)]
@@ -387,6 +392,7 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         shape = (num_images, self.unet.config.in_channels)
         check_latents(latents, (*shape, height // self.vae_scale_factor, width // self.vae_scale_factor))
         latents = latents if latents is None else latents.to(dtype)
+        # Noise of the scheduler's strength: 1 for most, about the largest sigma for those that keep larger latents.
         return self.prepare_latents(*shape, height, width, dtype, self._execution_device, generator, latents)
 
     def prepare_conditions(

@@ -68,6 +68,8 @@ def unit_tensors(pixels: np.ndarray | torch.Tensor) -> list[torch.Tensor]:
         largest = 255 if pixels.dtype == torch.uint8 else 1
         pixels = pixels[None] if pixels.ndim == 2 else pixels
     pixels = pixels.float() / largest
+    # Written so that a NaN is refused, too. The margin is for half precision, whose next number above 1 is 1.001.
+    # Images in -1..1 or 0..255 would not fail: they would be drawn for another condition than the one that was meant.
     if not (pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
         raise ValueError(
             f"A condition image has values in {pixels.min():.3g}..{pixels.max():.3g}; it takes floats in 0..1 or bytes."
@@ -88,6 +90,7 @@ def image_size(
     for name, asked, own in zip(("height", "width"), (height, width), own_size):
         if asked is None and own < factor:
             raise ValueError(f"The condition image's {name} is {own} px; it must be at least {factor}.")
+        # A size that was asked for is not changed in silence; one that nobody asked for is.
         asked = own - own % factor if asked is None else asked
         check_count(name, asked)
         if asked % factor != 0:
@@ -113,7 +116,8 @@ def condition_batch(
         tensor = to_tensor(image) if isinstance(image, Image.Image) else F.interpolate(image[None], size=size)
         if tensor.shape[1] not in (1, channels):
             raise ValueError(f"A condition image has {tensor.shape[1]} channels; ControlNet takes {channels}.")
-        tensors.append(tensor.expand(-1, channels, -1, -1))
+        tensors.append(tensor.expand(-1, channels, -1, -1))  # grey serves all channels
+    # The images of one prompt stand beside each other, as its embeddings do: a, a, b, b and not a, b, a, b.
     return torch.cat(tensors).repeat_interleave(batch_size // len(tensors), dim=0)
 
 
@@ -123,6 +127,8 @@ def kind(value: Any) -> str:
 
 
 def check_is_ours(name: str, model: Any, expected: type) -> None:
+    # diffusers' models of these names load the same files and draw the same pictures: with one of them, nothing that
+    # was written at the TODO places would have run, and it would look as if all were right.
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if not isinstance(model, expected):
         raise ValueError(
@@ -231,6 +237,7 @@ def check_prompts(
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise ValueError("Give negative_prompt or negative_prompt_embeds, not both.")
     embeds = [e for e in (prompt_embeds, negative_prompt_embeds) if e is not None]
+    # Both become one batch, half and half: they must have the same shape.
     if not all(isinstance(e, torch.Tensor) and e.ndim == 3 for e in embeds) or len({e.shape for e in embeds}) == 2:
         raise ValueError("prompt_embeds and negative_prompt_embeds must be (prompts, tokens, channels) tensors alike.")
     prompts = as_strings("prompt", prompt)

@@ -42,6 +42,8 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
     """Within this context, cross-attention computes the text's keys and values once, as sampling shows the models the
     same text at every timestep. Yields what makes it forget them.
     """
+    # By layer the text, (2 * B, T, D), and its keys or values, (2 * B, T, C). Of 20 steps 19 need not compute them;
+    # kept as long as a call of the pipeline, since a LoRA may change the layers between two calls.
     remembered: dict[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def project(linear: torch.nn.Module, forward: Callable[..., torch.Tensor], text: torch.Tensor) -> torch.Tensor:
@@ -50,6 +52,7 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
             remembered[linear] = text, forward(text)
         return remembered[linear][1]
 
+    # Compiled models are left alone: another `forward` in them would have them compiled again at each call.
     # A set, as one ControlNet may be there twice.
     layers = {layer for model in models if not is_compiled(model) for layer in model.modules()}
     attentions = [layer for layer in layers if isinstance(layer, Attention) and layer.is_cross_attention]
@@ -67,6 +70,8 @@ def text_projected_once(*models: torch.nn.Module) -> Iterator[Callable[[], None]
 
 
 def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    # Not `is`: a half of the batch is a new object at every step, at the same place. What is remembered is alive, so
+    # that no other tensor can have come to its place.
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
 
 

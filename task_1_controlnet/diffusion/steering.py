@@ -29,6 +29,7 @@ class MultiControlNet(MultiControlNetModel):
         `controlnet_cond` and `conditioning_scale` have one entry for each. One whose scale is 0 is not run; there must
         be one that is.
         """
+        # Conditions are composed by adding what they say, nothing is learnt for it (Zhang et al., 2023, section 3.4).
         residuals = [
             net(sample, timestep, encoder_hidden_states, condition, scale, guess_mode=guess_mode, return_dict=False)
             for net, condition, scale in zip(self.nets, controlnet_cond, conditioning_scale)
@@ -77,6 +78,7 @@ class Steering:
         self.starts = per_controlnet("control_guidance_start", start, len(self.nets))
         self.ends = per_controlnet("control_guidance_end", end, len(self.nets))
         check_control_interval(self.starts, self.ends)
+        # By how often a batch has each condition: a callback may switch guidance off on the way, which halves it.
         self.embedded: dict[int, list[torch.Tensor]] = {}
 
     def residuals(
@@ -95,12 +97,15 @@ class Steering:
         begin, end = step
         heard = [start <= begin and end <= stop for start, stop in zip(self.starts, self.ends)]
         scales = [scale if is_heard else 0.0 for scale, is_heard in zip(self.scales, heard)]
+        # None, not zeros: the UNet then runs as if there were no ControlNet, and a ControlNet's run is saved.
         if not any(scales):
             return None, None
+        # Guidance draws out what the two halves of the batch differ by. Heard in one half only, ControlNet is a part of
+        # that, counts `guidance_scale` times, and can steer without any prompt (Zhang et al., 2023, section 3.4).
         conditional_half_only = self.guess_mode and guided
         conditions = self.embed(repeats=2 if guided and not self.guess_mode else 1)
         if conditional_half_only:
-            sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]
+            sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]  # (B, 4, H, W), (B, T, D)
         one = not hasattr(self.controlnet, "nets")
         down_block_res_samples, mid_block_res_sample = self.controlnet(
             sample,
@@ -123,6 +128,7 @@ class Steering:
         the device when it is called as a whole, and another class may not know embedded conditions: these get images.
         """
         if repeats not in self.embedded:
+            # (repeats * B, 3, 8 * H, 8 * W), embedded (repeats * B, C0, H, W).
             batches = [torch.cat([condition] * repeats) for condition in self.conditions]
             models, hooks = (self.controlnet, *self.nets), ("_hf_hook", "_diffusers_hook")
             if not any(hasattr(model, hook) for model in models for hook in hooks):

@@ -38,6 +38,7 @@ def rasterise(body: str, view: float, size: int) -> Image.Image:
 
 INK, CORAL, GOLD, PAPER = (44, 38, 98), (240, 94, 72), (248, 190, 84), (252, 238, 208)
 RAYS = 26  # carved rays in the background
+# 5 px at the embedded base's 128: strokes closer than 4 its autoencoder softens (docs/base.md).
 HATCH = 21  # pixels from one line of a hatched shadow to the next
 
 
@@ -69,6 +70,7 @@ def place_icon(body: str, view: float, rng: np.random.Generator) -> tuple[np.nda
     move = f"translate({x} {y}) rotate({turn}) scale({zoom * flip} {zoom})"
     centre = f"translate({-(left + right) / 2} {-(top + bottom) / 2})"
     rgba = np.asarray(rasterise(f'<g transform="{move} {centre}">{body}</g>', SIDE, SIDE)) / 255
+    # Each pixel is taken from a place nearby: the contours waver as a knife in wood does.
     rows, columns = np.mgrid[:SIDE, :SIDE]
     rows = np.clip(rows + 5 * noise(rng, 14), 0, SIDE - 1).astype(int)
     columns = np.clip(columns + 5 * noise(rng, 14), 0, SIDE - 1).astype(int)
@@ -80,6 +82,7 @@ def tones(rgb: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lab = gaussian(rgb2lab(rgb), 1.5, channel_axis=2)
     light = lab[..., 0] / 100
     counts = gaussian(np.histogram(light[inside], 64, (0, 1))[0].astype(float), 1)
+    # How many of the subject's pixels are darker: a polar bear, too, has shadows then.
     rank = np.interp(light, (np.arange(64) + 0.5) / 64, (np.cumsum(counts) - counts / 2) / counts.sum())
     down, across = np.gradient(lab, axis=(0, 1))
     edges = np.sqrt((down**2 + across**2).sum(axis=2))
@@ -126,6 +129,7 @@ def in_style(svg_body: str, view: float, seed: int, size: int = 512) -> Image.Im
         (np.maximum.reduce([hatch * outside, lines * outside, dark, outside - inner]), INK),
     ]
     for amount, colour in layers:
+        # (SIDE, SIDE, 3): ink over what is there, as far as it covers.
         canvas += amount[..., None] * (np.array(colour) - canvas)
     return Image.fromarray(canvas.round().astype(np.uint8)).resize((size, size), Image.LANCZOS)
 
@@ -345,6 +349,7 @@ PLACES = (GARDEN, SOFA, BEACH, NIGHT, SNOW, PINK_WALL, AUTUMN)
 
 def cat(pose: int, place: int, size: int = 512) -> Image.Image:
     """The cat in one of the POSES, in one of the PLACES. In half of the pairs it faces the other way."""
+    # Neither side may become a part of the cat; the eyes are exchanged before, so that it stays this one.
     mirrored = (pose + place) % 2 == 1
     drawing = POSES[pose]((BLUE, GREEN) if mirrored else (GREEN, BLUE))  # each eye stays on its side of the cat
     if POSES[pose] is not close_up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -16,7 +17,8 @@ SECONDS = 120.0
 
 
 class Browser:
-    """One page. What it logs as an error is in `errors`; what it downloads goes to the folder `downloads`."""
+    """One page. What it logs as an error is in `errors`, what it asked for is in `addresses`; what it downloads goes to
+    the folder `downloads`."""
 
     def __init__(self, profile: Path, downloads: Path) -> None:
         to_browser, self.commands = os.pipe()
@@ -31,9 +33,10 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self.number, self.rest, self.errors, self.session = 0, b"", [], None
+        self.addresses: list[str] = []
         page = self.ask("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
         self.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads), session=None)
 
@@ -59,12 +62,26 @@ class Browser:
     def note(self, event: dict[str, Any]) -> None:
         if event.get("method") == "Runtime.exceptionThrown":
             self.errors.append(str(event["params"]["exceptionDetails"]))
+        if event.get("method") == "Network.requestWillBeSent":
+            self.addresses.append(event["params"]["request"]["url"])
         if event.get("method") == "Log.entryAdded" and event["params"]["entry"]["level"] == "error":
             self.errors.append(event["params"]["entry"]["text"])
 
-    def open(self, path: Path) -> None:
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+    def open(self, page: Path | str) -> None:
+        """A file, or an address."""
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         self.until("document.readyState === 'complete'")
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Presses the mouse's button at the first place (px from the window's corner), releases it at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(places) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*places, places[-1]]):
+            self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def picture(self) -> bytes:
+        """What is to be seen, as JPEG."""
+        shot = self.ask("Page.captureScreenshot", format="jpeg", quality=80)
+        return base64.b64decode(shot["data"])
 
     def evaluate(self, script: str) -> Any:
         result = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import load_file, save
 
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 from grading.compare.facts import Facts, kept_facts
 from grading.compare.given import our_code
 from grading.compare.likeness import LINE

@@ -532,14 +532,14 @@ def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
         "grading/autograder/run.py",
         "grading/grades/rules.toml",
         "grading/handed_out/handed_out.json.gz",
-        "finetune/base.py",
+        "finetune/model/base.py",
         "requirements.txt",
     ):
         assert modes[name] == 0o100644
     for name in ("task_1_controlnet/train.py", "task_1_controlnet/data/test_prompts.json", "task_2_lora/drawing.py"):
         assert name in modes
     assert "tiny_sd/unet/diffusion_pytorch_model.safetensors" in modes and "tiny_sd/tokenizer/vocab.json" in modes
-    assert not [name for name in modes if name.startswith(("tests/", ".git", "build/", "runs/", "tiny_sd/icons"))]
+    assert not [name for name in modes if name.startswith(("tests/", ".git", "build/", "runs/", "tiny_sd/pictures"))]
     assert not [name for name in modes if "__pycache__" in name or "sample_data" in name]
 
 

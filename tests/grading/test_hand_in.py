@@ -55,7 +55,7 @@ def copy_code(folder: Path) -> None:
     for name in (TASK_1, "finetune", "grading"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     configs = ("tiny_sd/unet/config.json", "tiny_sd/text_encoder/config.json")
-    for name in ("requirements.txt", "task_2_lora/lora_layouts.py", *configs):
+    for name in ("requirements.txt", "task_2_lora/lora/layouts.py", *configs):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
 
@@ -143,7 +143,7 @@ def test_the_zip_has_what_the_assignment_asks_for_and_nothing_else(made):
     unwanted = ("__pycache__", ".cache", "runs", "old.safetensors", "fill50k.zip")
     there = {path.relative_to(folder / TASK_1) for path in (folder / TASK_1).rglob("*") if path.is_file()}
     wanted = {path.as_posix() for path in there if not set(unwanted).intersection(path.parts)}
-    finetune = {f"finetune/{path.name}" for path in (ROOT / "finetune").glob("*.py")}
+    finetune = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*.py")}
     assert code == wanted | finetune | {"requirements.txt"}
     assert {"train.py", "train.sh", "inference.ipynb", "data/test_prompts.json", "data/own.png", "my_data.py"} < code
     assert "numpy" in requirements and not any(line.startswith("-e") for line in requirements)
@@ -377,12 +377,12 @@ def test_damaged_files_are_named(repository, call):
     lines = (repository / TASK_1 / "diffusion" / "controlnet.py").read_text().splitlines()
     line = 1 + next(index for index, text in enumerate(lines) if text.strip() == damaged)
     (repository / TASK_1 / "metrics.py").unlink()
-    (repository / TASK_1 / "utils.py").write_bytes(b"\xff\xfe")
+    (repository / TASK_1 / "examples.py").write_bytes(b"\xff\xfe")
     (repository / TASK_1 / "fill50k.py").write_text("x = 1\n" * 100_000)
     wrong = f"controlnet.py: The two banner lines of TODO (2) are missing (line {line} looks like a damaged banner"
     output = assert_refused(call, wrong)
     assert "metrics.py is missing: copy it from what was handed out" in output
-    assert "utils.py is not UTF-8 text" in output
+    assert "examples.py is not UTF-8 text" in output
     assert "fill50k.py is changed" in output and "(it has 100000 lines in place of" in output
 
 

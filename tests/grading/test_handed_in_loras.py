@@ -20,7 +20,7 @@ from grading.autograder.loras import draw, judge_files
 from grading.files.lora import inspect_lora
 from grading.files.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, known_bases, text_encoder_shapes, unet_shapes
 from grading.grades.numbers import Numbers
-from lora import LoraDenoiser, save_lora, to_kohya
+from lora.model import LoraDenoiser, save_lora, to_kohya
 from processes import BASE
 
 SITE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -107,8 +107,8 @@ def test_what_is_changed_in_the_hand_out_is_named(starter, tmp_path):
         ).stdout
 
     assert "Changed" not in keep(), "what is between the banners is no part of it"
-    (tmp_path / "work" / TASK_1 / "utils.py").write_text("")
-    assert f"Changed: {TASK_1}/utils.py. If students have an earlier hand-out, tell them in CHANGES.md." in keep()
+    (tmp_path / "work" / TASK_1 / "examples.py").write_text("")
+    assert f"Changed: {TASK_1}/examples.py. If students have an earlier hand-out, tell them in CHANGES.md." in keep()
     assert "Changed" not in keep()
 
 

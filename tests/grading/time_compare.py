@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from calibrate_compare import REPORTS, todo_files
 from finetune.numbers import positive_int
-from finetune.progress import progress_bar
+from finetune.run.progress import progress_bar
 from grading.compare.pairs import compare
 from grading.compare.run import read_all
 from grading.files.lora_modules import known_bases

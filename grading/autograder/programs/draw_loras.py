@@ -26,7 +26,7 @@ from drawing import DrawingError, generate, load_pipeline
 from finetune.numbers import natural_float, seed_int
 from finetune.setup import fail_clearly
 from hub_metrics import clip_scores, dino_scores
-from lora_files import LoraFileError, load_lora
+from lora.files import LoraFileError, load_lora
 
 
 def score(images: Sequence[Image.Image], prompts: Sequence[str], clip: str, dino: str) -> dict[str, float]:

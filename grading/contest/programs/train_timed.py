@@ -26,7 +26,7 @@ sys.path.insert(0, os.getcwd())
 
 import train
 from evaluate import held_out_samples
-from finetune.checkpoints import write_file
+from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly
 from finetune.training import NonFiniteLossError
 from grading.sandbox.watch import Account

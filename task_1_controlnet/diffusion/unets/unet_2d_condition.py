@@ -31,8 +31,8 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | None = None,
-        in_channels: int = 4,
+        sample_size: int | None = None,  # of the latents; any is computed, and pipelines ask for this one by default
+        in_channels: int = 4,  # of the latents: 4 in Stable Diffusion, 16 in the embedded base
         out_channels: int = 4,
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
@@ -40,9 +40,9 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         up_block_types: Sequence[str] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int | Sequence[int] = 2,
-        norm_num_groups: int = 32,
+        norm_num_groups: int = 32,  # the best of those that Wu & He tried, 2018, https://arxiv.org/abs/1803.08494
         norm_eps: float = 1e-5,
-        cross_attention_dim: int = 1280,
+        cross_attention_dim: int = 1280,  # of the text's embeddings: 768 in Stable Diffusion 1, 1024 in 2
         attention_head_dim: int | Sequence[int] = 8,
         use_linear_projection: bool = False,
         upcast_attention: bool = False,
@@ -81,6 +81,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             width = block_out_channels[i]
         self.num_upsamplers = num_blocks - 1
 
+        # The blocks have norm and SiLU before their convolutions, none behind: the last convolution gets its own.
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, block_out_channels[0], eps=norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, kernel_size=3, padding=1)
@@ -119,11 +120,14 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
         sample = self.conv_in(sample)                                                              # (B, C0, H, W)
 
+        # In Stable Diffusion 1, for 512 px, twelve in the end, channels x side: three of 320 x 64, then 320 x 32, two
+        # of 640 x 32, 640 x 16, two of 1280 x 16, three of 1280 x 8.
         down_block_res_samples = (sample,)
         for block in self.down_blocks:
             sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)      # halved but the last
             down_block_res_samples += skips
 
+        # Too few would be no error by themselves: the picture would obey a little less, and nobody know why.
         if is_controlnet and len(down_block_additional_residuals) != len(down_block_res_samples):
             raise ValueError(
                 f"ControlNet gave {len(down_block_additional_residuals)} residuals for "
@@ -145,6 +149,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             ######## TODO (4-2) ########
 
         for block in self.up_blocks:
+            # Last in, first out: the decoder goes back up the way that the encoder came down.
             skips = down_block_res_samples[-len(block.resnets) :]
             down_block_res_samples = down_block_res_samples[: -len(block.resnets)]
             size = tuple(down_block_res_samples[-1].shape[2:]) if down_block_res_samples else None

@@ -1,0 +1,1 @@
+"""The base model, in whatever form it comes, and what a trained file says of itself."""

@@ -1,0 +1,1 @@
+"""Where the LoRA sits, how it is trained, and its files."""

@@ -1,0 +1,276 @@
+"""What the style and the DreamBooth training share: base, encodings, LoRA, loss, pictures, and the file at the end."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers import UNet2DConditionModel
+from torch.utils.data import Dataset
+from transformers import CLIPTextModel
+
+from drawing import validate
+from finetune import estimate
+from finetune.data.cache import Samples, load_encodings
+from finetune.estimate import Rehearsal, cast_frozen
+from finetune.flags import Plan, plan_of
+from finetune.model.base import BaseModel, factor_of, load_configs
+from finetune.model.cards import Origin, architecture_of, file_texts, write_card
+from finetune.model.upload import Upload
+from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
+from finetune.optimizer import SetupError
+from finetune.run.processes import is_main_process
+from finetune.run.run import Run, RunFinished
+from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
+from finetune.training import Training
+from lora.model import KOHYA_FILE, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """What is trained and shown: what the flags of the same names say. `optimisation` says how."""
+
+    base: str
+    output_dir: Path
+    resolution: int
+    rank: int
+    alpha: float
+    lora_layers: str
+    train_text_encoder: bool
+    gradient_checkpointing: bool
+    encode_once: bool
+    snr_gamma: float | None
+    proportion_empty_prompts: float
+    also_save: str | None
+    validation_prompt: str | None
+    num_validation_images: int
+    validation_epochs: int
+    validation_guidance_scale: float
+    optimisation: Plan
+
+
+def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
+    return LoraPlan(
+        base=args.pretrained_model_name_or_path,
+        output_dir=args.output_dir,
+        resolution=args.resolution,
+        rank=args.rank,
+        alpha=args.alpha,
+        lora_layers=args.lora_layers,
+        train_text_encoder=args.train_text_encoder,
+        gradient_checkpointing=args.gradient_checkpointing,
+        encode_once=not args.no_cache,
+        snr_gamma=args.snr_gamma,
+        proportion_empty_prompts=args.proportion_empty_prompts,
+        also_save=args.also_save,
+        validation_prompt=args.validation_prompt,
+        num_validation_images=args.num_validation_images,
+        validation_epochs=args.validation_epochs,
+        validation_guidance_scale=args.validation_guidance_scale,
+        optimisation=plan_of(args),
+    )
+
+
+def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
+    """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
+    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
+    with_class = getattr(args, "with_prior_preservation", False)
+    samples = args.train_batch_size * (2 if with_class else 1)  # each item is two samples then
+
+    def make(precision: str) -> Rehearsal:
+        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        use_fast_attention(unet, device)
+        text_encoder = CLIPTextModel(text_config) if args.train_text_encoder else None
+        denoiser = LoraDenoiser(unet, text_encoder, args.rank, args.alpha, args.lora_layers).train()
+        if args.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        cast_frozen(unet, frozen_dtype(precision, device))
+        # Shapes as in `LoraTraining.loss`: latents (B, 4, H / 8, W / 8), text (B, T, D) or token ids (B, T).
+        text = torch.randn(samples, length, text_config.hidden_size)
+        if text_encoder is not None:
+            text = torch.zeros(samples, length, dtype=torch.long)
+        latents = torch.randn(samples, unet.config.in_channels, side, side)
+        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), precision)
+
+    return make
+
+
+def dry_run(args: argparse.Namespace, items: int | None) -> None:
+    """Prints what the training would be; the data have so many items."""
+    device = would_run_on(args.pretrained_model_name_or_path)
+    estimate.dry_run(args, rehearsal(args, device), device, items)
+
+
+def end_if_finished(run: Run, also_save: str | None, upload: Upload | None) -> None:
+    """As `Run.end_if_finished`, after what else the flags want of the result is written, and sent."""
+    try:
+        run.end_if_finished()
+    except RunFinished as finished:
+        if also_save is not None and is_main_process():
+            save_kohya(run.output_dir)
+        if upload is not None:
+            upload.send(run.output_dir)
+        if also_save is None:
+            raise
+        raise RunFinished(f"{finished}\nIn the layout of {also_save}: {run.output_dir / KOHYA_FILE}") from None
+
+
+class LoraTraining:
+    """Trains a LoRA on `data`.
+
+    Args:
+        run: what the folder's run has to be, with the data.
+        data: `len`, items with `image` (PIL) and `text`, all `texts()`, and a string `fingerprint`.
+        held_out: like the data: what is not trained on, but whose loss is measured; None: nothing.
+        arrange: makes of all samples the data set whose items are trained on; by default the samples themselves.
+
+    Raises:
+        BaseModelError: if the base model cannot be loaded.
+        ValueError: if its autoencoder does not take the resolution.
+        CheckpointError: if the encodings cannot be written.
+        SetupError: if the optimiser asked for is not installed, or with FSDP.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        plan: LoraPlan,
+        run: Run,
+        data: Any,
+        held_out: Any = None,
+        arrange: Callable[[Samples], Dataset] = lambda samples: samples,
+    ) -> None:
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise SetupError("A LoRA is too small to be spread by FSDP: use accelerate_configs/multi_gpu.yaml.")
+        self.accelerator = accelerator
+        self.plan = plan
+        optimisation = plan.optimisation
+        self.base = BaseModel.load(plan.base).to(accelerator.device)
+        self.base.require_size(plan.resolution)
+        # As the text comes in: token ids where the text encoder learns, whose embeddings change with every step.
+        self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
+        unencoded = [] if plan.encode_once else data.texts()
+        self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
+        parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
+        if plan.encode_once:  # after which the encoders leave the device
+            cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers
+            encodings = [
+                load_encodings(self.base, part, plan.resolution, cache, accelerator, workers) for part in parts
+            ]
+            self.base.to("cpu")
+        # After the encoding, which must see the text encoder without a LoRA: the cache is the base's.
+        self.denoiser = load_denoiser(
+            self.base,
+            plan.rank,
+            plan.alpha,
+            plan.lora_layers,
+            plan.train_text_encoder,
+            plan.gradient_checkpointing,
+            optimisation.seed,
+            accelerator,
+        )
+        self.training = Training(
+            accelerator,
+            self.denoiser,
+            optimisation,
+            arrange(Samples(data, plan.resolution, encodings[0])),
+            save_model=save_state,
+            load_model=load_state,
+            output_dir=plan.output_dir,
+            model_name="lora",
+            settings=run.settings,
+            options=vars(run.args),
+        )
+        self.training.rehearsal = partial(rehearsal, run.args, accelerator.device)
+        # As the file that is loaded, not as a checkpoint: `best/` is to be drawn with.
+        self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
+        if held_out is not None:
+            # Of a DreamBooth the subject alone: how well the class is still predicted says nothing about the cat.
+            samples = Samples(held_out, plan.resolution, encodings[1])
+            self.training.held_out = HeldOut(samples, held_out.fingerprint)
+            self.training.held_out_loss = lambda batch: self.loss([batch])
+        # `training.model`, not the denoiser: around it is wrapped what gathers the gradients of several processes.
+        self.denoise = self.training.compiled(self.training.model)
+
+    def loss(
+        self, batches: Sequence[dict[str, Any]], weights: Sequence[float] = (1.0,), noise_offset: float = 0.0
+    ) -> torch.Tensor:
+        """The loss of one or several batches of B samples in one pass, each counting `weights` of its own mean."""
+        device = self.accelerator.device
+        encoded = [self.base.encoded(batch, device) for batch in batches]
+        # The subject's batch and the class's in one pass in place of two: the same mean, half as many kernels to start.
+        latents = torch.cat([latents for latents, _ in encoded])  # (N * B, 4, H / 8, W / 8)
+        text = torch.cat([text_embeddings for _, text_embeddings in encoded])  # (N * B, T, D)
+        if self.plan.train_text_encoder:
+            # What was encoded before is of an untrained text encoder: here it has to be computed in each step.
+            text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
+        measured = batches[0] if is_held_out(batches[0]) else None
+        if measured is None:
+            text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
+        # The mean over all samples is one N-th of each batch's mean.
+        sample_weights = len(batches) * torch.tensor(weights, device=device)
+        with self.accelerator.autocast():
+            return diffusion_loss(
+                lambda noisy_latents, timesteps: self.denoise(noisy_latents, timesteps, text),
+                self.base.scheduler,
+                latents,
+                self.plan.snr_gamma,
+                noise_offset,
+                # (N) to (N * B): each batch's weight for each of its samples.
+                sample_weights.repeat_interleave(len(latents) // len(batches)),
+                measured,
+            )
+
+    def draw(self, step: int) -> dict[str, float]:
+        """Draws the validation prompt with the LoRA as it is now into `validation/step-NNNNNN.png` and the log."""
+        plan = self.plan
+        return validate(
+            self.accelerator,
+            self.base,
+            self.denoiser,
+            [plan.validation_prompt] * plan.num_validation_images,
+            plan.validation_guidance_scale,
+            plan.optimisation.seed,
+            plan.output_dir / "validation" / f"step-{step:06d}.png",
+        )
+
+    def origin(self) -> Origin:
+        """How the LoRA came about, as it is now."""
+        training, predicted = self.training, self.base.scheduler.config.prediction_type
+        architecture = architecture_of(self.denoiser.unet.config, predicted, self.plan.base)
+        return Origin("LoRA", training.trained_with, training.step, architecture, predicted, training.figures)
+
+    def run(
+        self,
+        compute_loss: Callable[[Any], torch.Tensor],
+        resume_from_checkpoint: str | None,
+        upload: Upload | None = None,
+    ) -> None:
+        """Trains to the end, or until a signal stops it, and at the end writes the file that `load_lora_weights` reads.
+
+        Beside it comes its model card, and `upload` sends both.
+
+        Raises:
+            NonFiniteLossError, CheckpointError: as `Training.run`.
+            OSError: if the result is written but not sent.
+        """
+        self.training.resume(resume_from_checkpoint)
+        # In epochs, as a style of 1,000 pictures and a cat of four need another number of steps to have been seen once.
+        drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
+        finished = self.training.run(compute_loss, self.draw, drawing_steps)
+        if finished and self.accelerator.is_main_process:
+            kohya, origin, folder = self.plan.also_save == "kohya", self.origin(), self.plan.output_dir
+            # File, card, and only then the word that it is finished: killed in between, a run goes on and writes all.
+            file = save_lora(self.denoiser, folder, kohya, file_texts(origin))
+            write_card(origin, folder, folder, folder)
+            self.training.finish("LoRA", file)
+            if upload is not None:
+                upload.send(folder)
+        self.accelerator.end_training()
