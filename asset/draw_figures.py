@@ -7,7 +7,7 @@
 | style.png, subject.png | the two trainings of Task 2 on the embedded base, each with its evaluation |
 | together.png | Task 1-1 and the style's training, both on the embedded base |
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
-| page.jpg | another program: `PAGE_PICTURE=asset/page.jpg python -m pytest tests/test_page_browser.py -k circle` |
+| page.jpg | another program: `PAGE_PICTURE=asset/page.jpg python -m kit test tests/repository/test_page_browser.py` |
 | speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
 """
 

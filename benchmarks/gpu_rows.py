@@ -43,10 +43,10 @@ TIMED = [
 TIMED_LATER = [("controlnet", "course", 10), ("controlnet", "ours, channels_last", 8)]
 # Which tests run beside one another; those of --compile take too long, and compiling is timed anyhow.
 TESTS = {
-    "resume": ["tests/test_gpu.py", "-k", "residuals or resumed"],
-    "lora": ["tests/test_gpu.py", "-k", "lora_is or dreambooth"],
-    "others": ["tests/test_gpu.py", "-k", "not (residuals or resumed or lora_is or dreambooth or compiled)"],
-    "programs": ["tests/test_training.py"],
+    "resume": ["tests/repository/test_gpu.py", "-k", "residuals or resumed"],
+    "lora": ["tests/repository/test_gpu.py", "-k", "lora_is or dreambooth"],
+    "others": ["tests/repository/test_gpu.py", "-k", "not (residuals or resumed or lora_is or dreambooth or compiled)"],
+    "programs": ["tests/trainings/test_training.py"],
 }
 COMPILED = ["ours, compiled, channels_last", "ours, compiled"]
 

@@ -114,7 +114,7 @@ def simulation() -> Iterator[None]:
     # On a CPU's fake tensors also where there is a GPU: the backward pass of a GPU's would start CUDA.
     with patch.object(torch.cuda, "is_available", lambda: False), patch.object(torch.nn.Module, "_apply", convert):
         # Shapes and types without contents: Stable Diffusion's step is rehearsed in seconds, on a laptop. Within 5 % of
-        # what an H200 took (tests/test_benchmarks_memory.py).
+        # what an H200 took (tests/repository/test_benchmarks_memory.py).
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
 

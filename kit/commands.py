@@ -58,7 +58,7 @@ def test(environment: Environment, files: Sequence[str] = ()) -> None:
 
 def test_course(environment: Environment) -> None:
     """The tests of what runs on the course's environment."""
-    left_out = ["--ignore", "tests/grading", "--ignore-glob", "tests/test_benchmarks*"]
+    left_out = ["--ignore", "tests/grading", "--ignore-glob", "tests/repository/test_benchmarks*"]
     tests = [STUDENT_TESTS] if is_starter() else left_out
     run([environment.python, *TESTS, *tests], environment=ONE_THREAD)
 

@@ -2,7 +2,7 @@
 subject's class move, which should stay as it was?
 
 All measures need only the base's VAE, so they work without a hub: its encoder's activations are the features. What
-they are worth is measured in tests/test_closeness.py on true images of the style and of the subject.
+they are worth is measured in tests/loras/test_closeness.py on true images of the style and of the subject.
 """
 
 from __future__ import annotations

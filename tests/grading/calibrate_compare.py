@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "task_1_controlnet"), str(ROOT / "task_2_lora")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "task_1_controlnet"), str(ROOT / "task_2_lora")]
 
 import numpy as np
 from PIL import Image

@@ -1,7 +1,7 @@
 """Prints how LoRAs of others' layouts arrive in diffusers as it is installed, and in our loader: the table of
 docs/files.md. Not a part of the tests, as it says what a library does and not what is right:
 
-    PYTHONPATH=.:task_2_lora:tests python tests/others_loras.py
+    PYTHONPATH=.:task_2_lora:tests/support:tests/files python tests/support/others_loras.py
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import diffusers
 import peft
 import torch
 from diffusers import StableDiffusionPipeline
+from test_lora_files import as_diffusers, as_kohya, as_processors, random_pairs, written
 
 from lora.files import load_lora
 from lora.layouts import LoraFileError
 from processes import BASE
-from test_lora_files import as_diffusers, as_kohya, as_processors, random_pairs, written
 
 ATTENTION = [
     f"unet.{block}.attentions.0.transformer_blocks.0.attn{i}.{name}"

@@ -20,9 +20,9 @@ from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
 from lora.model import save_lora, save_state
+from made_loras import random_lora
 from processes import ROOT, run_python
 from small_bases import small_base
-from test_lora import random_lora
 
 TASK = ROOT / "task_2_lora"
 NOTEBOOK = TASK / "inference.ipynb"

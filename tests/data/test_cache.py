@@ -16,7 +16,7 @@ from finetune.data.cache import Samples, load_encodings
 from finetune.model.base import BaseModel
 from finetune.run.checkpoints import CheckpointError
 
-BASE = str(Path(__file__).resolve().parent.parent / "tiny_sd")
+BASE = str(Path(__file__).resolve().parents[2] / "tiny_sd")
 
 
 class Repeating(RenderedFill50K):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from test_metrics import disc_of, drawing
 
 from discs import draw, render_condition
 from examples import load_test_data
@@ -19,7 +20,6 @@ from finetune.data.colors import COLORS
 from finetune.run.settings import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
 from processes import ROOT
-from test_metrics import disc_of, drawing
 
 spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
 evaluate = importlib.util.module_from_spec(spec)  # by its path, as Task 2 has a program of the same name

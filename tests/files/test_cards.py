@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from finetune import __version__
 from finetune.model.cards import Origin, architecture_of, file_texts, public_name, read_texts, write_texts
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, save_kohya, save_lora
+from made_loras import random_lora
 from processes import BASE, ROOT
-from test_lora import random_lora
 
 SD_1 = {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "in_channels": 4}
 SETTINGS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LECTURE = ROOT / "docs" / "lecture"
 sys.path.insert(0, str(LECTURE))
 from show_code import SHOWN, brought_up_to_date, code_of  # noqa: E402

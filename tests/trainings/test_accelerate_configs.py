@@ -19,7 +19,7 @@ from finetune.optimizer import SetupError
 from finetune.run.processes import is_main_process, processes_started
 from finetune.setup import start_accelerator
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "accelerate_configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "accelerate_configs").glob("*.yaml"))
 PROGRAM = ["train.py", "--max_train_steps", "3"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     page
     for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "tiny_sd/*.md", "grading/*.md", "findings/*.md")

@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 
 from finetune.setup import fail_clearly
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BASE = str(ROOT / "tiny_sd")
 # What has used a GPU cannot be forked, and on other systems PyTorch's libraries cannot.
 FORKS = sys.platform == "linux" and not torch.cuda.is_available()
@@ -49,7 +49,7 @@ class ForkServer:
         # What is compiled is compiled in the program itself: other processes for that would import PyTorch again.
         once = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "fork_server.py")],
+            [sys.executable, str(ROOT / "tests" / "support" / "fork_server.py")],
             env={**os.environ, **once}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_models import CONDITIONING, SD1_LIKE, randomise
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from test_models import CONDITIONING, SD1_LIKE, randomise
 
 SIZE = 64
 # Two levels and one layer: what a pipeline does does not depend on more, which test_models.py has.

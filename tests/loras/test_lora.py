@@ -13,11 +13,11 @@ from accelerate.utils import is_torch_version
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
 
 from drawing import generate, load_pipeline
 from lora.files import load_lora
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
+from made_loras import draw, random_lora
 from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, Program, assert_same, losses, wait_for
 from small_bases import small_base
@@ -50,26 +50,6 @@ def subject_folder(tmp_path_factory) -> Path:
         picture(10 + i).save(folder / f"{i}.png")
     (folder / "notes.txt").write_text("not a picture")
     return folder
-
-
-def random_lora(
-    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention", base: str = BASE
-) -> LoraDenoiser:
-    """A LoRA that does change something, if not asked otherwise on the embedded base: B is not zero."""
-    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", torch_dtype=torch.float32)
-    denoiser = LoraDenoiser(unet, text_encoder if with_text_encoder else None, rank, alpha, layers)
-    torch.manual_seed(0)
-    for parameter in denoiser.trainable_parameters():
-        parameter.data = 0.1 * torch.randn(parameter.shape)
-    return denoiser.eval()
-
-
-def draw(pipeline: StableDiffusionPipeline, **kwargs) -> np.ndarray:
-    generator = torch.Generator().manual_seed(0)
-    return pipeline(
-        "gold circle", num_inference_steps=2, generator=generator, output_type="np", height=64, width=64, **kwargs
-    ).images
 
 
 # ---------------------------------------------------------------------------------------------------------------------

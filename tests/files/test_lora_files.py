@@ -20,8 +20,8 @@ from drawing import DrawingError, generate, load_pipeline
 from lora import files
 from lora.files import LoraFileError, load_lora
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state
+from made_loras import draw, random_lora
 from processes import BASE
-from test_lora import draw, random_lora
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn1"
 WIDTH = 256  # of the embedded base there

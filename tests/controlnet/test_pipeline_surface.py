@@ -14,9 +14,6 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from safetensors.torch import save_file
-
-from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from test_models import SD1_LIKE
 from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     TOKENS,
@@ -32,7 +29,10 @@ from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     with_components,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Whose code a folder may import, besides libraries and its own.
 MAY_IMPORT = {
     "finetune": set(),

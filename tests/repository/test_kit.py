@@ -115,10 +115,10 @@ def test_a_students_copy_runs_the_students_tests_and_has_no_teachers_command(sta
 
 
 def test_some_tests_can_be_asked_for(started):
-    args = program.parser().parse_args(["test", "tests/test_models.py"])
+    args = program.parser().parse_args(["test", "tests/controlnet/test_models.py"])
     program.start(args, TODAY)
     assert len(started) == 1 and started[0][:3] == [TODAY.python, "-m", "pytest"]
-    assert started[0][-2:] == ["--", "tests/test_models.py"]
+    assert started[0][-2:] == ["--", "tests/controlnet/test_models.py"]
 
 
 def test_every_file_of_the_workflow_is_there():

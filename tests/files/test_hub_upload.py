@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from test_cards import LORA
 
 import train
 import train_lora
@@ -21,7 +22,6 @@ from finetune.model.cards import read_texts, write_card
 from finetune.run import settings as run_settings
 from lora.model import WEIGHTS_FILE
 from processes import BASE, call
-from test_cards import LORA
 
 SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "1", "--max_train_steps"]
 

@@ -18,7 +18,7 @@ from finetune.data.images import square
 from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
 from processes import run_python
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
 SAMPLES = [DATA[i] for i in range(len(DATA))]
 

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "task_1_controlnet" / "inference.ipynb"
 
 
