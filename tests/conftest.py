@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before PyTorch is imported: tests run side by side, and what is forked beside threads may wait for them for ever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from typing import Iterator
 
 import pytest

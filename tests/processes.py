@@ -107,8 +107,8 @@ def start_python(
     """`python ARGUMENTS` in `folder`, a script or a module; errors go to `stdout` too where `stderr` is not wanted."""
     command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
-    is_ours = command[1].endswith(".py") or command[1] == "-m" and command[2].split(".")[0] in ("grading", "pytest")
-    if FORKS and is_ours:  # what starts others is a whole process, whose children import what they need
+    forked = ("accelerate", "grading", "pytest", "torch")  # the launchers too; what they start imports what it needs
+    if FORKS and (command[1].endswith(".py") or command[1] == "-m" and command[2].split(".")[0] in forked):
         return Forked(command, folder, environment, stderr)
     other = subprocess.PIPE if stderr else subprocess.STDOUT
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=other)
@@ -127,16 +127,22 @@ def run_python(
 
 
 class Program:
-    """A training program with the flags that all its test runs share."""
+    """A training program with the flags that all its test runs share.
 
-    def __init__(self, folder: str, script: str, flags: list[str]) -> None:
-        self.folder = ROOT / folder
-        self.command = [sys.executable, script, *flags]
+    Args:
+        base: returns the folder of the base that is trained on, made when the first run needs it.
+    """
+
+    def __init__(self, folder: str, script: str, flags: list[str], base: Callable[[], str] = lambda: BASE) -> None:
+        self.folder, self.base = ROOT / folder, base
+        self.under: list[str] = []  # what runs the script, if not Python alone
+        self.script, self.flags = script, flags
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
     def arguments(self, output_dir: Path, flags: tuple[str, ...]) -> list[str]:
-        return [*self.command[1:], "--output_dir", str(output_dir), *map(str, flags)]
+        base = ["--pretrained_model_name_or_path", self.base()]
+        return [*self.under, self.script, *base, *self.flags, "--output_dir", str(output_dir), *map(str, flags)]
 
     def run(self, output_dir: Path, *flags: str) -> subprocess.CompletedProcess:
         """To the end, whatever that is."""

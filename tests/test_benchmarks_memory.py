@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import models
 from finetune.setup import bf16_is_fast
 from memory import GIB, eight_bit_bytes, simulate, table
 from models import build_models
 from recipes import OURS
+from small_bases import small_base
 from train_step import Step, held_bytes
 
 PRECISIONS = ["no", *(["bf16"] if bf16_is_fast(torch.device("cpu")) else [])]
@@ -24,6 +26,12 @@ PRECISIONS = ["no", *(["bf16"] if bf16_is_fast(torch.device("cpu")) else [])]
 def without_gpu(monkeypatch):
     """What is compared is a step on a CPU, also where there is a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def small_model(monkeypatch) -> None:
+    """A base with fewer layers in place of the embedded one: what takes the time is the number of operations."""
+    monkeypatch.setattr(models, "TINY_SD", Path(small_base()))
 
 
 def allocated_peak(folder: Path, task: str, precision: str, batch_size: int, checkpointing: bool) -> tuple[int, int]:
@@ -49,6 +57,7 @@ def allocated_peak(folder: Path, task: str, precision: str, batch_size: int, che
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("task", ["controlnet", "lora"])
+@pytest.mark.usefixtures("small_model")
 def test_the_simulation_is_what_is_allocated(tmp_path, task, checkpointing, precision):
     rise, held = allocated_peak(tmp_path, task, precision, 4, checkpointing)
     simulated = simulate(task, "tiny_sd", 4, precision, checkpointing, like_cuda=False)
@@ -69,6 +78,7 @@ def test_the_simulation_is_what_a_gpu_took(task, batch_size, checkpointing, meas
     assert found["weights"] == pytest.approx(expected_weights, rel=0.01)
 
 
+@pytest.mark.usefixtures("small_model")
 def test_half_precision_is_half_precision_and_a_table_has_a_line_for_each():
     rows = [simulate("lora", "tiny_sd", 1, precision, False) for precision in ("no", "bf16")]
     whole, half = (row["peak"] for row in rows)

@@ -20,14 +20,12 @@ from lora.files import load_lora
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
 from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, Program, assert_same, losses, wait_for
+from small_bases import small_base
 
 SMALL = [
-    "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
+    "--resolution", "64", "--train_batch_size", "2",
     "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--rank", "2",
 ]  # fmt: skip
-
-
-BASE_PARTS = {"model_index.json", "scheduler", "text_encoder", "tokenizer", "vae"}
 
 
 def picture(seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -55,11 +53,11 @@ def subject_folder(tmp_path_factory) -> Path:
 
 
 def random_lora(
-    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention"
+    rank: int = 3, alpha: float = 2.0, with_text_encoder: bool = True, layers: str = "attention", base: str = BASE
 ) -> LoraDenoiser:
-    """A LoRA on the embedded base that does change something: B is not zero."""
-    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)
-    text_encoder = CLIPTextModel.from_pretrained(BASE, subfolder="text_encoder", torch_dtype=torch.float32)
+    """A LoRA that does change something, if not asked otherwise on the embedded base: B is not zero."""
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32)
+    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", torch_dtype=torch.float32)
     denoiser = LoraDenoiser(unet, text_encoder if with_text_encoder else None, rank, alpha, layers)
     torch.manual_seed(0)
     for parameter in denoiser.trainable_parameters():
@@ -338,7 +336,8 @@ def test_joined_data_follow_each_other(subject_folder):
 
 @pytest.fixture(scope="module")
 def lora(style_folder) -> Program:
-    return Program("task_2_lora", "train_lora.py", [*SMALL, "--train_data_dir", str(style_folder), "--random_flip"])
+    flags = [*SMALL, "--train_data_dir", str(style_folder), "--random_flip"]
+    return Program("task_2_lora", "train_lora.py", flags, small_base)
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +350,7 @@ def straight(lora, tmp_path_factory) -> Path:
 
 
 def test_a_killed_lora_training_gives_the_same_weights(lora, straight, tmp_path):
-    flags = ("--train_text_encoder", "--alpha", "1.3", "--max_train_steps", "12", "--checkpointing_steps", "3")
+    flags = ("--train_text_encoder", "--alpha", "1.3", "--max_train_steps", "12", "--checkpointing_steps", "1")
     process = lora.start(tmp_path, *flags)
     wait_for(tmp_path / "checkpoint-3", process)
     process.kill()
@@ -372,14 +371,13 @@ def test_cached_and_uncached_lora_training_are_the_same(lora, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def narrow_base(tmp_path_factory) -> Path:
-    """The embedded base with a UNet of two narrow blocks, which does not take as long to compile."""
-    folder = tmp_path_factory.mktemp("bases") / "narrow"
-    shutil.copytree(BASE, folder, ignore=lambda at, names: {*names} - BASE_PARTS if at == BASE else ())
+def base_that_compiles_fast(tmp_path_factory) -> Path:
+    """The small base with a UNet of fewer kinds of layers: each kernel takes the compiler a second."""
+    folder = tmp_path_factory.mktemp("bases") / "fast"
+    shutil.copytree(small_base(), folder)
     config = {
-        **UNet2DConditionModel.load_config(BASE, subfolder="unet"), "block_out_channels": (16, 32),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        **UNet2DConditionModel.load_config(folder, subfolder="unet"), "mid_block_type": None,
+        "up_block_types": ("UpBlock2D",),
     }  # fmt: skip
     torch.manual_seed(0)
     UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
@@ -387,8 +385,9 @@ def narrow_base(tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(not is_torch_version(">=", "2.4"), reason="older releases compile too little of the model")
-def test_compiled_training_loses_the_same(lora, narrow_base, tmp_path):
-    flags = ("--max_train_steps", "4", "--checkpointing_steps", "1", "--pretrained_model_name_or_path", narrow_base)
+def test_compiled_training_loses_the_same(lora, base_that_compiles_fast, tmp_path):
+    base = ("--pretrained_model_name_or_path", base_that_compiles_fast)
+    flags = (*base, "--max_train_steps", "4", "--checkpointing_steps", "1")
     output = lora.train(tmp_path / "compiled", *flags, "--compile").stdout
     assert "Compiling: the first step takes" in output
     lora.train(tmp_path / "plain", *flags)
@@ -414,7 +413,7 @@ def test_pictures_during_training_change_nothing(lora, tmp_path):
     assert_same(load_file(tmp_path / "with" / WEIGHTS_FILE), load_file(tmp_path / "without" / WEIGHTS_FILE))
     pictures = sorted((tmp_path / "with" / "validation").iterdir())
     assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png"]
-    assert Image.open(pictures[0]).size == (260, 128)
+    assert Image.open(pictures[0]).size == (132, 64)
 
 
 def test_dreambooth_draws_the_missing_class_images_and_resumes(subject_folder, tmp_path):
@@ -423,17 +422,17 @@ def test_dreambooth_draws_the_missing_class_images_and_resumes(subject_folder, t
         *SMALL, "--instance_data_dir", str(subject_folder), "--instance_prompt", "a sks circle",
         "--with_prior_preservation", "--class_data_dir", str(classes), "--class_prompt", "a circle",
         "--num_class_images", "3",
-    ])  # fmt: skip
-    output = program.train(tmp_path / "a", "--max_train_steps", "6").stdout
+    ], small_base)  # fmt: skip
+    output = program.train(tmp_path / "a", "--max_train_steps", "9").stdout
     assert "Skipped: notes.txt" in output
     assert sorted(path.name for path in classes.glob("class-*")) == [f"class-{i:04d}.png" for i in range(3)]
     before = {path.name: path.read_bytes() for path in classes.iterdir()}
 
-    process = program.start(tmp_path / "b", "--max_train_steps", "6", "--checkpointing_steps", "2")
+    process = program.start(tmp_path / "b", "--max_train_steps", "9", "--checkpointing_steps", "1")
     wait_for(tmp_path / "b" / "checkpoint-2", process)
     process.kill()
     process.wait()
-    program.train(tmp_path / "b", "--max_train_steps", "6", "--resume_from_checkpoint", "latest")
+    program.train(tmp_path / "b", "--max_train_steps", "9", "--resume_from_checkpoint", "latest")
     assert_same(load_file(tmp_path / "b" / WEIGHTS_FILE), load_file(tmp_path / "a" / WEIGHTS_FILE))
     assert {path.name: path.read_bytes() for path in classes.iterdir()} == before
 
@@ -451,7 +450,7 @@ def test_the_prior_counts_as_much_as_it_is_told(subject_folder, tmp_path):
         *SMALL, "--instance_data_dir", str(subject_folder), "--instance_prompt", "a circle",
         "--with_prior_preservation", "--class_data_dir", str(subject_folder), "--class_prompt", "a circle",
         "--num_class_images", "2", "--max_train_steps", "1", "--gradient_accumulation_steps", "1",
-    ])  # fmt: skip
+    ], small_base)  # fmt: skip
     for weight in ("0", "1", "3"):
         program.train(tmp_path / weight, "--prior_loss_weight", weight)
     none, one, three = (losses(tmp_path / weight)[0] for weight in ("0", "1", "3"))

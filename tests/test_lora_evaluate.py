@@ -20,7 +20,8 @@ from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
 from lora.model import save_lora, save_state
-from processes import BASE, ROOT, run_python
+from processes import ROOT, run_python
+from small_bases import small_base
 from test_lora import random_lora
 
 TASK = ROOT / "task_2_lora"
@@ -29,7 +30,7 @@ NOTEBOOK = TASK / "inference.ipynb"
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    return save_lora(random_lora(), tmp_path_factory.mktemp("lora"), kohya=False)
+    return save_lora(random_lora(base=small_base()), tmp_path_factory.mktemp("lora"), kohya=False)
 
 
 def noise_pictures(count: int) -> list[Image.Image]:
@@ -42,7 +43,7 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     training.mkdir()
     for i, image in enumerate(noise_pictures(2)):
         image.save(training / f"{i}.png")
-    flags = ["--base", BASE, "--lora", str(lora), "--measure", "style", "--train_data_dir", str(training)]
+    flags = ["--base", small_base(), "--lora", str(lora), "--measure", "style", "--train_data_dir", str(training)]
     flags += ["--prompts", "a cat", "gold circle", "--num_seeds", "2", "--num_inference_steps", "2"]
     run = run_python("evaluate.py", *flags, "--output_dir", tmp_path / "out", folder=TASK)
     assert run.returncode == 0, run.stderr
@@ -56,19 +57,19 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
         assert all((tmp_path / "out" / name / file).exists() for file in prompts)
     pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
-    assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 128
+    assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
 
 
 @pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0)])
 def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_path):
     """A LoRA that does nothing moves nothing."""
     if which == "empty":
-        denoiser = random_lora()
+        denoiser = random_lora(base=small_base())
         for parameter in denoiser.trainable_parameters():
             parameter.data.zero_()
         lora = save_lora(denoiser, tmp_path, kohya=False)
     run = run_python(
-        "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "subject",
+        "evaluate.py", "--base", small_base(), "--lora", str(lora), "--measure", "subject",
          "--train_data_dir", "sample_data/dreambooth-cat", "--prompts", "a sks cat", "--class_prompt", "a cat",
          "--num_seeds", "2", "--num_inference_steps", "2", "--output_dir", tmp_path / "out", folder=TASK,
     )  # fmt: skip
@@ -86,7 +87,7 @@ def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_p
 def evaluate_in_vain(lora, folder) -> str:
     """The sentence with which the program ends, without a file."""
     run = run_python(
-        "evaluate.py", "--base", BASE, "--lora", str(lora), "--measure", "style",
+        "evaluate.py", "--base", small_base(), "--lora", str(lora), "--measure", "style",
          "--train_data_dir", "sample_data/artistic-custom/train", "--output_dir", str(folder / "out"),
          "--num_seeds", "1", "--num_inference_steps", "2", folder=TASK,
     )  # fmt: skip
@@ -99,7 +100,7 @@ def test_a_lora_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_checkpoints_inner_folder_is_not_measured(lora, tmp_path):
-    denoiser = random_lora()
+    denoiser = random_lora(base=small_base())
     save_state(denoiser, denoiser.state_dict(), tmp_path / "checkpoint-6" / "lora")
     shutil.copy(lora, tmp_path)
     sentence = evaluate_in_vain(tmp_path / "checkpoint-6" / "lora", tmp_path)
@@ -107,7 +108,7 @@ def test_a_checkpoints_inner_folder_is_not_measured(lora, tmp_path):
 
 
 def test_a_lora_that_draws_nothing_gets_no_figures(tmp_path):
-    denoiser = random_lora()
+    denoiser = random_lora(base=small_base())
     for parameter in denoiser.trainable_parameters():
         parameter.data = torch.full_like(parameter, 1e30)
     file = save_lora(denoiser, tmp_path, kohya=False)
@@ -168,7 +169,7 @@ def outputs(notebook) -> list:
 
 
 def test_the_notebook_runs_headless(lora, monkeypatch):
-    monkeypatch.setenv("MODEL_NAME", BASE)
+    monkeypatch.setenv("MODEL_NAME", small_base())
     monkeypatch.setenv("NUM_INFERENCE_STEPS", "2")
     for name in ("STYLE_LORA", "SUBJECT_LORA"):
         monkeypatch.setenv(name, str(lora.parent))

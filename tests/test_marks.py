@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +18,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from finetune.model.base import load_part
-from processes import BASE, ROOT, run_python
+from processes import BASE, ROOT, call
+from tiny_sd.measures import lines_and_inks, marks
 from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
 from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_program
 from tiny_sd.pictures.icons import STYLES, icon, load_subjects
@@ -141,16 +147,22 @@ def prints() -> list[Image.Image]:
     return [true_print("flat" if i % 2 else "shaded", name, seed=i) for i, name in enumerate(names)]
 
 
+@pytest.fixture(scope="module")
+def prints_back(prints, vae) -> list[Image.Image]:
+    return [back(vae, image) for image in prints]
+
+
+@pytest.fixture(scope="module")
 def drawings() -> list[Image.Image]:
     """What the base draws without a LoRA, flat and shaded, on plain grounds and in places."""
     return [scene(10_000_000 + i, 128, 1.0, place_share=0.5)[0] for i in range(40)]
 
 
-def test_lines_of_true_prints_are_theirs_and_those_of_drawings_are_not(prints, vae):
-    for pictures in (prints, [back(vae, image) for image in prints]):
+def test_lines_of_true_prints_are_theirs_and_those_of_drawings_are_not(prints, prints_back, drawings):
+    for pictures in (prints, prints_back):
         share, directions = line_differences(pictures)
         assert abs(share) < 0.2 and directions < 0.2
-    share, directions = line_differences(drawings())
+    share, directions = line_differences(drawings)
     assert share < -0.5 and directions > 0.3
 
 
@@ -160,10 +172,10 @@ def test_other_prints_have_other_lines(prints):
     assert abs(share) < 0.2 and directions > 0.3
 
 
-def test_inks_arrive_in_true_prints_only(prints, vae):
+def test_inks_arrive_in_true_prints_only(prints, prints_back, drawings):
     assert np.mean([inks_arrive(image) for image in prints]) == 1
-    assert np.mean([inks_arrive(back(vae, image)) for image in prints]) >= 0.8
-    assert np.mean([inks_arrive(image) for image in drawings()]) < 0.1
+    assert np.mean([inks_arrive(image) for image in prints_back]) >= 0.8
+    assert np.mean([inks_arrive(image) for image in drawings]) < 0.1
     of_base = [scene(10_000_000 + i, 128, print_share=1.0)[0] for i in range(40)]
     assert np.mean([inks_arrive(image) for image in of_base]) < 0.1, "prints in other inks"
 
@@ -181,10 +193,10 @@ def test_three_shades_of_paper_are_no_inks():
     ]  # fmt: skip
 
 
-def printed(program: str, folder) -> str:
-    run = run_python(f"tiny_sd/measures/{program}.py", folder, folder=ROOT)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+def printed(program: ModuleType, folder: Path) -> str:
+    status, said = call(program.main, str(folder))
+    assert status == 0, said
+    return said
 
 
 def test_the_programs_print_tables_of_a_folder(tmp_path):
@@ -193,11 +205,22 @@ def test_the_programs_print_tables_of_a_folder(tmp_path):
     Image.new("RGB", (128, 128), "teal").save(tmp_path / "2.png")
     prompts = {f"{i}.png": f"a sks cat {where}" for i, where in enumerate(("in a garden", "on a beach", "in snow"))}
     (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-    lines = printed("marks", tmp_path).splitlines()
+    lines = printed(marks, tmp_path).splitlines()
     assert lines[1].split() == ["0.png", *["x"] * len(MARKS), "6", *"a sks cat in a garden".split()]
     assert lines[3].split()[:8] == ["2.png", *["."] * len(MARKS), "0"]
     assert lines[-1] == "at least 5 of 6 marks: 2 of 3 pictures (67%)"
 
-    lines = printed("lines_and_inks", SAMPLES / "artistic-custom" / "train").splitlines()
+    lines = printed(lines_and_inks, SAMPLES / "artistic-custom" / "train").splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["car.png", "cat.png", "dog.png", "bear.png"]
     assert lines[-1] == "three main colours that are the print's: 100% of pictures"
+
+
+@pytest.mark.parametrize("program", ["marks", "lines_and_inks"])
+def test_the_programs_start_from_the_root(program):
+    command = [
+        sys.executable,
+        f"tiny_sd/measures/{program}.py",
+        "--help",
+    ]  # not forked: the server would import more than both
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
+    assert run.returncode == 0 and "folder" in run.stdout, run.stderr

@@ -18,6 +18,14 @@ from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from test_models import CONDITIONING, SD1_LIKE, randomise
 
 SIZE = 64
+# Two levels and one layer: what a pipeline does does not depend on more, which test_models.py has.
+UNET = {
+    **SD1_LIKE,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+}
 TOKENS = 12
 
 
@@ -48,7 +56,7 @@ def folder(tmp_path_factory):
     """A small Stable Diffusion with a ControlNet, all weights random, as our pipeline saves it."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    width = SD1_LIKE["cross_attention_dim"]
+    width = UNET["cross_attention_dim"]
     text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -60,7 +68,7 @@ def folder(tmp_path_factory):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    unet = UNet2DConditionModel(**SD1_LIKE)
+    unet = UNet2DConditionModel(**UNET)
     randomise(unet)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITIONING)
     randomise(controlnet)

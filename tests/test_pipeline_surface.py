@@ -229,7 +229,7 @@ def test_textual_inversion_works(own, tmp_path):
 
 
 def test_a_lora_s_weight_may_differ_between_blocks(adaptable, lora, plain_image):  # noqa: F811
-    weights = {"unet": {"down": 0.9, "mid": 0.1, "up": {"block_1": [0.2, 0.8, 0.4]}}}
+    weights = {"unet": {"down": 0.9, "mid": 0.1, "up": {"block_1": [0.2, 0.8]}}}
     for pipeline in adaptable:
         pipeline.load_lora_weights(lora / "1", adapter_name="one")
         pipeline.set_adapters(["one"], adapter_weights=[weights])

@@ -1,9 +1,8 @@
-"""Training end to end on the embedded base, with real processes that are really killed."""
+"""Training end to end on a small base, with real processes that are really killed."""
 
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import socket
 import subprocess
@@ -22,15 +21,16 @@ from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
 from finetune.run import checkpoints
 from finetune.training import Training
-from processes import BASE, ROOT, Program, assert_same, losses, start_python, wait_for
+from processes import ROOT, Program, assert_same, losses, run_python, start_python, wait_for
+from small_bases import small_base
 
-# Small, float32 and without validation: four steps take seconds.
+# Small, float32 and without validation: a run takes a second.
 PROGRAM = Program("task_1_controlnet", "train.py", [
-    "--pretrained_model_name_or_path", BASE, "--dataset_name", "rendered", "--resolution", "64",
+    "--dataset_name", "rendered", "--resolution", "64",
     "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
     "--conditioning_channels", "8", "8", "8", "8", "--learning_rate", "1e-3", "--lr_scheduler", "cosine",
     "--validation_steps", "0", "--proportion_empty_prompts", "0.5",
-])  # fmt: skip
+], small_base)  # fmt: skip
 train, start = PROGRAM.train, PROGRAM.start
 
 
@@ -59,7 +59,7 @@ def test_a_run_leaves_a_controlnet_that_was_trained(straight):
 
 
 def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path):
-    flags = ("--max_train_steps", "12", "--checkpointing_steps", "3")
+    flags = ("--max_train_steps", "12", "--checkpointing_steps", "1")
     process = start(tmp_path, *flags)
     wait_for(tmp_path / "checkpoint-3", process)
     process.kill()
@@ -72,7 +72,7 @@ def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops_cleanly(straight, tmp_path, number):
-    process = start(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "2")
+    process = start(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "1")
     wait_for(tmp_path / "checkpoint-2", process)
     process.send_signal(number)
     output = process.communicate(timeout=120)[0].decode()
@@ -123,11 +123,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
     """A limit on the size of files stands for the full disk."""
     train(tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "1")
     flags = ("--max_train_steps", "4", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest")
-    command = shlex.join([*PROGRAM.command, "--output_dir", str(tmp_path), *flags])
-    run = subprocess.run(
-        ["bash", "-c", f"ulimit -f 2000; exec {command}"],
-        cwd=PROGRAM.folder, env=PROGRAM.environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    limit, environment = [ROOT / "tests" / "small_files.py", str(400_000)], PROGRAM.environment
+    run = run_python(*limit, *PROGRAM.arguments(tmp_path, flags), folder=PROGRAM.folder, environment=environment)
     assert run.returncode != 0
     assert "Cannot write" in run.stderr and "checkpoint-2" in run.stderr and "Traceback" not in run.stderr
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
@@ -186,8 +183,8 @@ def alone(tmp_path_factory) -> Path:
 
 def started_by(*launcher: str, **environment: str) -> Program:
     """The training, started by a Python module that starts several processes, or by a script in its place."""
-    program = Program("task_1_controlnet", "train.py", PROGRAM.command[2:])
-    program.command = [sys.executable, *launcher, *PROGRAM.command[1:]]
+    program = Program("task_1_controlnet", "train.py", PROGRAM.flags, small_base)
+    program.under = list(launcher)
     program.environment.update(environment)
     return program
 

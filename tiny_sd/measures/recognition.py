@@ -122,7 +122,8 @@ def roundness(disc: np.ndarray) -> float:
 
 def lines_of(image: Image.Image) -> np.ndarray:
     """The directions of the edges in a picture of 128 px, without its border, as a vector of length 1."""
-    lightness = gaussian(rgb2lab(np.asarray(image.convert("RGB")))[8:-8, 8:-8, 0] / 100, 1.5)
+    middle = np.asarray(image.convert("RGB"))[8:-8, 8:-8]
+    lightness = gaussian(rgb2lab(middle)[..., 0] / 100, 1.5)
     lines = hog(lightness, orientations=8, pixels_per_cell=(8, 8), cells_per_block=(2, 2))
     return lines / max(float(np.linalg.norm(lines)), 1e-6)
 

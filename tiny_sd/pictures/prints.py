@@ -6,6 +6,8 @@ a carved ground. These prints teach it such marks in all colours; the inks and c
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -21,10 +23,17 @@ def above(field: np.ndarray, threshold: float, soft: float = 0.1) -> np.ndarray:
     return np.clip((field - threshold) / soft + 0.5, 0, 1)
 
 
+@lru_cache(maxsize=None)
+def turns_around_the_middle() -> np.ndarray:
+    """In which direction from the middle each pixel lies: (SIDE, SIDE), in radians."""
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2 + 0.5
+    return np.arctan2(y, x)
+
+
 def rays(rng: np.random.Generator) -> np.ndarray:
     """How much ink lies on each pixel of a ground of carved rays, (SIDE, SIDE) in 0..1; a margin stays free."""
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2 + 0.5
-    turns = np.arctan2(y, x) / (2 * np.pi) * rng.integers(18, 31) + rng.random()
+    turns = turns_around_the_middle() / (2 * np.pi) * rng.integers(18, 31) + rng.random()
     ink = above(np.abs(turns % 1 - 0.5) * 2, 0.55, 0.15)
     return ink * (np.maximum(abs(x), abs(y)) < SIDE / 2 - 8)
 
