@@ -242,10 +242,9 @@ class Sandbox:
     def kill(self) -> None:
         """Kills all that runs in here, also what became a daemon."""
         if self.user is not None:  # one call for all, so that a fork cannot outrun it
-            subprocess.run(
-                ["/bin/sh", "-c", "kill -KILL -1"], user=self.user, group=self.user, extra_groups=[], cwd="/",
-                capture_output=True,
-            )  # fmt: skip
+            # By setpriv: with subprocess's own `user` this process is copied first, which may be large.
+            become = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", "--"]
+            subprocess.run([*become, "/bin/sh", "-c", "kill -KILL -1"], cwd="/", capture_output=True)
         for process in self.processes():
             try:
                 process.kill()
