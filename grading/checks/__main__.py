@@ -1,6 +1,41 @@
-"""`python -m grading.checks`"""
+"""Checks the five TODO places one by one, by what they do, and says what is wrong in words that help.
 
-from .run import main
+    python -m grading.checks                    # the code in task_1_controlnet/
+    python -m grading.checks --task-1 FOLDER    # another copy
+
+The exit status is 1 if something is wrong. What is asked wrongly is answered before PyTorch is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from finetune.numbers import seed_int
+
+from ..handed_out.banners import TODOS, BannerError, read_parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m grading.checks", description=__doc__.splitlines()[0])
+    parser.add_argument("--task-1", type=Path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
+    parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
+    parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs")
+    args = parser.parse_args()
+    try:
+        parts = read_parts(args.task_1)
+    except BannerError as error:
+        sys.exit(str(error))
+    import torch
+
+    from .run import check_all, report
+
+    torch.set_num_threads(1)
+    results = check_all({todo: parts[todo] for todo in args.todo}, args.seed)
+    print(report(results))
+    sys.exit(any(not result.passed for result in results))
+
 
 if __name__ == "__main__":
     main()

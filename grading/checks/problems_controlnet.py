@@ -33,7 +33,7 @@ from .standins import (
     Convolution,
     ConvolutionInputs,
     gradients,
-    original_models,
+    original_states,
 )
 
 COPIED = ("conv_in", "time_embedding", "down_blocks", "mid_block")
@@ -170,7 +170,7 @@ def judge_from_unet(seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, str 
 def not_a_controlnet(seed: int, seen: dict[str, Any]) -> str | None:
     if not seen["is_module"]:
         return f"`controlnet` is of type `{seen['kind']}` afterwards, not the model that `from_unet` returns."
-    names, right = set(seen["controlnet"]), set(original_models(seed)[1].state_dict())
+    names, right = set(seen["controlnet"]), set(original_states(seed)[1])
     for name in sorted(right - names):
         return f"the ControlNet has lost weights that belong to it, such as `{name}`."
     for name in sorted(names - right):
@@ -179,7 +179,7 @@ def not_a_controlnet(seed: int, seen: dict[str, Any]) -> str | None:
 
 
 def not_copied(seed: int, seen: dict[str, Any]) -> str | None:
-    unet, controlnet = (model.state_dict() for model in original_models(seed))
+    unet, controlnet = original_states(seed)
     missing, partial = [], []
     for module in COPIED:
         names = [name for name in controlnet if name.partition(".")[0] == module]
@@ -201,14 +201,14 @@ def not_copied(seed: int, seen: dict[str, Any]) -> str | None:
 
 
 def other_weights_changed(seed: int, seen: dict[str, Any]) -> str | None:
-    for name, tensor in original_models(seed)[1].state_dict().items():
+    for name, tensor in original_states(seed)[1].items():
         if name.partition(".")[0] not in COPIED and not same(seen["controlnet"][name], tensor):
             return f"`{name}` is changed too, which is ControlNet's own: copy what the UNet has as well."
     return None
 
 
 def unet_changed(seed: int, state: dict[str, Any]) -> str | None:
-    unet = original_models(seed)[0].state_dict()
+    unet = original_states(seed)[0]
     if set(state) != set(unet):
         return "the UNet has other weights afterwards than before: it must stay as it is."
     for name, tensor in unet.items():
@@ -219,7 +219,7 @@ def unet_changed(seed: int, state: dict[str, Any]) -> str | None:
 
 def shares_weights(seed: int, seen: dict[str, Any]) -> str | None:
     """Training ControlNet has added 1 to each of its weights: does the UNet feel it?"""
-    state, unet = seen["unet_after_training"], original_models(seed)[0].state_dict()
+    state, unet = seen["unet_after_training"], original_states(seed)[0]
     moved = [name for name in unet if name in state and same(state[name], unet[name] + 1)]
     if not moved:
         return None
@@ -248,7 +248,7 @@ def silently_partial(seed: int, seen: dict[str, Any]) -> Note | None:
     """
     for path in MISFITS:
         run = seen["misfits"][path]
-        weights = [tensor for name, tensor in original_models(seed)[0].state_dict().items() if of_module(name, path)]
+        weights = [tensor for name, tensor in original_states(seed)[0].items() if of_module(name, path)]
         if "error" not in run and not all_same(run["weights"], weights):
             return Note(
                 f"the copy is whole, but not strict: where a UNet calls a weight otherwise (as under a LoRA, "

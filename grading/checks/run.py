@@ -1,26 +1,16 @@
 """Checks the five TODO places one by one, by what they do, and says what is wrong in words that help.
 
-    python -m grading.checks                    # the code in task_1_controlnet/
-    python -m grading.checks --task-1 FOLDER    # another copy
-
-The exit status is 1 if something is wrong. `check` runs a text in this process; a grader that must not trust it runs
-`grading.checks.observe` in another one, and calls `judge` here.
+`check` runs a text in this process; a grader that must not trust it runs `grading.checks.observe` in another one, and
+calls `judge` here.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
-import torch
-
-from finetune.numbers import seed_int
-
-from ..handed_out.banners import TODO_FILES, TODOS, BannerError, read_parts
+from ..handed_out.banners import TODO_FILES
 from .observe import observe
 from .problems import Note, explain_error
 from .problems_controlnet import judge_from_unet, judge_zero_convolution, judge_zero_convolved
@@ -107,19 +97,3 @@ def report(results: Iterable[Result]) -> str:
                     message = ("Note: " if result.passed else "") + result.message.partition(": ")[2]
                     lines.append(textwrap.fill(message, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser("python -m grading.checks", description=__doc__.splitlines()[0])
-    parser.add_argument("--task-1", type=Path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
-    parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
-    parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    try:
-        parts = read_parts(args.task_1)
-    except BannerError as error:
-        sys.exit(str(error))
-    results = check_all({todo: parts[todo] for todo in args.todo}, args.seed)
-    print(report(results))
-    sys.exit(any(not result.passed for result in results))

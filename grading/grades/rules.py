@@ -80,6 +80,9 @@ class Rules:
         fitting = [when for name, when in self.visibility_of.items() if fnmatchcase(line, name)]
         return fitting[-1] if fitting else self.visibility
 
+    def without_points_by_hand(self) -> Rules:
+        return replace(self, by_hand=dict.fromkeys(self.by_hand, Allowed(values=())))
+
     def changed(self, name: str, text: str) -> Rules:
         """The rules with one of them as a command line gives it: as in the file, where a text needs no quotes.
 

@@ -29,6 +29,15 @@ figcaption { font-size: 12px; color: #555; }
 .wrong { color: #a4231a; font-weight: 600; } .right { color: #1d6b2a; }
 """
 
+INTRO = (
+    "Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 "
+    "are a proposal, and the last word is yours."
+)
+QUICK_INTRO = (
+    "A quick look at what is wrong at first sight: nothing was trained or drawn, so there are no points, and none to "
+    "give by hand."
+)
+
 
 def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
@@ -144,6 +153,14 @@ def anchors_of(names: Iterable[str]) -> dict[str, str]:
     return {name: f"hand-in-{i}" for i, name in enumerate(names)}
 
 
+def end_of(
+    results: Mapping[str, Mapping[str, Any]], folders: Mapping[str, str], points: Points, rules: Rules, output: str
+) -> str:
+    """What makes the fields by hand work."""
+    data = form.data_block(form.form_data(results, folders, points, rules))
+    return f"{form.bar(output)}\n{data}\n<script>{form.SCRIPT}</script>"
+
+
 def page(
     results: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -164,7 +181,8 @@ def page(
         points: those given by hand so far.
         folders: of each hand-in the folder with its results.json, in the folder `output`.
     """
-    rules, points = numbers.rules, points or Points("")
+    quick = any(result["extra_data"].get("quick") for result in results.values())
+    rules, points = numbers.rules.without_points_by_hand() if quick else numbers.rules, points or Points("")
     heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
     heads += "".join(f'<th class="points">{BY_HAND[field]}</th>' for field in more_columns(rules))
     summary = "".join(summary_row(name, i, result, rules) for i, (name, result) in enumerate(results.items()))
@@ -174,21 +192,18 @@ def page(
     used = asdict(numbers)
     used.update(used.pop("rules"))
     settings = "\n".join(f"{name} = {value!r}" for name, value in used.items())
-    said = [*left_out, *unused(points, rules, results)]
+    said = [*left_out, *unused(points, numbers.rules, results)]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
 <title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>
 <h1>Grades</h1>
-<p>Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 are
-a proposal, and the last word is yours.</p>
+<p>{QUICK_INTRO if quick else INTRO}</p>
 {isolation(results)}
 {"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in said)}
 <table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
 {likeness}
 {sections}
 <section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>
-{form.bar(output)}
-{form.data_block(form.form_data(results, folders or {}, points, rules))}
-<script>{form.SCRIPT}</script>
+{"" if quick else end_of(results, folders or {}, points, rules, output)}
 </body></html>
 """

@@ -8,6 +8,7 @@ the same order and as soon as they are there. The folder of Task 1 must be on th
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from functools import lru_cache
@@ -31,6 +32,8 @@ def answer(asked: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    gc.freeze()  # models are many objects, and none of them is garbage soon: looking for it takes a seventh of the time
+    gc.set_threshold(10_000, 20, 50)
     for asked in json.load(sys.stdin):
         print(json.dumps(answer(asked)), flush=True)
 

@@ -36,11 +36,14 @@ def draw_shared(draw: Draw, configuration: Configuration) -> dict[str, Any]:
 
 
 def frozen_with_it(models: Models, it: dict[str, Any]) -> int:
-    """What happens to ControlNet's parameters, tried on models of their own."""
-    unet, controlnet = models.fresh()
+    """What happens to ControlNet's parameters: tried, and undone."""
+    unet, controlnet, own = models.unet, models.controlnet, getattr(models.controlnet, it["name"])
     setattr(controlnet, it["name"], getattr(unet, it["name"]))
     unet.requires_grad_(False)
-    return sum(parameter.numel() for parameter in controlnet.parameters() if not parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in controlnet.parameters() if not parameter.requires_grad)
+    unet.requires_grad_(True)
+    setattr(controlnet, it["name"], own)
+    return frozen
 
 
 def draw_layer_of_embedding(draw: Draw, configuration: Configuration) -> dict[str, Any]:

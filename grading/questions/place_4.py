@@ -76,10 +76,7 @@ SKIPS = [
         "The ControlNet was made from a UNet with `layers_per_block={layers}`, otherwise as on this page, and is used "
         "with the UNet of this page. How many residuals does it give, and how many skip connections are there?",
         draw_other_layers,
-        lambda models, it: [
-            len(models.changed(layers_per_block=it["layers"]).controlnet.controlnet_down_blocks),
-            len(models.skips),
-        ],
+        lambda models, it: [models.number_of_residuals(it["layers"]), len(models.skips)],
         "conv_in, layers and downsamplings, counted twice. The UNet refuses it, as one for each is needed.",
     ),
     Question(

@@ -74,20 +74,24 @@ def write_answer(answer: Any) -> str:
     raise TypeError(f"{answer!r} answers no question")
 
 
+def requests(sheets: Sequence[Sheet]) -> list[dict[str, Any]]:
+    """What `key.py` is asked, question by question: plain data."""
+    return [
+        {"configuration": asdict(sheet.configuration), "name": one.question.name, "drawn": one.drawn}
+        for sheet in sheets
+        for one in sheet.asked
+    ]
+
+
 def compute_answers(sheets: Sequence[Sheet]) -> Iterator[list[str]]:
     """What is right for each question, sheet by sheet as it is computed, in one other process.
 
     Raises:
         QuestionsError: if that process fails, as it does where the TODO places are not filled in.
     """
-    asked = [
-        {"configuration": asdict(sheet.configuration), "name": one.question.name, "drawn": one.drawn}
-        for sheet in sheets
-        for one in sheet.asked
-    ]
     path = os.pathsep.join(filter(None, [str(TASK_1), str(ROOT), os.environ.get("PYTHONPATH")]))
     with TemporaryFile("w+") as listing, TemporaryFile("w+") as said:
-        json.dump(asked, listing)
+        json.dump(requests(sheets), listing)
         listing.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.key"],

@@ -96,8 +96,11 @@ def write_pictures(content: Content, folder: Path, layout: Layout, quality: int)
 def unprintable(report: dict[str, Any], pdf: bytes) -> str:
     """The characters of the report that its PDF does not show, because no font has them."""
     texts = [report["student_id"], report["name"], *(text for s in report["sections"] for text in written(s))]
-    shown = set(unicodedata.normalize("NFC", "".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages)))
-    absent = {character for text in texts for character in text} - shown
+    absent = {character for text in texts for character in text}
+    for page in PdfReader(io.BytesIO(pdf)).pages:
+        absent -= set(unicodedata.normalize("NFC", page.extract_text()))
+        if not absent:  # as a rule before the last page, and reading them takes time
+            break
     # Marks and joiners merge with the letter that they belong to, and control characters show nothing.
     return "".join(sorted(c for c in absent if unicodedata.category(c)[0] in "LNPS" or unicodedata.category(c) == "Co"))
 

@@ -40,6 +40,7 @@ class Confinement:
 
     covered: folders and files that are out of sight, in namespaces of our own; parents before what is in them.
     shared: folders below them that stay in sight: True where they may be written.
+    links: names below them that lead somewhere else, as they did before.
     scratch: covered folders that stay folders for everyone's temporary files.
     user: the id to run as; None stays the same user, without rights.
     resources: hard limits by the names of the module `resource`.
@@ -48,6 +49,7 @@ class Confinement:
     namespaces: bool
     covered: list[str]
     shared: dict[str, bool]
+    links: dict[str, str]
     scratch: list[str]
     user: int | None
     resources: dict[str, int]
@@ -80,6 +82,10 @@ def cover(path: Path, confinement: Confinement) -> None:
         if not inside[name]:
             kept = os.statvfs(name).f_flag & KEPT_FLAGS
             mount("none", name, "", MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
+    for name, target in confinement.links.items():
+        if path in Path(name).parents and not os.path.lexists(name):
+            os.makedirs(os.path.dirname(name), exist_ok=True)
+            os.symlink(target, name)
     if not is_scratch:
         mount("none", str(path), "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 

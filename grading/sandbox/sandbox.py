@@ -73,6 +73,13 @@ def clean_environment(home: Path) -> dict[str, str]:
     }
 
 
+def links_among(folders: Sequence[str]) -> dict[str, str]:
+    """Those of the interpreter's folders that are links, as a `.venv` may be, and where they lead: it is started by the
+    link's name, and what is hidden around the link hides the link."""
+    places = [Path(folder).parent.resolve() / Path(folder).name for folder in folders]
+    return {str(place): str(place.resolve()) for place in places if place.is_symlink()}
+
+
 class Sandbox:
     """A private folder and a user of its own; everything goes when it is closed.
 
@@ -94,6 +101,7 @@ class Sandbox:
         whole_disk = Path("/")
         self.hidden = [Path(path).resolve() for path in (ROOT, Path.home(), *hidden) if Path(path) != whole_disk]
         self.shared = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix, *shared)]
+        self.links = links_among([sys.prefix, sys.base_prefix])
         self.user = free_user() if (os.geteuid() == 0 if other_user is None else other_user) else None
         self.namespaces = bool(namespace_command()) if namespaces is None else namespaces
         self.folder = Path(tempfile.mkdtemp(prefix="sandbox-")).resolve()
@@ -201,7 +209,9 @@ class Sandbox:
                 if process.info["uids"] and process.info["uids"].real == os.getuid()
             )
         covered = sorted({*map(str, self.hidden), *SCRATCH}, key=lambda path: path.count("/"))
-        return Confinement(self.namespaces, covered, shared, list(SCRATCH), self.user, resources, list(command))
+        return Confinement(
+            self.namespaces, covered, shared, self.links, list(SCRATCH), self.user, resources, list(command)
+        )
 
     def processes(self) -> list[psutil.Process]:
         """What runs in here: all of the sandbox's user; else all that carry its mark."""

@@ -140,11 +140,16 @@ def end_session(process: WarmProcess | subprocess.Popen) -> None:
 def warm_python(environment: Mapping[str, str], modules: Sequence[str] = LIBRARIES) -> Iterator[bool]:
     """A warm Python for all programs that are started within; whether there is one.
 
+    The one of the program that started this one serves both.
+
     Args:
         environment: its own; only what every program may know.
     """
     if os.geteuid() != 0 or not hasattr(os, "pidfd_open"):
         yield False
+        return
+    if os.path.exists(warm_socket() or ""):
+        yield True
         return
     with tempfile.TemporaryDirectory(prefix="grading-warm-") as folder, socket.socket(socket.AF_UNIX) as server:
         address = str(Path(folder).resolve() / "socket")  # in a folder that only root can enter

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
 from grading.files.items import TASK_1, WEIGHTS_FILE
 from grading.files.lora_modules import SD_1_TEXT_ENCODER, SD_1_UNET, base_from, known_bases
@@ -73,3 +73,10 @@ def write_folder(files: dict[str, bytes], folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
+
+
+def save_weights(path: Path, more: float = 0.0) -> None:
+    """Those of a ControlNet as small as can be, with something added to the last number."""
+    weights = np.ones((4, 3), np.float32)
+    weights[-1, -1] += more
+    save_file({"conv.weight": weights}, path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,14 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from grading.questions.drawing import TEXT_TOKENS, Configuration
 
 
-def numbers_in(module: torch.nn.Module) -> int:
-    return sum(tensor.numel() for tensor in module.state_dict().values())
+def sums(module: torch.nn.Module, of: Callable[[torch.Tensor], int]) -> dict[str, int]:
+    """By the name of each module in it: the sum over the tensors of that module's state."""
+    found = dict.fromkeys((name for name, _ in module.named_modules()), 0)
+    for name, tensor in module.state_dict().items():
+        parts = name.split(".")
+        for end in range(len(parts)):
+            found[".".join(parts[:end])] += of(tensor)
+    return found
 
 
 class Library:
@@ -34,8 +40,8 @@ class Library:
             self.look_at_controlnet()
             self.look_at_unet()
         self.parameters = {name: tuple(p.shape) for name, p in self.controlnet.named_parameters()}
-        self.entries = {name: len(module.state_dict()) for name, module in self.unet.named_modules()}
-        self.sizes = {name: numbers_in(module) for name, module in self.controlnet.named_modules()}
+        self.entries = sums(self.unet, lambda tensor: 1)
+        self.sizes = sums(self.controlnet, torch.Tensor.numel)
         self.strides = {n: m.stride[0] for n, m in self.controlnet.named_modules() if isinstance(m, torch.nn.Conv2d)}
         self.missing = len(set(self.controlnet.state_dict()) - set(self.unet.state_dict()))
         del self.unet, self.controlnet, self.inputs
@@ -114,12 +120,15 @@ def first_steps(down_block_types: tuple[str, ...], layers: int) -> dict[str, int
     unet.requires_grad_(False)
     inputs = (torch.randn(1, 4, 2**n, 2**n), 3, torch.randn(1, 5, 6))
     condition, steps = torch.rand(1, 3, 2 ** (n + 3), 2 ** (n + 3)), {}
+    parameters = dict(controlnet.named_parameters())
     for step in (1, 2, 3, 4):
+        if len(steps) == len(parameters):
+            break
         down, mid = controlnet(*inputs, condition, return_dict=False)
         controlnet.zero_grad()
         unet(*inputs, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample.sum().backward()
         with torch.no_grad():
-            for name, parameter in controlnet.named_parameters():
+            for name, parameter in parameters.items():
                 if parameter.grad is not None and parameter.grad.count_nonzero():
                     steps.setdefault(name, step)
                     parameter -= 0.1 * parameter.grad

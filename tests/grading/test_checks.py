@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from grading.checks import __main__ as program
 from grading.checks import observe
 from grading.checks import run as checks
 from grading.checks.run import check, check_all, judge
@@ -705,10 +706,10 @@ def run_program(program, monkeypatch, *arguments: object) -> object:
 
 
 def test_the_program_reports_every_place(tmp_path, monkeypatch, capsys):
-    assert not run_program(checks, monkeypatch, "--task-1", TASK_1)
+    assert not run_program(program, monkeypatch, "--task-1", TASK_1)
     assert capsys.readouterr().out.count("right  TODO") == 5
     mutated_copy(tmp_path, "3", between_banners("3", MID))
-    assert run_program(checks, monkeypatch, "--task-1", tmp_path)
+    assert run_program(program, monkeypatch, "--task-1", tmp_path)
     output = capsys.readouterr().out
     assert output.count("right  TODO") == 4 and "WRONG  TODO (3)" in output and "self.controlnet_down_blocks" in output
 
@@ -716,7 +717,7 @@ def test_the_program_reports_every_place(tmp_path, monkeypatch, capsys):
 def test_the_program_names_damaged_banners(tmp_path, monkeypatch):
     file = mutated_copy(tmp_path, "3", SOLUTION["3"]) / "diffusion/controlnet.py"
     file.write_text(file.read_text().replace("######## TODO (2) ########", "# TODO 2", 1))
-    message = run_program(checks, monkeypatch, "--task-1", tmp_path)
+    message = run_program(program, monkeypatch, "--task-1", tmp_path)
     assert "diffusion/controlnet.py" in message and "TODO (2)" in message
 
 

@@ -25,6 +25,7 @@ from grading.hand_in import pack as hand_in
 from grading.hand_in.sources import Line
 from grading.handed_out.banners import TODO_FILES, find_places
 from grading.handed_out.record import current_code, diff, read_handed_out
+from processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK_1 = "task_1_controlnet"
@@ -162,34 +163,39 @@ def test_the_same_input_gives_the_same_bytes(made, repository, call):
 
 
 HIDE_THE_REPOSITORY = """
-import atexit, os, sys
+import atexit, os, runpy, sys
 root = {root!r}
-sys.path[:] = [path for path in sys.path if os.path.realpath(path or ".") != root]
+sys.path[:] = [path for path in sys.path[1:] if os.path.realpath(path or ".") != root]
 sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
 atexit.register(lambda: "finetune" in sys.modules and print("finetune is", list(sys.modules["finetune"].__path__)))
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "nothing":
+    import finetune
+sys.path.insert(0, os.getcwd())
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_task_1_trains_from_the_zip_alone(made, tmp_path):
     """In an environment without the repository's `finetune`."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HIDE_THE_REPOSITORY.format(root=str(ROOT)))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = {"env": environment, "capture_output": True, "text": True, "timeout": 300}
-    alone = subprocess.run([sys.executable, "-c", "import finetune"], cwd=tmp_path, **options)
+    program = tmp_path / "site" / "alone.py"
+    program.parent.mkdir()
+    program.write_text(HIDE_THE_REPOSITORY.format(root=str(ROOT)))
+    environment = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    alone = run_python(program, "nothing", folder=tmp_path, environment=environment)
     assert "No module named 'finetune'" in alone.stderr
 
     with zipfile.ZipFile(made[0] / ZIP) as archive:
         archive.extractall(tmp_path / "empty")
     folder = tmp_path / "empty" / TASK_1
     command = [
-        sys.executable, "train.py", "--pretrained_model_name_or_path", str(ROOT / "tiny_sd"),
+        "train.py", "--pretrained_model_name_or_path", str(ROOT / "tiny_sd"),
         "--dataset_name", "rendered", "--max_train_samples", "4", "--resolution", "64",
         "--conditioning_channels", "8", "8", "8", "8",
         "--train_batch_size", "2", "--gradient_accumulation_steps", "1", "--max_train_steps", "1",
         "--validation_steps", "0", "--output_dir", str(tmp_path / "run"),
     ]  # fmt: skip
-    run = subprocess.run(command, cwd=folder, **options)
+    run = run_python(program, *command, folder=folder, environment=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"finetune is ['{folder / 'finetune'}']" in run.stdout
     assert (tmp_path / "run" / "controlnet" / "diffusion_pytorch_model.safetensors").is_file()

@@ -168,7 +168,7 @@ def text_part() -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_whatever_is_called_good_can_be_drawn(tmp_path):
+def test_whatever_is_called_good_can_be_drawn(warm_programs, tmp_path):
     """Two layouts that the library does not load, beside the same LoRA in the usual one; and one that draws nothing."""
     tensors = {name: tensor / 10 for name, tensor in {**lora_of(TINY_SD), **text_part()}.items()}
     text = {name: tensor for name, tensor in tensors.items() if name.startswith("text")}

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import save, save_file
+from safetensors.numpy import save
 
 from grading.autograder import student_code
-from grading.autograder.alignment import CONFIG, WEIGHTS, Shared, train
+from grading.autograder.alignment import train
 from grading.autograder.grade import Judges, grade_hand_in
 from grading.autograder.loras import judge_files
 from grading.autograder.todos import FOLDER, judge_file
@@ -65,18 +65,6 @@ print("trained")
 exec(names.get("afterwards", ""), names)
 """
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run something as another user")
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Shared:
-    """What the trainings share, as small as can be."""
-    folder = tmp_path_factory.mktemp("shared")
-    for name in ("tiny_sd", "cache", "controlnet"):
-        (folder / name).mkdir()
-    (folder / "controlnet" / CONFIG).write_text('{"layers": 1}')
-    save_file({"conv.weight": np.ones((4, 3), np.float32)}, folder / "controlnet" / WEIGHTS)
-    student_code.make_readable(folder)
-    return Shared(folder)
 
 
 @lru_cache(maxsize=1)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grading.autograder import student_code
 from grading.autograder.again import grader_key
-from grading.autograder.alignment import CONFIG, WEIGHTS, Shared
+from grading.autograder.alignment import WEIGHTS
 from grading.autograder.grade import quick_judges, real_judges
 from grading.autograder.proof import reference
 from grading.autograder.proof.plain import unusual
@@ -25,7 +24,8 @@ from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
 from grading.handed_out.banners import TODOS, read_parts
 from grading.handed_out.record import ROOT
 from grading.sandbox.start import warm_python
-from test_checks import NOT_STRICT, RIGHT, between_banners
+from hand_ins import save_weights
+from test_checks import CONV, DOWN, MID, NOT_STRICT, RIGHT, between_banners
 
 NUMBERS = Numbers(memory_mib=200, disk_mib=16, threads=15, train_seconds=20.0)
 SOLUTION = read_parts(ROOT / TASK_1)
@@ -59,9 +59,6 @@ def test_nearly_every_right_form_is_plain():
     assert all("TODO (" in forms[form] and "line" in forms[form] for form in NOT_PLAIN)
 
 
-DOWN = "down_block_res_samples = [f(x) for f, x in zip(self.controlnet_down_blocks, down_block_res_samples)]"
-MID = "mid_block_res_sample = self.controlnet_mid_block(sample)"
-CONV = "module = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)"
 ADD = "sample = sample + mid_block_additional_residual"
 # Texts that do what is right at first and could do anything later; or that only look as if.
 TWO_FACED = {
@@ -175,18 +172,8 @@ data = open(path, "rb").read()
 value = struct.unpack("<f", data[-4:])[0] + names["steps"] + names.get("off", 0)
 open(path, "wb").write(data[:-4] + struct.pack("<f", value))
 """
+MEASURED = Alignment(ious=(0.1,), held_out=(0.2,))
 RESULT = Alignment(ious=(0.5, 0.25), held_out=(0.75,), pictures=(b"one", b"two"))
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Shared:
-    folder = tmp_path_factory.mktemp("shared")
-    for name in ("tiny_sd", "cache", "controlnet"):
-        (folder / name).mkdir()
-    (folder / "controlnet" / CONFIG).write_text('{"layers": 1}')
-    save_file({"conv.weight": np.ones((4, 3), np.float32)}, folder / "controlnet" / WEIGHTS)
-    student_code.make_readable(folder)
-    return Shared(folder)
 
 
 @pytest.fixture
@@ -194,9 +181,7 @@ def right(shared, tmp_path) -> Reference:
     """The right solution's weights after a few steps, as the trainer would write them."""
     folder = tmp_path / "reference"
     folder.mkdir(mode=0o700)
-    weights = np.ones((4, 3), np.float32)
-    weights[-1, -1] += NUMBERS.prove_steps
-    save_file({"conv.weight": weights}, folder / reference.STEPS)
+    save_weights(folder / reference.STEPS, NUMBERS.prove_steps)
     keep_alignment(RESULT, folder)
     return Reference(folder)
 
@@ -281,7 +266,7 @@ def align(shared, right, tmp_path, monkeypatch):
 
     monkeypatch.setattr("grading.autograder.proof.reference.train", train)
     monkeypatch.setattr("grading.autograder.grade.train", train)
-    monkeypatch.setattr("grading.autograder.grade.evaluate", lambda *_: Alignment(ious=(0.1,), held_out=(0.2,)))
+    monkeypatch.setattr("grading.autograder.grade.evaluate", lambda *_: MEASURED)
 
     def align(parts, prove=True) -> tuple[Alignment, list[int]]:
         steps.clear()
@@ -294,8 +279,7 @@ def align(shared, right, tmp_path, monkeypatch):
 def test_only_what_is_not_proved_is_trained_to_its_end(align):
     few, whole = NUMBERS.prove_steps, NUMBERS.train_steps
     assert align(SOLUTION) == (replace(RESULT, proved_after=few), [few])
-    measured = Alignment(ious=(0.1,), held_out=(0.2,))
-    assert align(SOLUTION, prove=False) == (measured, [whole])
+    assert align(SOLUTION, prove=False) == (MEASURED, [whole])
     odd, steps = align({**SOLUTION, "3": f"        print(1)\n{SOLUTION['3']}"})
     assert steps == [whole] and odd.ious == (0.1,) and "the name `print`" in odd.why_whole
 

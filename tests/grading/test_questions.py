@@ -5,6 +5,7 @@ What is right is found without our models, in `library_answers.py`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from pypdf import PdfReader
 from grading.gradescope.pack import needed_files
 from grading.handed_out.banners import TODOS
 from grading.questions import __main__ as program
+from grading.questions import key as key_program
 from grading.questions import sheet as sheets
 from grading.questions.drawing import Draw, draw_configuration
 from grading.questions.sheet import (
@@ -28,8 +30,8 @@ from grading.questions.sheet import (
     Asked,
     Sheet,
     ask,
-    compute_answers,
     draw_sheet,
+    requests,
     write_answer,
 )
 from grading.questions.typeset import typeset
@@ -53,9 +55,10 @@ def all_questions(student_id: str) -> Sheet:
 
 @pytest.fixture(scope="module")
 def fifty() -> list[tuple[Sheet, list[str]]]:
-    """Every question of fifty ids, with the key's answers."""
+    """Every question of fifty ids, with the answers of the key, which is told them as its process is."""
     every = [all_questions(student_id) for student_id in FIFTY]
-    return list(zip(every, compute_answers(every)))
+    answers = map(key_program.answer, json.loads(json.dumps(requests(every))))
+    return [(sheet, list(itertools.islice(answers, len(sheet.asked)))) for sheet in every]
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -150,13 +153,47 @@ def read(pdf: bytes) -> str:
     return squeezed(page.extract_text())
 
 
+IDS = ["20241234", "20245678", SOME[0], SOME[1]]
+
+
+class Interrupted:
+    """The program, called in this process for IDS with their keys, and interrupted at the last."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.answered: list[tuple[Sheet, list[str]]] = []
+        self.started: list[subprocess.Popen] = []
+        original = subprocess.Popen
+        patch.setattr(
+            subprocess, "Popen", lambda *args, **kw: self.started.append(original(*args, **kw)) or self.started[-1]
+        )
+        patch.setattr(program, "typeset", self.typeset)
+        patch.setenv("PYTHONHASHSEED", "2")
+        with pytest.raises(SystemExit) as stopped:
+            call(patch, "--student-id", *IDS, "--answers", "--output", str(folder))
+        self.message = str(stopped.value)
+
+    def typeset(self, sheet: Sheet, answers: list[str] | None = None) -> bytes:
+        if sheet.student_id == IDS[-1]:
+            raise KeyboardInterrupt
+        if answers is not None:
+            self.answered.append((sheet, answers))
+        return typeset(sheet, answers)
+
+
 @pytest.fixture(scope="module")
-def answered() -> list[tuple[Sheet, list[str]]]:
-    three = [draw_sheet(student_id) for student_id in SOME[:3]]
-    return list(zip(three, compute_answers(three)))
+def interrupted(tmp_path_factory) -> Interrupted:
+    with pytest.MonkeyPatch.context() as patch:
+        return Interrupted(tmp_path_factory.mktemp("interrupted"), patch)
+
+
+@pytest.fixture
+def answered(interrupted) -> list[tuple[Sheet, list[str]]]:
+    return interrupted.answered
 
 
 def test_the_page_shows_all_and_no_answer(answered):
+    assert [sheet for sheet, _ in answered] == [draw_sheet(student_id) for student_id in IDS[:3]]
     for sheet, answers in answered:
         page, key = read(typeset(sheet)), read(typeset(sheet, answers))
         for one, answer in zip(sheet.asked, answers):
@@ -191,17 +228,16 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_the_program_writes_the_same_bytes_again(tmp_path):
-    ids = ["--student-id", "20241234", "20245678"]
-    for seed in ("1", "2"):
-        ended = run(tmp_path, *ids, "--output", seed, "--answers", PYTHONHASHSEED=seed)
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.split() == [f"{seed}/{i}{end}.pdf" for i in ids[1:] for end in ("", "-answers")]
+def test_the_program_writes_the_same_bytes_again(interrupted, tmp_path):
+    """With other hash seeds, of which `interrupted` has two: that of its key and this process's own."""
+    ended = run(tmp_path, "--student-id", *IDS[:2], "--output", "1", "--answers", PYTHONHASHSEED="1")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == [f"1/{i}{end}.pdf" for i in IDS[:2] for end in ("", "-answers")]
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
     assert names == ["20241234-answers.pdf", "20241234.pdf", "20245678-answers.pdf", "20245678.pdf"]
     for name in names:
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    ended = run(tmp_path, "--student-id", "20241234")
+        assert (tmp_path / "1" / name).read_bytes() == (interrupted.folder / name).read_bytes()
+    ended = run(tmp_path, "--student-id", "20241234", PYTHONHASHSEED="2")
     assert ended.returncode == 0 and ended.stdout == "build/questions/20241234.pdf\n"
     assert [path.name for path in (tmp_path / "build" / "questions").iterdir()] == ["20241234.pdf"]
     without_key = (tmp_path / "build" / "questions" / "20241234.pdf").read_bytes()
@@ -236,20 +272,11 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         call(monkeypatch, "--student-id", "20241234", "--output", str(tmp_path / "file"))
 
 
-def test_interrupted_it_says_how_far_it_came_and_leaves_no_process(tmp_path, monkeypatch):
-    def stop(sheet: Sheet, *answers: Any) -> bytes:
-        if sheet.student_id == "20245678":
-            raise KeyboardInterrupt
-        return typeset(sheet, *answers)
-
-    started: list[subprocess.Popen] = []
-    original = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(original(*args, **kw)) or started[-1])
-    monkeypatch.setattr(program, "typeset", stop)
-    with pytest.raises(SystemExit, match="Stopped: the pages of 1 of 2 students are written"):
-        call(monkeypatch, "--student-id", "20241234", "20245678", "--answers", "--output", str(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["20241234-answers.pdf", "20241234.pdf"]
-    assert [process.poll() is not None for process in started] == [True]
+def test_interrupted_it_says_how_far_it_came_and_leaves_no_process(interrupted):
+    assert "Stopped: the pages of 3 of 4 students are written" in interrupted.message
+    written = sorted(path.name for path in interrupted.folder.iterdir())
+    assert written == sorted(f"{student_id}{end}.pdf" for student_id in IDS[:3] for end in ("", "-answers"))
+    assert [process.poll() is not None for process in interrupted.started] == [True]
 
 
 @pytest.fixture(scope="module")

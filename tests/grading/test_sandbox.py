@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -109,7 +110,7 @@ def test_computing_time_counts_all_processes(sandbox):
 
 
 PIN = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-COMPUTE = PIN + "import time\nwhile time.process_time() < 1: pass"
+COMPUTE = PIN + "import time\nwhile time.process_time() < 0.6: pass"
 
 
 @contextmanager
@@ -131,17 +132,17 @@ def busy_core(programs: int):
 
 
 def test_what_waits_for_a_busy_machine_is_not_stopped(sandbox):
-    """A second of computing, on a core that five others want: its own time is little more, by the clock it is six."""
+    """0.6 s of computing, on a core that five others want: its own time is little more, by the clock it is 3.6 s."""
     with busy_core(5):
-        outcome = run(sandbox, COMPUTE, replace(PATIENT, seconds=3))
+        outcome = run(sandbox, COMPUTE, replace(PATIENT, seconds=2))
     assert outcome.succeeded, outcome
-    assert outcome.seconds > 3, "the core was not busy"
+    assert outcome.seconds > 2, "the core was not busy"
 
 
 def test_a_busy_machine_is_no_excuse_for_doing_nothing(sandbox):
-    with busy_core(5):
-        outcome = run(sandbox, PIN + "import time; time.sleep(100)", replace(PATIENT, seconds=2))
-        assert outcome.limit == "it took longer than 2 s" and outcome.seconds < 20
+    with busy_core(2):
+        outcome = run(sandbox, PIN + "import time; time.sleep(100)", replace(PATIENT, seconds=1))
+        assert outcome.limit == "it took longer than 1 s" and outcome.seconds < 20
         outcome = run(sandbox, PIN + "while True: pass", replace(PATIENT, seconds=1))
         assert outcome.limit == "it took longer than 1 s"
 
@@ -266,6 +267,19 @@ def test_the_same_user_is_told(tmp_path):
     with Sandbox(other_user=False) as sandbox:
         assert "the code runs as the grader's own user" in isolation_gaps(sandbox)
         assert run(sandbox, "print(open('/proc/self/status').read())").tail.count("0000000000000000") >= 5
+
+
+@needs_namespaces
+def test_an_environment_behind_a_link_is_found_also_where_the_link_is_hidden(tmp_path, monkeypatch):
+    link = tmp_path / "in" / ".venv"
+    link.parent.mkdir()
+    link.symlink_to(sys.prefix)
+    python = link / Path(sys.executable).relative_to(sys.prefix)
+    monkeypatch.setattr(sys, "prefix", str(link))
+    (tmp_path / "secret").write_text("secret")
+    with Sandbox([tmp_path]) as sandbox:
+        script = f"import os, numpy; print(numpy.__name__, os.listdir({str(tmp_path)!r}))"
+        assert sandbox.run([str(python), "-c", script], PATIENT).tail == "numpy ['in']\n"
 
 
 def test_missing_packages_are_no_fault_of_a_hand_in(sandbox, monkeypatch):

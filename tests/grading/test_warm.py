@@ -243,7 +243,16 @@ def test_a_program_ends_when_nobody_waits_for_it_any_more(tmp_path):
         assert not psutil.pid_exists(pid)
 
 
-def test_when_the_warm_python_ends_it_is_said(tmp_path):
+def test_one_that_is_there_already_is_used():
+    address = warm_socket()
+    with warm_python({}, ["not_needed"]) as there:
+        assert there and warm_socket() == address
+    assert warm_socket() == address
+    assert run_trusted(["-c", "print('it serves')"], ROOT, 20) == "it serves\n"
+
+
+def test_when_the_warm_python_ends_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.delenv(SOCKET)
     with warm_python({"PATH": os.environ["PATH"]}, ["json"]):
         servers = [child for child in psutil.Process().children() if any("warm.py" in word for word in child.cmdline())]
         server = max(servers, key=psutil.Process.create_time)
