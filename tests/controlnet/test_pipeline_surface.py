@@ -299,12 +299,13 @@ import diffusers, transformers
 from accelerate import Accelerator
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-import drawing, utils
+import drawing
+from diffusion import loading
 from finetune.model.base import BaseModel
 from finetune.setup import place_frozen
 unet = UNet2DConditionModel.from_pretrained("tiny_sd", subfolder="unet")
 ControlNetModel.from_unet(unet, (8, 16, 32, 64)).save_pretrained(sys.argv[1])
-utils.load_pipeline("tiny_sd", sys.argv[1], torch.device("cpu"))
+loading.load_pipeline("tiny_sd", sys.argv[1], torch.device("cpu"))
 drawing.load_pipeline("tiny_sd", torch.device("cpu"))
 place_frozen(unet, Accelerator(cpu=True, mixed_precision="bf16"))
 BaseModel.load("tiny_sd")
