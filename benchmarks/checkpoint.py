@@ -25,7 +25,7 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.flags import Plan
 from finetune.numbers import positive_int
-from finetune.training import Training
+from finetune.training_loop import Training
 from train import save_controlnet
 
 

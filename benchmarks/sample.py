@@ -28,8 +28,8 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.devices import drawing_dtype, is_gpu
-from finetune.model.base import sampling_scheduler
 from finetune.model.dtypes import cast
+from finetune.model.sampler import sampling_scheduler
 from finetune.numbers import positive_int
 
 

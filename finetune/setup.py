@@ -23,9 +23,9 @@ from .model.dtypes import cast
 from .model.single_file import is_single_file
 from .optimizer import SetupError
 from .run.checkpoints import CheckpointError
+from .run.folder import RunFinished
 from .run.processes import is_main_process, processes_started
-from .run.run import RunFinished
-from .training import NonFiniteLossError
+from .training_loop import NonFiniteLossError
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from drawing import DrawingError, load_pipeline
 from finetune.data.images import square
 from finetune.devices import bf16_is_fast, drawing_dtype, pick_device
-from finetune.model.base import load_part, sampling_scheduler
+from finetune.model.base import load_part
+from finetune.model.sampler import sampling_scheduler
 from finetune.run.checkpoints import read_state
 from finetune.setup import use_fast_attention
 from lora.files import load_lora

@@ -70,15 +70,16 @@ from finetune.data.cache import Samples, held_out_from, load_encodings
 from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
 from finetune.estimate import dry_run
-from finetune.model.base import BaseModel, sampling_scheduler
+from finetune.model.base import BaseModel
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.model.sampler import sampling_scheduler
 from finetune.model.single_file import as_folder
 from finetune.model.upload import end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
+from finetune.run.folder import Run
 from finetune.run.records import log_images
-from finetune.run.run import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator, would_run_on
-from finetune.training import Training
+from finetune.training_loop import Training
 from metrics import chance, not_aligned_yet, summary
 
 

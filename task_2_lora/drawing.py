@@ -12,8 +12,9 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from finetune.devices import drawing_dtype, pick_device
-from finetune.model.base import BaseModel, load_part, sampling_scheduler
+from finetune.model.base import BaseModel, load_part
 from finetune.model.dtypes import dtype_argument
+from finetune.model.sampler import sampling_scheduler
 from finetune.run.progress import progress_bar
 from finetune.run.records import log_images
 from lora.model import LoraDenoiser

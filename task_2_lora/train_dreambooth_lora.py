@@ -58,7 +58,7 @@ from class_images import draw_class_images
 from finetune.data.cache import Samples, held_out_from
 from finetune.model.single_file import as_folder
 from finetune.model.upload import prepare_upload
-from finetune.run.run import Run
+from finetune.run.folder import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from lora.training import LoraTraining, dry_run, end_if_finished, lora_plan_of
 from pictures import Joined, SubjectImages, Variants

@@ -18,7 +18,7 @@ from PIL import Image
 from ..run.notes import say_empty, say_once, some
 from .files import Files, open_files
 from .images import load_image
-from .rows import decode, reader_for
+from .metadata import decode, reader_for
 
 # The files that list samples, and how each calls our columns; where a folder has several, the first counts. Upper and
 # lower case are the same.

@@ -8,22 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..devices import picture_layout, send
 from .dtypes import dtype_argument
 
 EMBEDDED_BASE = "the embedded base, which needs neither a GPU nor the hub (--pretrained_model_name_or_path ../tiny_sd)"
-
-
-def sampling_scheduler(config: Any) -> UniPCMultistepScheduler:
-    """A sampler that needs about 20 steps (Zhao et al., 2023, https://arxiv.org/abs/2302.04867), from another's config.
-
-    It starts at the last timestep: at an earlier one, the noise that sampling starts from would pass for the beginnings
-    of a picture, which then stands against the condition (Lin et al., 2023, https://arxiv.org/abs/2305.08891, 3.3).
-    """
-    return UniPCMultistepScheduler.from_config(config, timestep_spacing="trailing")
 
 
 class BaseModelError(RuntimeError):

@@ -45,7 +45,7 @@ KOHYA_NAMES = {
 class Origin:
     """How a trained model came about.
 
-    `kind` is "LoRA" or "ControlNet", `settings` are those of its `runs.Run`, `steps` the steps that it was trained for;
+    `kind` is "LoRA" or "ControlNet", `settings` are those of its `Run`, `steps` the steps that it was trained for;
     `architecture` is ModelSpec's name for the base, and `prediction_type` what that predicts, in diffusers' words.
     `figures` are what was measured last, by name.
     """

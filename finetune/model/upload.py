@@ -10,8 +10,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..optimizer import SetupError
+from ..run.folder import Run, RunFinished
 from ..run.processes import is_main_process
-from ..run.run import Run, RunFinished
 from .cards import CARD_FILE, PICTURE_FILE
 
 # Of a folder with a trained model what is for everybody: neither checkpoints nor logs, caches and pictures of data.

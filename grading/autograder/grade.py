@@ -19,7 +19,7 @@ from ..handed_out.taken import take_texts
 from .alignment import Shared, evaluate, train
 from .loras import judge_files, judge_loras
 from .proof.plain import unusual
-from .proof.reference import Reference, prove
+from .proof.prove import Reference, prove
 from .student_code import outside_changes, read_handed_out
 from .todos import check_todos
 

@@ -21,7 +21,7 @@ from ..sandbox.start import end_session, kill_session, start_python
 from ..sandbox.trusted import ROOT
 from .alignment import Shared
 from .grade import Judges, grade_hand_in, quick_judges, real_judges
-from .proof.reference import Reference
+from .proof.prove import Reference
 
 RESULTS, GALLERY = "results.json", "gallery.json"
 # Of the total time, for ending what runs and writing the results.
@@ -34,7 +34,7 @@ TOO_SLOW = "this machine is too slow, or too busy with other programs"
 class Job:
     """What the process that grades one hand-in is told; `hidden` must be out of the student's sight.
 
-    `reference` and `plain` are the folders of what `proof.reference` and `loras.keep_plain` keep, or empty.
+    `reference` and `plain` are the folders of what `proof.prove` and `loras.keep_plain` keep, or empty.
     """
 
     hand_in: str

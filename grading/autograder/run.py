@@ -42,11 +42,11 @@ from ..sandbox.sandbox import Sandbox
 from ..sandbox.start import warm_python
 from ..sandbox.trusted import ROOT, GraderError
 from ..sandbox.watch import SandboxError
-from .again import grader_key, keep, key_of, take_up
 from .alignment import PREPARE_SECONDS, share
+from .earlier_results import grader_key, keep, key_of, take_up
 from .job import LAST_SECONDS, RESULTS, Job, grade_into, run_job, stop_all, write_results
 from .loras import keep_plain
-from .proof.reference import find_reference, make_reference, prepare_once
+from .proof.prove import find_reference, make_reference, prepare_once
 
 PREPARED = ROOT / "build" / "prepared"
 # The environment of the process that all programs are forked from.

@@ -10,7 +10,8 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.devices import drawing_dtype, pick_device
-from finetune.model.base import load_part, sampling_scheduler
+from finetune.model.base import load_part
+from finetune.model.sampler import sampling_scheduler
 
 
 def load_pipeline(

@@ -25,10 +25,10 @@ from finetune.model.cards import Origin, architecture_of, file_texts, write_card
 from finetune.model.upload import Upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
+from finetune.run.folder import Run, RunFinished
 from finetune.run.processes import is_main_process
-from finetune.run.run import Run, RunFinished
 from finetune.setup import frozen_dtype, use_fast_attention, would_run_on
-from finetune.training import Training
+from finetune.training_loop import Training
 from lora.model import KOHYA_FILE, LoraDenoiser, load_denoiser, load_state, save_kohya, save_lora, save_state
 
 

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.data.colors import COLORS
-from finetune.model.base import BaseModel, sampling_scheduler
+from finetune.model.base import BaseModel
+from finetune.model.sampler import sampling_scheduler
 from tiny_sd.measures.recognition import place_asked_for
 from tiny_sd.pictures.scenes import is_held_out, scene
 

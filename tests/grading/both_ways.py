@@ -25,7 +25,7 @@ from typing import Any, Iterator
 from grading.autograder.alignment import PREPARE_SECONDS, Shared, evaluate, train
 from grading.autograder.job import private_folder
 from grading.autograder.proof.plain import unusual
-from grading.autograder.proof.reference import Reference, prove, same_bits
+from grading.autograder.proof.prove import Reference, prove, same_bits
 from grading.autograder.run import PLAIN_ENVIRONMENT, PREPARED, ready
 from grading.autograder.todos import check_todos
 from grading.grades.numbers import Numbers, with_settings

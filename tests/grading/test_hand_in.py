@@ -329,7 +329,7 @@ def test_what_is_handed_out_is_up_to_date():
     """After a change of the code: `python -m grading.handed_out`."""
     code = current_code()
     assert read_handed_out() == code
-    assert {f"{TASK_1}/train.py", f"{TASK_1}/train.sh", "finetune/training.py"} < code.keys()
+    assert {f"{TASK_1}/train.py", f"{TASK_1}/train.sh", "finetune/training_loop.py"} < code.keys()
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from grading.autograder.again import grader_key
 from grading.autograder.alignment import WEIGHTS
+from grading.autograder.earlier_results import grader_key
 from grading.autograder.grade import quick_judges, real_judges
-from grading.autograder.proof import reference
+from grading.autograder.proof import prove as reference
 from grading.autograder.proof.plain import unusual
-from grading.autograder.proof.reference import Reference, keep_alignment, made_of, prove, same_bits
+from grading.autograder.proof.prove import Reference, keep_alignment, made_of, prove, same_bits
 from grading.files.items import TASK_1
 from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
@@ -264,7 +264,7 @@ def align(shared, right, tmp_path, monkeypatch):
         steps.append(n or numbers.train_steps)
         return trained(parts, shared, numbers, seconds, hidden, weights, ("-c", TRAINER), n)
 
-    monkeypatch.setattr("grading.autograder.proof.reference.train", train)
+    monkeypatch.setattr("grading.autograder.proof.prove.train", train)
     monkeypatch.setattr("grading.autograder.grade.train", train)
     monkeypatch.setattr("grading.autograder.grade.evaluate", lambda *_: MEASURED)
 

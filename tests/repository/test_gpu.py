@@ -22,8 +22,8 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from drawing import generate
-from finetune.model.base import sampling_scheduler
 from finetune.model.dtypes import dtype_argument
+from finetune.model.sampler import sampling_scheduler
 from lora.files import load_lora
 from lora.model import WEIGHTS_FILE
 from processes import BASE, ROOT, call

@@ -17,7 +17,7 @@ import pytest
 
 import train
 from fill50k import load_data
-from finetune import training
+from finetune import training_loop as training
 from finetune.data.cache import Encodings, Samples
 from finetune.run import checkpoints
 from folders import fill, list_in

@@ -136,7 +136,7 @@ def test_held_out_pictures_are_not_trained_on_and_always_the_same(data):
 
 
 def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("finetune.training.WORTH_COUNTING", 1)
+    monkeypatch.setattr("finetune.training_loop.WORTH_COUNTING", 1)
     common = [*SMALL, "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1"]
     flags = ["--output_dir", str(tmp_path / "run"), "--validation_data_dir"]
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(data))

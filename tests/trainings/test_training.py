@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
 from finetune.run import checkpoints
-from finetune.training import Training
+from finetune.training_loop import Training
 from processes import ROOT, Program, assert_same, losses, run_python, start_python, wait_for
 from small_bases import small_base
 

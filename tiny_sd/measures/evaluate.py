@@ -17,8 +17,8 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.data.colors import COLORS
-from finetune.model.base import sampling_scheduler
 from finetune.model.dtypes import dtype_argument
+from finetune.model.sampler import sampling_scheduler
 from tiny_sd.measures import judge
 from tiny_sd.measures.recognition import recognise, recognise_pair, recognise_place, recognise_redrawn, roundness
 from tiny_sd.pictures.icons import STYLES, load_subjects

@@ -28,7 +28,7 @@ import train
 from evaluate import held_out_samples
 from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly
-from finetune.training import NonFiniteLossError
+from finetune.training_loop import NonFiniteLossError
 from grading.sandbox.watch import Account
 
 TICK_SECONDS = 1.0

@@ -20,9 +20,9 @@ from .flags import Plan
 from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
 from .run.checkpoints import find_checkpoint, read_state, write_folder
+from .run.folder import finished_words
 from .run.progress import progress_bar
 from .run.records import HELD_OUT_LOSS, Best, Record
-from .run.run import finished_words
 from .run.saving import CheckpointWriter
 from .run.settings import WORDS, differences, keep
 
@@ -49,7 +49,7 @@ class Training:
         load_model: reads that folder into the unwrapped model.
         output_dir: gets `checkpoint-N` folders, `model_name` at the end, and the logs.
         model_name: the folder's name for what `save_model` writes.
-        settings: what makes the training what it is, those of its `run.run.Run`; what changes in them is reported.
+        settings: what makes the training what it is, those of its `Run`; what changes in them is reported.
         options: all flags, to be kept in `training_options.json`.
 
     Raises:
