@@ -16,6 +16,10 @@ from .numbers import MOST_HELD_OUT
 LEAST_MEASURED = 32
 
 
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
+
+
 def seed_for(*numbers: int) -> int:
     """Mixes numbers (seed, step, ...) into one seed.
 

@@ -21,11 +21,11 @@ from .devices import GPUS, HALF, bf16_is_fast, device_name, fast_precision, is_g
 from .model.base import EMBEDDED_BASE, BaseModelError
 from .model.dtypes import cast
 from .model.single_file import is_single_file
+from .objective import NonFiniteLossError
 from .optimizer import SetupError
 from .run.checkpoints import CheckpointError
 from .run.folder import RunFinished
 from .run.processes import is_main_process, processes_started
-from .training_loop import NonFiniteLossError
 
 
 @contextmanager

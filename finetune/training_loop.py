@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .devices import pins_memory
 from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
 from .flags import Plan
-from .objective import HeldOut, batches_of_indices, mean_loss, seed_for
+from .objective import HeldOut, NonFiniteLossError, batches_of_indices, mean_loss, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
 from .run.checkpoints import find_checkpoint, read_state, write_folder
 from .run.folder import finished_words
@@ -30,10 +30,6 @@ from .run.settings import WORDS, differences, keep
 LOG_EVERY = 10
 # Counting the work of a step takes a second or two.
 WORTH_COUNTING = 100
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
 
 
 class Training:

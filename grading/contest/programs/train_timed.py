@@ -26,9 +26,9 @@ sys.path.insert(0, os.getcwd())
 
 import train
 from evaluate import held_out_samples
+from finetune.objective import NonFiniteLossError
 from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly
-from finetune.training_loop import NonFiniteLossError
 from grading.sandbox.watch import Account
 
 TICK_SECONDS = 1.0
