@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -12,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from .devices import pins_memory
 from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
@@ -25,6 +23,7 @@ from .run.progress import progress_bar
 from .run.records import HELD_OUT_LOSS, Best, Record
 from .run.saving import CheckpointWriter
 from .run.settings import WORDS, differences, keep
+from .run.stopping import StopSignals
 
 # Reading a loss waits for the device: done this often, it costs nothing.
 LOG_EVERY = 10
@@ -99,7 +98,6 @@ class Training:
         self.rehearsal: Callable[[], Callable[[str], Rehearsal]] | None = None  # by which the work of a step is counted
         self.trained_with = settings  # what the weights that are there were trained with
         self.made_steps = False
-        self.stop_signal: int | None = None
         self.recent_losses: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # what was measured last
         self.checkpoints = CheckpointWriter(accelerator, self.output_dir, plan.checkpoints_total_limit)
@@ -216,22 +214,20 @@ class Training:
             return True
         self.begin()
         batches = self.batches()
-        # Handlers are set only while there is something to save; what was there before is put back, come what may.
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-        progress = progress_bar(
+        bar = progress_bar(
             total=self.plan.max_train_steps,
             initial=self.step,
             desc="Training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
         )
-        try:
+        with StopSignals(self.accelerator) as signals, bar as progress:
             while self.step < self.plan.max_train_steps:
                 self.optimization_step(batches, compute_loss)
                 self.step += 1
                 progress.update()
                 done = self.step == self.plan.max_train_steps
-                stopping = self.asked_to_stop()
+                stopping = signals.asked()
                 saving = stopping or self.is_due(self.plan.checkpointing_steps)
                 # Before each checkpoint, too: a loss that is not finite ends the run here, with the last good one kept.
                 if self.step % LOG_EVERY == 0 or saving or done:
@@ -242,10 +238,6 @@ class Training:
                     self.accelerator.print(f"\nStopped at step {self.step}. {self.checkpoints.newest()}")
                     return False
             self.finish_checkpoint()
-        finally:
-            progress.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         return True
 
     def between_steps(self, saving: bool, validate: Callable[[int], dict[str, float]], validation_steps: int) -> None:
@@ -370,21 +362,6 @@ class Training:
         self.log({"loss": loss, "learning_rate": learning_rate, **figures})
         shown = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}", "img/s": f"{figures['images_per_second']:.1f}"}
         return {**shown, "GiB": f"{figures['peak_memory_gib']:.2f}"} if "peak_memory_gib" in figures else shown
-
-    def asked_to_stop(self) -> bool:
-        """Whether any process got a signal: all stop at the same step, or none could write the checkpoint."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal is not None
-        if self.stop_signal is not None:
-            # A launcher may tell one process only; the trigger is how the others hear of it.
-            self.accelerator.set_trigger()
-        return self.accelerator.check_trigger()
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        if self.stop_signal is not None:
-            raise KeyboardInterrupt  # asked twice: no more patience
-        self.stop_signal = number
-        tqdm.write(f"\nGot {signal.Signals(number).name}: saving a checkpoint after this step. Again to stop at once.")
 
     def save_final(self, describe: Callable[[Path], None] = lambda folder: None) -> Path:
         """Writes the trained model to `output_dir/model_name` and returns that folder. Raises CheckpointError.

@@ -20,6 +20,7 @@ from ..files.items import TASK_1
 from ..files.safe_tensors import TensorsError, read_tensors
 from ..grades.numbers import Numbers
 from ..grades.rubric import Alignment
+from ..sandbox.cores import thread_environment
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.trusted import GraderError, run_trusted
 from ..sandbox.watch import SandboxError
@@ -29,11 +30,13 @@ BASE = "tiny_sd"
 CACHE, MODEL, OUTPUT = "cache", "controlnet", "output"
 RUN_FILE = "run.json"  # by which a training knows that its folder is taken
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-BASE_FILES = ("*.py", "*.png", "icons", "next", "README.md", "__pycache__", "*.pt")
+BASE_FILES = ("pictures", "training", "measures", "*.png", "next", "README.md", "__pycache__", "*.pt")
 MAX_CONFIG_BYTES = 100_000
 SCORE = Path(__file__).resolve().parent / "programs" / "score_controlnet.py"
 # Encoding the training data is done once for all hand-ins, and on a slow machine it may take its time.
 PREPARE_SECONDS = 1800
+# Sums are rounded otherwise when they are shared among more threads, and hand-ins are graded with as many as are left.
+PROOF_THREADS = 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def train(
     Args:
         seconds: of the training's own time, see `grading.sandbox.watch`.
         program: what runs in the folder of Task 1, with train.py's flags.
-        steps: how many; 0: as many as `numbers` say.
+        steps: how many, with `PROOF_THREADS`; 0: as many as `numbers` say.
     """
     with Sandbox(hidden, [shared.folder]) as sandbox:
         code = sandbox.folder / "code"
@@ -124,7 +127,8 @@ def train(
             (output / CACHE).symlink_to(shared.cache)
             shutil.chown(output, sandbox.user, sandbox.user)
         flags = training_flags(numbers, shared.base, output, steps or numbers.train_steps)
-        outcome = sandbox.run_python([*program, *flags], numbers.limits(seconds), {"PYTHONPATH": str(code)}, cwd=task_1)
+        environment = {"PYTHONPATH": str(code), **(thread_environment(PROOF_THREADS) if steps else {})}
+        outcome = sandbox.run_python([*program, *flags], numbers.limits(seconds), environment, cwd=task_1)
         if not outcome.succeeded:
             return Alignment(f"the training {how_it_ended(outcome)}.", log=outcome.tail)
         problem = take_weights(sandbox, shared, weights)

@@ -19,14 +19,16 @@ class GraderError(Exception):
     """Grading itself does not work, whatever was handed in; the message is for the teacher."""
 
 
-def run_trusted(arguments: Sequence[str], folder: Path, seconds: float) -> str:
+def run_trusted(arguments: Sequence[str], folder: Path, seconds: float, threads: int | None = None) -> str:
     """Runs Python with the arguments in `folder`, for at most so many seconds; what it printed.
+
+    It computes with so many threads, or with as many as this process was told to use.
 
     Raises:
         GraderError: if it fails or takes longer.
     """
     own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    environment = {**os.environ, **thread_environment(), **own}
+    environment = {**os.environ, **thread_environment(threads), **own}
     name = " ".join(arguments[:1])
     with tempfile.TemporaryFile() as printed:
         process = start_python(arguments, folder, environment, printed.fileno())

@@ -139,6 +139,8 @@ def attach(output: int, request: Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:  # which PyTorch reads at its import only
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def in_sandbox(confined: Any) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from test_models import SD1_LIKE
 from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     TOKENS,
+    WEIGHTS_FILE,
     adaptable,
     draw,
     equal_images,
@@ -231,7 +232,7 @@ def test_textual_inversion_works(own, tmp_path):
 def test_a_lora_s_weight_may_differ_between_blocks(adaptable, lora, plain_image):  # noqa: F811
     weights = {"unet": {"down": 0.9, "mid": 0.1, "up": {"block_1": [0.2, 0.8]}}}
     for pipeline in adaptable:
-        pipeline.load_lora_weights(lora / "1", adapter_name="one")
+        pipeline.load_lora_weights(lora / "1", weight_name=WEIGHTS_FILE, adapter_name="one")
         pipeline.set_adapters(["one"], adapter_weights=[weights])
     assert not np.array_equal(equal_images(adaptable), plain_image)
 

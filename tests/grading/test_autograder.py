@@ -39,6 +39,7 @@ from grading.gradescope.pack import SETUP, write_autograder
 from grading.handed_out.banners import TODOS
 from grading.handed_out.record import ROOT, Change
 from grading.sandbox.cores import usable_cores
+from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.trusted import GraderError, run_trusted
 from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
@@ -576,6 +577,16 @@ def test_the_scripts_are_valid_and_the_unpacked_grader_starts(autograder_zip, tm
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The real thing
+
+
+def test_a_program_of_the_warm_python_computes_with_the_threads_that_it_is_told(warm_programs):
+    for threads in ("1", "2", "1"):
+        with Sandbox() as sandbox:
+            own = {"OMP_NUM_THREADS": threads}
+            outcome = sandbox.run_python(
+                ["-c", "import torch; print(torch.get_num_threads())"], NUMBERS.limits(60), own
+            )
+        assert outcome.tail.split() == [threads]
 
 
 def test_a_real_hand_in_is_graded(warm_programs, tmp_path):

@@ -23,6 +23,7 @@ from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
 from grading.handed_out.banners import TODOS, read_parts
 from grading.handed_out.record import ROOT
+from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.start import warm_python
 from hand_ins import save_weights
 from test_checks import CONV, DOWN, MID, NOT_STRICT, RIGHT, between_banners
@@ -282,6 +283,23 @@ def test_only_what_is_not_proved_is_trained_to_its_end(align):
     assert align(SOLUTION, prove=False) == (MEASURED, [whole])
     odd, steps = align({**SOLUTION, "3": f"        print(1)\n{SOLUTION['3']}"})
     assert steps == [whole] and odd.ious == (0.1,) and "the name `print`" in odd.why_whole
+
+
+def test_the_proof_computes_with_as_many_threads_as_the_right_solution_did(align, shared, right, monkeypatch):
+    """However many hand-ins are graded at once: sums that are shared among more threads are rounded otherwise."""
+    told: list[tuple[str, str]] = []
+    run_python = Sandbox.run_python
+
+    def run(sandbox, arguments, limits, environment=None, cwd=None):
+        steps = arguments[arguments.index("--max_train_steps") + 1]
+        told.append((steps, (environment or {}).get("OMP_NUM_THREADS", "any")))
+        return run_python(sandbox, arguments, limits, environment, cwd)
+
+    monkeypatch.setattr(Sandbox, "run_python", run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    align(SOLUTION)
+    align(SOLUTION, prove=False)
+    assert told == [(str(NUMBERS.prove_steps), "1"), (str(NUMBERS.train_steps), "any")]
 
 
 def test_the_result_says_which_of_the_two_it_was():

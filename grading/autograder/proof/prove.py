@@ -1,8 +1,9 @@
 """The right solution, trained once and kept, and the proof that a hand-in would end where it ended.
 
-Training is deterministic: the same code, data and seed give the same weights to the bit. If a hand-in's text is plain
-(see `plain.py`), so that it does the same in every step, and its ControlNet equals the right solution's to the bit
-after a few steps of training, then it equals it after all of them, and what that one draws is what it would draw.
+Training is deterministic: the same code, data, seed and number of threads give the same weights to the bit. If a
+hand-in's text is plain (see `plain.py`), so that it does the same in every step, and its ControlNet equals the right
+solution's to the bit after a few steps of training, then it equals it after all of them, and what that one draws is
+what it would draw.
 
 Those few steps are a training of their own, from the same seed on the same data, in which the learning rate reaches its
 height at once: after it every weight has moved, those behind two zero convolutions too. A wrong gradient, a wrong
@@ -28,7 +29,7 @@ from ...files.safe_tensors import read_tensors
 from ...grades.numbers import Numbers
 from ...grades.rubric import Alignment
 from ...sandbox.trusted import run_trusted
-from ..alignment import BASE, CACHE, MODEL, WEIGHTS, Shared, evaluate, prepare, train, training_flags
+from ..alignment import BASE, CACHE, MODEL, PROOF_THREADS, WEIGHTS, Shared, evaluate, prepare, train, training_flags
 from ..student_code import ROOT
 from .identity import identity
 
@@ -76,7 +77,7 @@ def prepare_once(prepared: Path, numbers: Numbers, seconds: float) -> None:
 def made_of(numbers: Numbers) -> dict[str, str]:
     """What a reference depends on."""
     flags = [training_flags(numbers, BASE, "", steps) for steps in (numbers.train_steps, numbers.prove_steps)]
-    settings = [*flags, numbers.held_out, numbers.guidance_scale]
+    settings = [*flags, numbers.held_out, numbers.guidance_scale, PROOF_THREADS]
     return identity(["task_1_controlnet", "finetune", "grading/autograder/programs"], settings)
 
 
@@ -114,7 +115,7 @@ def make_reference(prepared: Path, numbers: Numbers, seconds: float) -> Referenc
         if not (output / CACHE).exists():
             (output / CACHE).symlink_to((prepared / CACHE).resolve())
         flags = training_flags(numbers, ROOT / BASE, output.resolve(), steps)
-        run_trusted(["train.py", *flags, *more], ROOT / TASK_1, seconds)
+        run_trusted(["train.py", *flags, *more], ROOT / TASK_1, seconds, PROOF_THREADS)
     for name, target in (("few", STEPS), ("all", WHOLE)):
         save_file(read_tensors(work / name / MODEL / WEIGHTS), work / target)
     drawn = work / "drawn"
