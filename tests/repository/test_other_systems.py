@@ -17,9 +17,8 @@ import pytest
 
 import train
 from fill50k import load_data
-from finetune import training_loop as training
 from finetune.data.cache import Encodings, Samples
-from finetune.run import checkpoints
+from finetune.run import checkpoints, stopping
 from folders import fill, list_in
 from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, ROOT, call
@@ -147,7 +146,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, "rename", replace)
     monkeypatch.setattr(os, "remove", unlink)
     known = {name: getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGABRT", "Signals", "signal")}
-    monkeypatch.setattr(training, "signal", SimpleNamespace(**known))
+    monkeypatch.setattr(stopping, "signal", SimpleNamespace(**known))
 
 
 FLAGS = [
