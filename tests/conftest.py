@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from typing import Iterator
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 import finetune.run.notes
@@ -22,6 +23,15 @@ def own_accelerator() -> Iterator[None]:
     """The state of `Accelerator` is the process's: a precision that one test chose must not refuse another's."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are fastest on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Which hand-ins are alike, and in what: every two of them by what was read of each.
 
-The lines, above which a likeness is shown, are measured: see docs/teacher.md and tests/grading/calibrate_compare.py.
+The lines, above which a likeness is shown, are measured by tests/grading/measurements/calibrate_compare.py: see
+docs/teacher.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .loras import cosines
 from .pictures import Gallery, Thumbnail, is_flat, is_one_of
 from .texts import BETWEEN, Text, code, in_common, most_for, often, prose
 
-# Measured with tests/grading/calibrate_compare.py; see docs/teacher.md.
+# Measured with tests/grading/measurements/calibrate_compare.py; see docs/teacher.md.
 LORA_LINE, PICTURE_LINE = 0.7, 0.995
 SAME_NOISE = 0.985  # what pictures of one prompt from the same noise often have
 # What is so near a picture that was handed out may be it, cropped or drawn again.

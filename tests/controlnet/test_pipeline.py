@@ -29,15 +29,7 @@ UNET = {
     "layers_per_block": 1,
 }
 TOKENS = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small are fastest on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny_tokenizer(folder):

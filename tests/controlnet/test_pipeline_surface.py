@@ -23,7 +23,6 @@ from test_pipeline import (  # noqa: F401 (fixtures are used by their names)
     equal_images,
     folder,
     lora,
-    one_thread,
     pipelines,
     plain_image,
     seeded,
@@ -34,6 +33,7 @@ from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

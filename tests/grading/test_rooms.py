@@ -78,6 +78,7 @@ def test_every_room_has_a_floor_and_is_explained():
     readme = (GRADING / "README.md").read_text(encoding="utf-8")
     assert not [room for room in FLOOR_OF if f"`{room}/`" not in readme]
     assert sorted(path.name for path in GRADING.iterdir() if path.is_file()) == ["README.md", "__init__.py"]
+    assert {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")} <= FLOOR_OF.keys()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -25,6 +25,7 @@ from processes import ROOT, Program, assert_same, losses, run_python, start_pyth
 from small_bases import small_base
 
 # Small, float32 and without validation: a run takes a second.
+WRAPPERS = ROOT / "tests" / "support" / "wrappers"
 PROGRAM = Program("task_1_controlnet", "train.py", [
     "--dataset_name", "rendered", "--resolution", "64",
     "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
@@ -123,7 +124,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
     """A limit on the size of files stands for the full disk."""
     train(tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "1")
     flags = ("--max_train_steps", "4", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest")
-    limit, environment = [ROOT / "tests" / "support" / "small_files.py", str(400_000)], PROGRAM.environment
+    limit, environment = [WRAPPERS / "small_files.py", str(400_000)], PROGRAM.environment
     run = run_python(*limit, *PROGRAM.arguments(tmp_path, flags), folder=PROGRAM.folder, environment=environment)
     assert run.returncode != 0
     assert "Cannot write" in run.stderr and "checkpoint-2" in run.stderr and "Traceback" not in run.stderr
@@ -253,9 +254,7 @@ def test_two_processes_that_cannot_join_stop_with_a_sentence(tmp_path):
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="FSDP 2 needs accelerate 1.6, which needs Python 3.9")
 def test_a_model_that_is_spread_over_two_processes_trains_as_a_whole_one(tmp_path, alone):
     """FSDP on one CPU."""
-    spread = partial(
-        in_two_processes, under=[str(ROOT / "tests" / "support" / "fsdp_on_cpu.py")], ACCELERATE_USE_CPU="true"
-    )
+    spread = partial(in_two_processes, under=[str(WRAPPERS / "fsdp_on_cpu.py")], ACCELERATE_USE_CPU="true")
     assert_trains_as_one(spread, spread, tmp_path, alone)
 
 
@@ -264,7 +263,7 @@ def test_deepspeed_trains_as_one_process_does(tmp_path, alone):
     """By the configuration as it is, ZeRO-2 with two processes, but on one CPU and in float32."""
     config = ROOT / "accelerate_configs" / "deepspeed_zero2.yaml"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
-    launcher += ["--mixed_precision", "no", str(ROOT / "tests" / "support" / "deepspeed_on_cpu.py")]
+    launcher += ["--mixed_precision", "no", str(WRAPPERS / "deepspeed_on_cpu.py")]
     two = started_by(*launcher, DS_ACCELERATOR="cpu", ACCELERATE_TORCH_DEVICE="cpu", OMP_NUM_THREADS="1")
     assert_trains_as_one(two.train, lambda *flags: two.train(*flags).stdout, tmp_path, alone)
 

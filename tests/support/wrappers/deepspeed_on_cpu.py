@@ -1,7 +1,7 @@
 """Lets two processes train by accelerate_configs/deepspeed_zero2.yaml on CPUs, for which accelerate starts only one.
 
 accelerate launch --config_file accelerate_configs/deepspeed_zero2.yaml --num_processes 2 \
-    tests/support/deepspeed_on_cpu.py train.py ...     with DS_ACCELERATOR=cpu and ACCELERATE_TORCH_DEVICE=cpu
+    tests/support/wrappers/deepspeed_on_cpu.py train.py ...     with DS_ACCELERATOR=cpu and ACCELERATE_TORCH_DEVICE=cpu
 """
 
 from __future__ import annotations

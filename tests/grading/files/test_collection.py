@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import tarfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from grading.autograder import run as autograder
-from grading.autograder.run import grade_all, grade_into, grade_on_gradescope
+from grading.autograder.run import grade_all, grade_on_gradescope
 from grading.files.archive import find_items, unpack
 from grading.files.collection import hand_ins, left_out
 from grading.files.items import WEIGHTS_FILE
@@ -158,35 +155,6 @@ def test_one_archive_is_taken_whatever_it_is_called(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The page, the table and what is printed
-
-
-def child(results: dict) -> list[str]:
-    """What Python runs in place of the grader: it unpacks, and gives the same results to all."""
-    script = (
-        "import json, sys; from pathlib import Path; from grading.files.archive import unpack\n"
-        "job = json.loads(sys.argv[-1])\n"
-        "unpack(Path(job['hand_in']), Path(job['output'], 'hand_in'))\n"
-        f"Path(job['output'], 'results.json').write_text({json.dumps(results)!r})\n"
-        "Path(job['output'], 'gallery.json').write_text('[]')\n"
-    )
-    return ["-c", script]
-
-
-@contextmanager
-def ready(prepared, numbers, seconds, train=True, quick=False):
-    yield autograder.Ready(Path("/nowhere"), [])
-
-
-@pytest.fixture
-def graders(monkeypatch):
-    """Lets the stand-in grade."""
-
-    def use(results: dict) -> dict:
-        monkeypatch.setattr(autograder, "ready", ready)
-        monkeypatch.setattr(grade_into, "__defaults__", (child(results),))
-        return results
-
-    return use
 
 
 def packed_tar(mode: str) -> bytes:

@@ -25,7 +25,7 @@ from grading.starter.make import (
 )
 from processes import run_python
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TASK_1 = "task_1_controlnet"
 SOLUTION = read_parts(ROOT / TASK_1)
 TEACHER_ROOMS = ("autograder", "grades", "gradescope", "questions", "sandbox", "starter")

@@ -1,6 +1,6 @@
 """Runs a program as accelerate_configs/fsdp.yaml asks for, but on CPUs, where accelerate does not offer FSDP.
 
-torchrun --nproc_per_node 2 tests/support/fsdp_on_cpu.py train.py ...
+torchrun --nproc_per_node 2 tests/support/wrappers/fsdp_on_cpu.py train.py ...
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from accelerate.commands import launch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-CONFIG = Path(__file__).resolve().parents[2] / "accelerate_configs" / "fsdp.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "accelerate_configs" / "fsdp.yaml"
 args = launch.launch_command_parser().parse_args(["--config_file", str(CONFIG), *sys.argv[1:]])
 asked_for = launch.prepare_multi_gpu_env(launch._validate_launch_command(args)[0])
 os.environ.update({name: value for name, value in asked_for.items() if name.startswith("FSDP_")})

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,6 +42,7 @@ from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.trusted import GraderError, run_trusted
 from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
+from stand_ins import ready_at_once
 
 NUMBERS = Numbers()
 PROMPT = "sea green circle with a light cyan background"
@@ -290,25 +290,10 @@ def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path,
     assert json.loads((tmp_path / "gallery.json").read_text()) == []
 
 
-def fake_child(results: dict) -> list[str]:
-    script = (
-        "import json, sys\njob = json.loads(sys.argv[-1])\n"
-        f"open(job['output'] + '/results.json', 'w').write({json.dumps(results)!r})\n"
-        "open(job['output'] + '/gallery.json', 'w').write('[]')\n"
-    )
-    return ["-c", script]
-
-
-@contextmanager
-def ready(prepared, numbers, seconds, train=True, quick=False):
-    yield autograder.Ready(Path("/nowhere"), ["the network can be reached"])
-
-
-def test_gradescope_gets_its_results(tmp_path, monkeypatch):
+def test_gradescope_gets_its_results(tmp_path, graders):
     (tmp_path / "submission").mkdir()
     results = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 12.3, ["the network can be reached"])
-    monkeypatch.setattr(autograder, "ready", ready)
-    monkeypatch.setattr(grade_into, "__defaults__", (fake_child(results),))
+    graders(results)
     assert grade_on_gradescope(tmp_path, tmp_path / "prepared", []) == results
     written = json.loads((tmp_path / "results" / "results.json").read_text())
     assert written == results and written["score"] == 20 and written["execution_time"] == 12
@@ -367,13 +352,12 @@ def test_no_two_hand_ins_share_a_folder():
     assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
 
 
-def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, monkeypatch):
+def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, graders):
     (tmp_path / "in").mkdir()
     for name in ("20240001_Kim", "=cmd()", "20240002_Lee"):
         write_zip({"a": b""}, tmp_path / "in" / f"{name}.zip")
     results = results_of(grade(replace(EVIDENCE, todos=WRONG), NUMBERS), NUMBERS, 1, [])
-    monkeypatch.setattr(autograder, "ready", ready)
-    monkeypatch.setattr(grade_into, "__defaults__", (fake_child(results),))
+    graders(results)
     grade_all(tmp_path / "in", tmp_path / "out", tmp_path / "prepared", [], jobs=2)
     for folder in ("20240001_Kim", "20240002_Lee"):
         assert json.loads((tmp_path / "out" / folder / "results.json").read_text()) == results
@@ -401,7 +385,7 @@ def test_a_second_start_grades_what_the_first_one_did_not(tmp_path, monkeypatch,
         assert [row[0] for row in read_table(tmp_path / "out" / "grades.csv")[1:]] == ["a", "b", "c"]
         return [name for name, _ in graded]
 
-    monkeypatch.setattr(autograder, "ready", ready)
+    monkeypatch.setattr(autograder, "ready", ready_at_once)
     monkeypatch.setattr(autograder, "grade_into", grade_one)
     (tmp_path / "in").mkdir()
     for name in "abc":

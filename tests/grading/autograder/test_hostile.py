@@ -46,20 +46,16 @@ from hand_ins import (
     write_folder,
     write_zip,
 )
+from stand_ins import READ_TEXT
 
 # So few threads that a fork bomb always has too many before their memory is too much: a process takes about 10 MiB.
 NUMBERS = Numbers(memory_mib=200, disk_mib=16, threads=15)
 SECONDS = 1.5
 # Stands in for train.py: runs the text of TODO (1), then writes what a training of the right solution would.
-TRAINER = """
-import re, shutil, sys, textwrap
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-source = open("diffusion/controlnet.py").read()
-text = re.findall(r"(?ms)^ *#{8} TODO \\(1\\) #{8}\\n(.*?)^ *#{8} TODO \\(1\\)", source)[0]
-names = {"output": flags["--output_dir"]}
+TRAINER = f"""{READ_TEXT}
+names = {{"output": output}}
 if "nn.Conv2d" not in text:
-    exec(textwrap.dedent(text), names)
-pattern = flags["--pretrained_model_name_or_path"].replace("tiny_sd", "controlnet")
+    exec(text, names)
 shutil.copytree(pattern, names["output"] + "/controlnet", dirs_exist_ok=True)
 print("trained")
 exec(names.get("afterwards", ""), names)
@@ -160,7 +156,7 @@ STOPPED = {
         "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:1/solution.py', timeout=1)", "URLError"
     ),
     "imports a file that is not used": ("import sys\nsys.path.insert(0, '..')\nimport my_solution", "No module named"),
-    "reads the tests": (f"open({str(ROOT / 'tests' / 'test_models.py')!r})", "Error"),
+    "reads the tests": (f"open({str(ROOT / 'tests' / 'controlnet' / 'test_models.py')!r})", "Error"),
     "reads the solution": (
         f"print(open({str(ROOT / TASK_1 / 'diffusion' / 'controlnet.py')!r}).read().split('TODO (1)')[1])", "Error"
     ),

@@ -18,18 +18,17 @@ from grading.autograder.grade import quick_judges, real_judges
 from grading.autograder.proof import prove as reference
 from grading.autograder.proof.plain import unusual
 from grading.autograder.proof.prove import Reference, keep_alignment, made_of, prove, same_bits
-from grading.files.items import TASK_1
 from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
-from grading.handed_out.banners import TODOS, read_parts
+from grading.handed_out.banners import TODOS
 from grading.handed_out.record import ROOT
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.start import warm_python
 from hand_ins import save_weights
-from test_checks import CONV, DOWN, MID, NOT_STRICT, RIGHT, between_banners
+from solutions import CONV, DOWN, MID, NOT_STRICT, RIGHT, SOLUTION, between_banners
+from stand_ins import READ_TEXT
 
 NUMBERS = Numbers(memory_mib=200, disk_mib=16, threads=15, train_seconds=20.0)
-SOLUTION = read_parts(ROOT / TASK_1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,17 +157,12 @@ def test_a_bomb_for_the_parser_is_not_plain():
 # What counts as equal
 
 # Stands in for train.py: writes weights that depend on the texts as a training's would, to the bit.
-TRAINER = """
-import os, re, shutil, struct, sys, textwrap
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-source = open("diffusion/controlnet.py").read()
-text = textwrap.dedent(re.findall(r"(?ms)^ *#{8} TODO \\(1\\) #{8}\\n(.*?)^ *#{8} TODO \\(1\\)", source)[0])
-output = flags["--output_dir"]
-shutil.copytree(flags["--pretrained_model_name_or_path"].replace("tiny_sd", "controlnet"), output + "/controlnet")
-names = {"output": output, "steps": int(flags["--max_train_steps"])}
+TRAINER = f"""{READ_TEXT}
+shutil.copytree(pattern, output + "/controlnet")
+names = {{"output": output, "steps": int(flags["--max_train_steps"])}}
 if "nn.Conv2d" not in text:
     exec(text, names)
-path = output + "/controlnet/diffusion_pytorch_model.safetensors"
+path = output + "/controlnet/{WEIGHTS}"
 data = open(path, "rb").read()
 value = struct.unpack("<f", data[-4:])[0] + names["steps"] + names.get("off", 0)
 open(path, "wb").write(data[:-4] + struct.pack("<f", value))

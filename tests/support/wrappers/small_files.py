@@ -1,6 +1,6 @@
 """Runs a program that cannot write more than so many bytes to a file, as on a full disk.
 
-python tests/support/small_files.py BYTES train.py ...
+python tests/support/wrappers/small_files.py BYTES train.py ...
 """
 
 from __future__ import annotations

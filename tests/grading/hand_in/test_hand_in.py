@@ -27,7 +27,7 @@ from grading.handed_out.banners import TODO_FILES, find_places
 from grading.handed_out.record import current_code, diff, read_handed_out
 from processes import run_python
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TASK_1 = "task_1_controlnet"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ZIP = "20241234_Gildong_Hong.zip"

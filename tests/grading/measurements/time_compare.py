@@ -1,6 +1,6 @@
 """Takes the computing time of comparing many made hand-ins, whose two LoRAs each are as large as the scripts make them.
 
-    python tests/grading/time_compare.py --count 100
+    python tests/grading/measurements/time_compare.py --count 100
 
 It needs 40 MB of disk for each, below --output, and leaves nothing there.
 """
@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from calibrate_compare import REPORTS, todo_files
 from PIL import Image
 from safetensors.numpy import save
 
-from calibrate_compare import REPORTS, todo_files
 from finetune.numbers import positive_int
 from finetune.run.progress import progress_bar
 from grading.compare.pairs import compare

@@ -1,7 +1,7 @@
 """Prints how LoRAs of others' layouts arrive in diffusers as it is installed, and in our loader: the table of
 docs/files.md. Not a part of the tests, as it says what a library does and not what is right:
 
-    PYTHONPATH=.:task_2_lora:tests/support:tests/files python tests/support/others_loras.py
+    PYTHONPATH=.:task_2_lora:tests/support python tests/files/others_loras.py
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from grading.report.pictures import KEPT_SIDE, open_picture
 from grading.report.typeset import make_report
 from grading.report.words import KEYS, ReportError, flatten, tomllib
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TEST_PROMPTS = json.loads((ROOT / "task_1_controlnet" / "data" / "test_prompts.json").read_text())
 STRANGE = (
     r"""#set page(height: 9pt) *bold* _it_ $x^2$ @ref <label> \alpha #read("/etc/passwd") `c` //no /*n*/ -- [x] {y}"""

@@ -1,8 +1,8 @@
 """Writes hand-ins to measure the grader with: right ones in different forms, wrong ones, and broken and hostile ones.
 
-    PYTHONPATH=. python tests/grading/make_hand_ins.py build/hand_ins/right --right 10
-    PYTHONPATH=. python tests/grading/make_hand_ins.py build/hand_ins/wrong --trained 2
-    PYTHONPATH=. python tests/grading/make_hand_ins.py build/course --right 70 --wrong 20 --broken 10   # a whole course
+    python tests/grading/measurements/make_hand_ins.py build/hand_ins/right --right 10
+    python tests/grading/measurements/make_hand_ins.py build/hand_ins/wrong --trained 2
+    python tests/grading/measurements/make_hand_ins.py build/course --right 70 --wrong 20 --broken 10   # a whole course
     time python -m grading.autograder build/hand_ins/right --jobs 2 --output build/measured
 
 Each but the broken ones is whole: code, a report and two LoRAs of its own, whose matrices are drawn by lot.
@@ -15,11 +15,12 @@ import pickle
 import textwrap
 from pathlib import Path
 
+import paths  # noqa: F401 (which lets the others be found)
 from safetensors.numpy import save
 
 from finetune.numbers import natural_int
 from hand_ins import LORA_1, LORA_2, PDF, hand_in, lora_tensors, with_text, write_zip
-from test_checks import RIGHT, WRONG
+from solutions import RIGHT, WRONG
 
 # Wrong texts that run: the training comes to its end, and the pictures do not follow.
 TRAINS = ("computed and thrown away", "in reverse", "one convolution for all", "the mid result from a skip")

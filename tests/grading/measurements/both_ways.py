@@ -1,8 +1,8 @@
-"""Are verdicts and IoUs the same by proof and by the whole run, for all right and wrong solutions of test_checks.py?
+"""Are verdicts and IoUs the same by proof and by the whole run, for all right and wrong solutions of the tests?
 
-    PYTHONPATH=. python tests/grading/both_ways.py --jobs 2             # what is proved, against its whole run
-    PYTHONPATH=. python tests/grading/both_ways.py --jobs 2 --all       # the whole run of what is not proved, too
-    PYTHONPATH=. python tests/grading/both_ways.py --table              # only the table of what is there
+    python tests/grading/measurements/both_ways.py --jobs 2             # what is proved, against its whole run
+    python tests/grading/measurements/both_ways.py --jobs 2 --all       # the whole run of what is not proved, too
+    python tests/grading/measurements/both_ways.py --table              # only the table of what is there
 
 Every text goes through the proof as in the grader. What is proved is then trained to its end all the same, in the
 sandbox: its weights must be the right solution's to the bit, and IoU and points those that the proof gave. What is not
@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator
 
+import paths  # noqa: F401 (which lets the others be found)
+
 from grading.autograder.alignment import PREPARE_SECONDS, Shared, evaluate, train
 from grading.autograder.job import private_folder
 from grading.autograder.proof.plain import unusual
@@ -34,7 +36,7 @@ from grading.sandbox.cores import thread_environment, usable_cores
 from grading.sandbox.start import warm_python
 from grading.sandbox.trusted import GraderError
 from grading.sandbox.watch import SandboxError
-from test_checks import NOT_STRICT, RIGHT, SOLUTION, WRONG, between_banners
+from solutions import NOT_STRICT, RIGHT, SOLUTION, WRONG, between_banners
 
 RESULTS = Path("build/both_ways.jsonl")
 

@@ -1,6 +1,6 @@
 """Calibrates the comparison of hand-ins: honest pairs, which must stay below the line, and copies, which must not.
 
-    python tests/grading/calibrate_compare.py --output runs/compare
+    python tests/grading/measurements/calibrate_compare.py --output runs/compare
 
 trains LoRAs on the embedded base from the sample data with seven seeds, draws with them, makes seven hand-ins of them
 (21 honest pairs) and 23 copies, and prints what is found, for docs/teacher.md. About half an hour on two cores;
@@ -19,10 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "task_1_controlnet"), str(ROOT / "task_2_lora")]
-
 import numpy as np
+from paths import ROOT
 from PIL import Image
 from safetensors.numpy import load_file, save
 
@@ -35,7 +33,7 @@ from grading.compare.texts import BETWEEN, Text, code, in_common
 from grading.handed_out.banners import TODOS
 from hand_ins import FILE_OF, LORA_1, LORA_2, PDF, hand_in, with_text, write_zip
 from made_pictures import jpeg, pdf_of, png
-from test_checks import RIGHT
+from solutions import RIGHT
 
 # Seven reports about the same pictures, written for this, each by itself.
 REPORTS = Path(__file__).with_name("honest_reports.txt").read_text(encoding="utf-8").split("\n\n")

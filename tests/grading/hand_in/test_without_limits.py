@@ -12,7 +12,7 @@ import pytest
 from grading.files import report_pdf
 from grading.hand_in import pack
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

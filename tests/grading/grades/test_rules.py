@@ -30,6 +30,7 @@ from grading.grades.teacher_page import page
 from grading.handed_out.banners import TODOS
 from grading.handed_out.record import ROOT, Change
 from hand_ins import hand_in, write_zip
+from stand_ins import ready_at_once
 
 SHIPPED = read_rules()
 GOOD = {"lora_1": Lora(None), "lora_2": Lora(None)}
@@ -286,14 +287,7 @@ def test_grading_on_gradescope_keeps_to_the_rules(tmp_path, monkeypatch, capsys)
     assert json.loads((tmp_path / "results" / "results.json").read_text())["score"] == 7
     assert grade_on_gradescope(tmp_path, tmp_path, ["attempts=2"])["extra_data"]["graded"] is False
 
-    class Ready:
-        def __init__(self, *_, **__) -> None: ...
-        def __enter__(self):
-            return autograder.Ready(tmp_path, [])
-
-        def __exit__(self, *_) -> None: ...
-
-    monkeypatch.setattr(autograder, "ready", Ready)
+    monkeypatch.setattr(autograder, "ready", ready_at_once)
     monkeypatch.setattr(autograder, "grade_into", grading)
     (tmp_path / METADATA).write_text(json.dumps(metadata(DUE + timedelta(days=1, hours=1))))
     assert grade_on_gradescope(tmp_path, tmp_path, []) == {"score": 20}

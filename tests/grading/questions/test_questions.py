@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from library_answers import RIGHT, library
 from pypdf import PdfReader
 
 from grading.gradescope.pack import needed_files
@@ -36,9 +37,8 @@ from grading.questions.sheet import (
 )
 from grading.questions.typeset import typeset
 from grading.starter.make import write_starter
-from library_answers import RIGHT, library
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FIFTY = [str(20240000 + 137 * i) for i in range(50)]
 
 
