@@ -156,7 +156,7 @@ STOPPED = {
         "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:1/solution.py', timeout=1)", "URLError"
     ),
     "imports a file that is not used": ("import sys\nsys.path.insert(0, '..')\nimport my_solution", "No module named"),
-    "reads the tests": (f"open({str(ROOT / 'tests' / 'controlnet' / 'test_models.py')!r})", "Error"),
+    "reads the tests": (f"open({__file__!r})", "Error"),
     "reads the solution": (
         f"print(open({str(ROOT / TASK_1 / 'diffusion' / 'controlnet.py')!r}).read().split('TODO (1)')[1])", "Error"
     ),

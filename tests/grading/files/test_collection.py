@@ -18,6 +18,7 @@ from grading.grades.numbers import Numbers
 from grading.grades.results import not_graded, results_of
 from grading.grades.rubric import Evidence, grade
 from hand_ins import write_folder, write_zip
+from stand_ins import UNPACK
 
 NUMBERS = Numbers()
 ITEMS = {
@@ -168,7 +169,7 @@ def packed_tar(mode: str) -> bytes:
 
 
 def test_all_of_a_folder_is_graded_or_named(tmp_path, graders, capsys):
-    graders(results_of(grade(Evidence({}, unreadable="It has nothing."), NUMBERS), NUMBERS, 1, []))
+    graders(results_of(grade(Evidence({}, unreadable="It has nothing."), NUMBERS), NUMBERS, 1, []), UNPACK)
     folder, out = tmp_path / "in", tmp_path / "out"
     tars = {"3.tar.gz": packed_tar("w:gz"), "4.tar": packed_tar("w"), "5.zip": packed_tar("w:gz")}
     write_folder({**tars, **below("6"), "._1.zip": b"x", "7.rar": b"x", "<b>.txt": b"x"}, folder)
@@ -188,7 +189,7 @@ def test_all_of_a_folder_is_graded_or_named(tmp_path, graders, capsys):
 
 
 def test_what_the_grader_could_not_grade_has_no_points(tmp_path, graders, capsys):
-    graders(not_graded("it took longer than 120 minutes, as this machine is too slow.", NUMBERS))
+    graders(not_graded("it took longer than 120 minutes, as this machine is too slow.", NUMBERS), UNPACK)
     path = write_zip(ITEMS, tmp_path / "1.zip")
     grade_all(path, tmp_path / "out", tmp_path / "prepared", [], jobs=1)
     assert "1: This could not be graded: it took longer than 120 minutes, as this machine" in capsys.readouterr().out
@@ -200,7 +201,7 @@ def test_what_the_grader_could_not_grade_has_no_points(tmp_path, graders, capsys
 
 @pytest.mark.parametrize("name", ["20241234_Kim.tar.gz", "20241234_Kim.ZIP"])
 def test_gradescope_unpacks_some_archives_only(tmp_path, graders, name):
-    results = graders(results_of(grade(Evidence({}, unreadable="x"), NUMBERS), NUMBERS, 1, []))
+    results = graders(results_of(grade(Evidence({}, unreadable="x"), NUMBERS), NUMBERS, 1, []), UNPACK)
     write_folder({name: packed_tar("w:gz"), "__MACOSX/a": b""}, tmp_path / "submission")
     assert grade_on_gradescope(tmp_path, tmp_path / "prepared", []) == results
 
