@@ -157,7 +157,7 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         negative_prompt_embeds: torch.Tensor | None,
         num_images_per_prompt: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The text embeddings of B images, with guidance after the negative ones, (2 * B, T, D); and the latter alone."""
+        """The text embeddings, (B, T, D), or with guidance the negative ones and then they; and the negative ones."""
         guided, lora_scale = self.do_classifier_free_guidance, (self.cross_attention_kwargs or {}).get("scale")
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt, self._execution_device, num_images_per_prompt, guided, negative_prompt,
