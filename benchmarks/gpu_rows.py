@@ -33,7 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from finetune.numbers import natural_int, positive_float, positive_int
-from gpu_children import CompiledRecipe, Pytest, tell_and_wait, tests_table
+from gpu.children import CompiledRecipe, Pytest, tell_and_wait, tests_table
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
 TIMED = [
@@ -104,7 +104,7 @@ class Rows:
         texts = [f"{key}: {results[key]}" for key in ("device", "versions") if key in results]
         texts += [f"Tests, {name}\n\n{tests_table(found)}" for name, found in results["tests"].items()]
         if results["memory"]:
-            from gpu_memory import memory_table
+            from gpu.memory import memory_table
 
             texts.append(f"Memory of a step\n\n{memory_table(results['memory'])}")
         for task, found in results["training"].items():
@@ -160,7 +160,7 @@ def describe(rows: Rows) -> str:
 
 
 def take_memory(rows: Rows, args: argparse.Namespace, task: str, precision: str) -> str:
-    from gpu_memory import memory_table, peaks
+    from gpu.memory import memory_table, peaks
 
     # DreamBooth with prior preservation is a LoRA's step on twice the batch.
     twice = [2 * args.memory_batch_sizes[-1]] if task == "lora" else []

@@ -16,7 +16,8 @@ from typing import Any, Callable, Iterator
 from finetune.model.base import BaseModelError
 from finetune.run.checkpoints import CheckpointError
 
-from . import TASK_1, conditions, html, jobs
+from . import TASK_1, conditions, jobs
+from .browser import html
 from .found import Model, chosen, controlnets, empty_places, loras
 from .requests import MOST_SCALE, Refused, Settings, checked, number, whole
 from .studio import Steering, Studio

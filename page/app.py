@@ -17,13 +17,13 @@ os.environ["GRADIO_TEMP_DIR"] = FILES.name
 import gradio as gr
 from starlette.middleware import Middleware
 
-from . import html
 from .actions import Actions, default_settings, labels, still
+from .browser import html
 from .conditions import as_url, test_conditions
 from .guard import Guard
 from .requests import LAST_SEED, MOST_GUIDANCE, MOST_LETTERS, MOST_SCALE, MOST_STEPS
 
-HERE = Path(__file__).resolve().parent
+BROWSER = Path(__file__).resolve().parent / "browser"
 TEST_SIZE = 512
 SECONDS_BETWEEN_LOOKS = 10  # at runs/, for what has been trained meanwhile
 MOST_WAITING = 8
@@ -80,7 +80,7 @@ def wanted(actions: Actions) -> tuple[gr.HTML, list[gr.components.Component]]:
         {"url": as_url(image.resize((TEST_SIZE, TEST_SIZE))), "number": i, "prompt": prompt}
         for i, (image, prompt) in enumerate(test_conditions())
     ]
-    parts = {kind: (HERE / "canvas" / f"canvas.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")}
+    parts = {kind: (BROWSER / f"canvas.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")}
     usual = default_settings(actions.studio)
     prompt = gr.Textbox(usual.prompt, label="Prompt", max_length=MOST_LETTERS, elem_id="prompt",
                         info="What to draw, and in which colours; the canvas says where")  # fmt: skip
@@ -170,6 +170,6 @@ def serve(actions: Actions, host: str, port: int) -> gr.Blocks:
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, inbrowser=False, share=False,
         ssr_mode=False, show_error=False, enable_monitoring=False, run_history=False, mcp_server=False, pwa=False,
         footer_links=[], max_file_size=1, state_session_capacity=50, theme=gr.themes.Default(**FONTS),
-        css=(HERE / "page.css").read_text(encoding="utf-8"), app_kwargs={"middleware": [Middleware(Guard)]},
+        css=(BROWSER / "page.css").read_text(encoding="utf-8"), app_kwargs={"middleware": [Middleware(Guard)]},
     )  # fmt: skip
     return page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator, Optional
 
 import torch
 
@@ -30,6 +30,8 @@ LOST_GRADIENTS = (
 WRONG_GRADIENTS = (
     "the values are right, but the gradients of ControlNet's residuals are not: add each of them once, as it is."
 )
+
+Problem = Callable[[UNetMiddle, "dict[str, Any]"], Optional[str]]
 
 
 def split(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> tuple[list, list]:
@@ -59,6 +61,29 @@ def changed_residuals(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     )
 
 
+def judge_sums(
+    controlled: list[tuple[UNetMiddle, dict[str, Any]]],
+    adds: tuple[str, Problem],
+    leaves: tuple[str, Problem],
+    right: Callable[[UNetMiddle], list[torch.Tensor]],
+) -> Iterator[tuple[str, str | None]]:
+    """What both places must do with ControlNet: set the sums `right`, and leave all else as it is."""
+    added = first(adds[1](*one) for one in controlled)
+    yield adds[0], added
+    changed = first(leaves[1](*one) for one in controlled)
+    yield leaves[0], changed
+    residuals = first(changed_residuals(*one) for one in controlled)
+    yield "leaves the residuals as they are", residuals
+    if added is None:
+        gradient = first(wrong_gradients(middle, run, right(middle)) for middle, run in controlled)
+        # A tensor in the wrong place makes them others: that is said already.
+        yield "lets gradients through", None if gradient == WRONG_GRADIENTS and (changed or residuals) else gradient
+
+
+def wrong_gradients(middle: UNetMiddle, run: dict[str, Any], right: list[torch.Tensor]) -> str | None:
+    return gradient_problem(run["gradients"], gradients(right, middle.leaves), LOST_GRADIENTS, WRONG_GRADIENTS)
+
+
 # TODO (4-1): the skip connections
 
 
@@ -74,15 +99,12 @@ def judge_skip_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Itera
         yield "runs to the place's end", first(wrong_skips(*one) for one in whole) or problem
         return
     yield "runs to the place's end", None
-    added = first(wrong_skips(*one) for one in controlled)
-    yield "adds each residual to its skip", added
-    mid = first(changed_mid_input(*one) for one in controlled)
-    yield "leaves the mid block's input as it is", mid
-    residuals = first(changed_residuals(*one) for one in controlled)
-    yield "leaves the residuals as they are", residuals
-    if added is None:
-        gradient = first(lost_gradients(*one) for one in controlled)
-        yield "lets gradients through", explained_by(mid or residuals, gradient)
+    yield from judge_sums(
+        controlled,
+        ("adds each residual to its skip", wrong_skips),
+        ("leaves the mid block's input as it is", changed_mid_input),
+        sums,
+    )
     yield "does nothing without ControlNet", first(changed_without(*one) for one in plain)
 
 
@@ -141,16 +163,6 @@ def changed_mid_input(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     return None
 
 
-def lost_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
-    right = gradients(sums(middle), middle.leaves)
-    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
-
-
-def explained_by(cause: str | None, gradient: str | None) -> str | None:
-    """What is wrong with the gradients, unless a tensor in the wrong place makes them others: that is said already."""
-    return None if cause and gradient == WRONG_GRADIENTS else gradient
-
-
 def changed_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     if "error" in run:
         return stops_without(run)
@@ -174,15 +186,12 @@ def judge_mid_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterat
     yield "runs to the place's end", problem
     if problem:
         return
-    added = first(wrong_mid(*one) for one in controlled)
-    yield "adds the mid block's residual to `sample`", added
-    skips = first(changed_skips(*one) for one in controlled)
-    yield "leaves the skip connections as they are", skips
-    residuals = first(changed_residuals(*one) for one in controlled)
-    yield "leaves the residuals as they are", residuals
-    if added is None:
-        gradient = first(lost_mid_gradients(*one) for one in controlled)
-        yield "lets gradients through", explained_by(skips or residuals, gradient)
+    yield from judge_sums(
+        controlled,
+        ("adds the mid block's residual to `sample`", wrong_mid),
+        ("leaves the skip connections as they are", changed_skips),
+        lambda middle: [middle.mid_sample + middle.mid_residual],
+    )
     yield "does nothing without ControlNet", first(changed_mid_without(*one) for one in plain)
 
 
@@ -211,11 +220,6 @@ def changed_skips(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     if all_same(run["down"], middle.skips):
         return None
     return "`down_block_res_samples` is changed here: the skip connections get their residuals before, in TODO (4-1)."
-
-
-def lost_mid_gradients(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
-    right = gradients([middle.mid_sample + middle.mid_residual], middle.leaves)
-    return gradient_problem(run["gradients"], right, LOST_GRADIENTS, WRONG_GRADIENTS)
 
 
 def changed_mid_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:

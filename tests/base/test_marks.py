@@ -21,13 +21,13 @@ from finetune.model.base import load_part
 from processes import BASE, ROOT, call
 from tiny_sd.measures import lines_and_inks, marks
 from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
-from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_program
+from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_module
 from tiny_sd.pictures.icons import STYLES, icon, load_subjects
 from tiny_sd.pictures.places import PLACES
 from tiny_sd.pictures.scenes import scene
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
-draw = sample_program()
+cat, linocut = sample_module("cat"), sample_module("linocut")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def ground(rng: np.random.Generator) -> Image.Image:
 
 def cat_elsewhere(pose: int, rng: np.random.Generator) -> Image.Image:
     """The cat on a ground that the sample pictures do not have, 0.8 to 1.2 times as large and moved, its head whole."""
-    drawing = draw.rasterise(draw.POSES[pose]((draw.GREEN, draw.BLUE)), 512, 512)
-    side = round(512 * rng.uniform(0.8, 1.0 if draw.POSES[pose] is draw.close_up else 1.2))
+    drawing = cat.rasterise(cat.POSES[pose]((cat.GREEN, cat.BLUE)), 512, 512)
+    side = round(512 * rng.uniform(0.8, 1.0 if cat.POSES[pose] is cat.close_up else 1.2))
     picture, most = ground(rng), max(0, 512 - side) // 2
     corner = rng.integers(-most, most + 1, 2) + (512 - side) // 2
     drawing = drawing.resize((side, side), Image.BICUBIC)
@@ -78,14 +78,14 @@ def test_the_sample_pictures_have_all_marks(vae):
 
 
 def test_a_true_cat_in_any_pose_and_place_has_all_marks():
-    for pose in range(len(draw.POSES)):
-        for place in range(pose % 2, len(draw.PLACES), 2):
-            assert all(marks_of(draw.cat(pose, place, 128)).values()), (pose, place)
+    for pose in range(len(cat.POSES)):
+        for place in range(pose % 2, len(cat.PLACES), 2):
+            assert all(marks_of(cat.cat(pose, place, 128)).values()), (pose, place)
 
 
 def test_a_true_cat_of_another_size_elsewhere_keeps_its_marks(vae):
     rng = np.random.default_rng(0)
-    cats = [cat_elsewhere(i % len(draw.POSES), rng) for i in range(16)]
+    cats = [cat_elsewhere(i % len(cat.POSES), rng) for i in range(16)]
     for version in (lambda image: image, lambda image: blurred(image, 1.5), lambda image: back(vae, image)):
         counts = [number_of_marks(version(image)) for image in cats]
         assert min(counts) >= MOST and np.mean(counts) > 5.8, counts
@@ -114,29 +114,29 @@ def test_pictures_without_a_cat_have_at_most_two():
 @pytest.mark.parametrize(
     "colors, missing",
     [
-        ({"GREEN": draw.BLUE, "BLUE": draw.GREEN}, {"green eye", "blue eye"}),
-        ({"GREEN": draw.BLUE}, {"green eye"}),
-        ({"BLUE": draw.GREEN}, {"blue eye"}),
+        ({"GREEN": cat.BLUE, "BLUE": cat.GREEN}, {"green eye", "blue eye"}),
+        ({"GREEN": cat.BLUE}, {"green eye"}),
+        ({"BLUE": cat.GREEN}, {"blue eye"}),
         ({"GREEN": "#6b4a2b", "BLUE": "#6b4a2b"}, {"green eye", "blue eye"}),
-        ({"RED": draw.TURQUOISE}, {"scarf"}),
-        ({"TURQUOISE": draw.RED}, {"scarf"}),
-        ({"WHITE": draw.FUR}, {"white blaze"}),
-        ({"BROWN": draw.FUR}, {"dark ears"}),
-        ({"PINK": draw.BLACK}, {"pink nose"}),
+        ({"RED": cat.TURQUOISE}, {"scarf"}),
+        ({"TURQUOISE": cat.RED}, {"scarf"}),
+        ({"WHITE": cat.FUR}, {"white blaze"}),
+        ({"BROWN": cat.FUR}, {"dark ears"}),
+        ({"PINK": cat.BLACK}, {"pink nose"}),
     ],
 )
 def test_what_is_not_there_is_missed_and_nothing_else(colors, missing, monkeypatch):
     marks_of(Image.new("RGB", (128, 128)))  # what true heads look like is drawn before the colours change
     for name, color in colors.items():
-        monkeypatch.setattr(draw, name, color)
-    pictures = [draw.cat(pose, place, 128) for pose, place in ((0, 0), (3, 1), (5, 4), (6, 6))]
+        monkeypatch.setattr(cat, name, color)
+    pictures = [cat.cat(pose, place, 128) for pose, place in ((0, 0), (3, 1), (5, 4), (6, 6))]
     monkeypatch.undo()
     for picture in pictures:
         assert {mark for mark, there in marks_of(picture).items() if not there} == missing
 
 
 def test_a_mirrored_cat_has_its_eyes_exchanged():
-    mirrored = draw.cat(0, 0, 128).transpose(Image.FLIP_LEFT_RIGHT)
+    mirrored = cat.cat(0, 0, 128).transpose(Image.FLIP_LEFT_RIGHT)
     assert {mark for mark, there in marks_of(mirrored).items() if not there} == {"green eye", "blue eye"}
 
 
@@ -181,12 +181,12 @@ def test_inks_arrive_in_true_prints_only(prints, prints_back, drawings):
 
 
 def test_three_shades_of_paper_are_no_inks():
-    paper = np.full((128, 128, 3), draw.PAPER, np.uint8)
+    paper = np.full((128, 128, 3), linocut.PAPER, np.uint8)
     paper[:40] -= 6
     paper[80:] -= 12
     assert not inks_arrive(Image.fromarray(paper))
-    halves = np.full((128, 128, 3), draw.PAPER, np.uint8)
-    halves[:50], halves[50:80] = draw.INK, draw.CORAL
+    halves = np.full((128, 128, 3), linocut.PAPER, np.uint8)
+    halves[:50], halves[50:80] = linocut.INK, linocut.CORAL
     assert inks_arrive(Image.fromarray(halves))
     assert [ink for ink, difference in nearest_inks(Image.fromarray(halves)) if difference < SAME] == [
         "ink", "paper", "coral"

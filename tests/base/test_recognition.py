@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from finetune.data.colors import COLORS
 from finetune.model.base import load_part
 from processes import BASE, ROOT
-from tiny_sd.measures.marks import sample_program
+from tiny_sd.measures.marks import sample_module
 from tiny_sd.measures.recognition import (
     asked_for,
     place_asked_for,
@@ -92,7 +92,8 @@ def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:
 def test_what_a_print_shows_is_recognised(vae):
     icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "fluent-emoji-flat.json").read_text())
     subjects = dict(list(load_subjects().items())[::6])  # from all groups
-    prints = [sample_program().in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
+    in_style = sample_module("linocut").in_style
+    prints = [in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
     redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]
     for images, share in ((prints, 0.95), (redrawn, 0.85)):
         right = [found == subject for found, subject in zip(recognise_redrawn(images), subjects.values())]

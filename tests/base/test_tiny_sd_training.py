@@ -17,7 +17,7 @@ pytest.importorskip("resvg_py")
 from finetune.data.colors import COLORS
 from tiny_sd.pictures.doodles import doodle
 from tiny_sd.training import long_run as long_run_module
-from tiny_sd.training import train_denoiser, train_vae
+from tiny_sd.training import networks, train_denoiser, train_vae, words
 from tiny_sd.training.long_run import LongRun, kept
 from tiny_sd.training.muon import MuonWithAdamW
 
@@ -27,7 +27,7 @@ def run(program, monkeypatch, *flags: str) -> None:
     program.main()
 
 
-def narrow_unet(latent_channels: int, build: Callable = train_denoiser.build_unet) -> UNet2DConditionModel:
+def narrow_unet(latent_channels: int, build: Callable = networks.build_unet) -> UNet2DConditionModel:
     """What the program builds, with narrow layers."""
     with torch.device("meta"):
         config = build(latent_channels).config
@@ -163,13 +163,13 @@ def test_words_are_learnt_as_pictures(tmp_path):
     """After it, one linear layer reads the pictures off the last tokens; before, it does not."""
     torch.manual_seed(0)
     captions = [[f"a {name}"] for name in list(COLORS)[:40]]
-    tokenizer = train_denoiser.train_tokenizer([caption for (caption,) in captions], tmp_path)
-    config = train_denoiser.build_text_encoder(tokenizer).config
+    tokenizer = networks.train_tokenizer([caption for (caption,) in captions], tmp_path)
+    config = networks.build_text_encoder(tokenizer).config
     config.update({"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2})  # a third of the time
     text_encoder = CLIPTextModel(config)
-    prompts = train_denoiser.Prompts(tokenizer, captions, torch.device("cpu"))
+    prompts = words.Prompts(tokenizer, captions, torch.device("cpu"))
     bank = torch.randn(40, 4, 8, 8)
-    patches = train_denoiser.in_patches(bank).flatten(0, 1)
+    patches = words.in_patches(bank).flatten(0, 1)
 
     def explained() -> float:
         with torch.no_grad():
@@ -178,18 +178,18 @@ def test_words_are_learnt_as_pictures(tmp_path):
         return 1 - (rest.var() / patches.var()).item()
 
     before = explained()
-    train_denoiser.learn_words(text_encoder, bank, prompts, steps=150, batch_size=40, learning_rate=4e-3)
+    words.learn_words(text_encoder, bank, prompts, steps=150, batch_size=40, learning_rate=4e-3)
     assert before < 0.5 and explained() > 0.8
 
 
 def test_words_for_alike_pictures_begin_alike(tmp_path):
     captions = [["a cat"], ["a lion"], ["a house"], ["a castle"]]
-    tokenizer = train_denoiser.train_tokenizer([caption for (caption,) in captions], tmp_path)
-    text_encoder = train_denoiser.build_text_encoder(tokenizer)
-    prompts = train_denoiser.Prompts(tokenizer, captions, torch.device("cpu"))
+    tokenizer = networks.train_tokenizer([caption for (caption,) in captions], tmp_path)
+    text_encoder = networks.build_text_encoder(tokenizer)
+    prompts = words.Prompts(tokenizer, captions, torch.device("cpu"))
     torch.manual_seed(0)
     animal, building = torch.randn(2, 4, 8, 8)
-    train_denoiser.words_from_pictures(text_encoder, torch.stack([animal, animal, building, building]), prompts)
+    words.words_from_pictures(text_encoder, torch.stack([animal, animal, building, building]), prompts)
     weights = text_encoder.get_input_embeddings().weight
     cat, lion, house, castle = (
         weights[tokenizer.get_vocab()[f"{word}</w>"]] for word in ("cat", "lion", "house", "castle")
@@ -200,7 +200,7 @@ def test_words_for_alike_pictures_begin_alike(tmp_path):
 
 def test_patches_go_from_left_to_right_and_down():
     latents = torch.arange(16.0).reshape(1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    patches = train_denoiser.in_patches(latents.expand(1, 4, 8, 8))
+    patches = words.in_patches(latents.expand(1, 4, 8, 8))
     assert patches.shape == (1, 16, 16)
     assert torch.equal(patches[0, :, 0], torch.arange(16.0)) and torch.equal(patches.std(-1), torch.zeros(1, 16))
 

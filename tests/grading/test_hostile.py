@@ -501,7 +501,8 @@ def test_the_sandbox_holds_the_students_text_and_no_other(shared, tmp_path):
         assert read_parts(task_1) == parts
         names = {path.relative_to(sandbox.folder / "code").as_posix() for path in (sandbox.folder / "code").rglob("*")}
         assert "grading/checks/observe.py" in names and "task_1_controlnet/train.py" in names
-        assert not {"grading/checks/problems_controlnet.py", "grading/checks/run.py", "tests"} & names
+        judges = {path.relative_to(ROOT).as_posix() for path in (ROOT / "grading/checks").glob("problems*.py")}
+        assert judges and not {*judges, "grading/checks/run.py", "tests"} & names
         assert json.loads((task_1 / "data" / "test_prompts.json").read_text())
         outcome = sandbox.run(["cat", str(task_1 / "diffusion" / "controlnet.py")], Limits())
     assert "module = MINE" in outcome.tail or outcome.succeeded

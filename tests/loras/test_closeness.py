@@ -11,10 +11,10 @@ from PIL import Image
 
 from closeness import drift, style_distances, subject_scores
 from processes import ROOT
-from tiny_sd.measures.marks import SAMPLES, sample_program
+from tiny_sd.measures.marks import SAMPLES, sample_module
 from tiny_sd.pictures.scenes import scene
 
-samples = sample_program()
+draw_cat, in_style = sample_module("cat").cat, sample_module("linocut").in_style
 # Those of the first 4000 scenes whose captions are "a cat" or "shaded drawing of a cat".
 WITH_A_CAT = (
     247, 407, 472, 675, 679, 935, 982, 1318, 1447, 1682, 2014, 2134, 2348, 2389, 2459, 3000, 3757, 3915,
@@ -52,7 +52,7 @@ def other_cats() -> list[Image.Image]:
 def test_true_images_of_the_style_are_near_and_others_far(vae, style, cat, things):
     icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "noto.json").read_text())
     true = [
-        samples.in_style(icons["icons"][name], icons["view"], seed)
+        in_style(icons["icons"][name], icons["view"], seed)
         for seed, name in enumerate(("house", "fish", "rabbit", "umbrella", "deciduous-tree"))
     ]
     near = style_distances(vae, true, style, 128)
@@ -62,7 +62,7 @@ def test_true_images_of_the_style_are_near_and_others_far(vae, style, cat, thing
 
 
 def test_a_true_image_scores_high_and_another_cat_does_not(vae, cat, other_cats, things):
-    unseen = [samples.cat(pose, place) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3), (5, 6), (2, 0))]
+    unseen = [draw_cat(pose, place) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3), (5, 6), (2, 0))]
     true = subject_scores(vae, unseen, cat, 128)
     assert min(true) > 0.85
     assert max(subject_scores(vae, [*other_cats, *things], cat, 128)) < min(true)
@@ -96,7 +96,7 @@ def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
 def test_drift_is_the_share_of_the_way_from_the_class_to_the_subject(vae, cat, other_cats):
     """Nothing where nothing changed, about all where pictures of the subject are drawn, and in between in between."""
     before = other_cats[:4]
-    subject = [samples.cat(pose, place, 128) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3))]
+    subject = [draw_cat(pose, place, 128) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3))]
     blends = {
         share: [Image.blend(one, other, share) for one, other in zip(before, subject)] for share in (0, 0.2, 0.5, 1)
     }

@@ -53,7 +53,7 @@ def test_a_folder_imports_only_those_that_it_may_know(folder):
 
 
 def test_gradio_is_imported_by_the_pages_own_module_alone():
-    files = {path.name: set(imported(path)) for path in (ROOT / "page").glob("*.py")}
+    files = {path.name: set(imported(path)) for path in (ROOT / "page").rglob("*.py")}
     assert [name for name, modules in files.items() if "gradio" in modules] == ["app.py"]
 
 

@@ -29,8 +29,9 @@ from discs import Disc, render_condition
 from fill50k import RenderedFill50K
 from grading.starter.make import blank
 from page import __main__ as program
-from page import conditions, found, html, jobs
+from page import conditions, found, jobs
 from page.actions import Actions, still
+from page.browser import html
 from page.guard import MOST_BYTES, Guard
 from page.inside import MAPS, Residuals
 from page.preview import LinearPreview

@@ -18,9 +18,7 @@ Run as a program it prints a table of a folder's pictures, for example of an eva
 
 from __future__ import annotations
 
-import argparse
 from functools import lru_cache
-from pathlib import Path
 from typing import Sequence
 
 import numpy as np
@@ -30,7 +28,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import canny
 
 from finetune.data.images import square
-from tiny_sd.measures.marks import SIDE, pictures_in, sample_program
+from tiny_sd.measures.marks import SIDE, asked_for, sample_module
 from tiny_sd.pictures.icons import load_icons, load_subjects
 
 REFERENCE = 41  # true prints, of every eighth thing
@@ -60,7 +58,7 @@ def mean_lines(images: Sequence[Image.Image]) -> tuple[float, np.ndarray]:
 def true_print(style: str, name: str, seed: int) -> Image.Image:
     """A drawing of the icon sets in the sample data's style: 512 px."""
     icons, view = load_icons(style)
-    return sample_program().in_style(icons[name], view, seed)
+    return sample_module("linocut").in_style(icons[name], view, seed)
 
 
 @lru_cache(maxsize=None)
@@ -80,7 +78,7 @@ def line_differences(images: Sequence[Image.Image]) -> tuple[float, float]:
 
 def print_colours() -> np.ndarray:
     """The print's colours in CIE Lab: (4, 3), in the order of PRINT."""
-    return rgb2lab(np.array([getattr(sample_program(), name) for name in PRINT]) / 255)
+    return rgb2lab(np.array([getattr(sample_module("linocut"), name) for name in PRINT]) / 255)
 
 
 def main_colours(image: Image.Image) -> np.ndarray:
@@ -114,13 +112,8 @@ def inks_arrive(image: Image.Image) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Are pictures cut and printed as the sample data's prints are?")
-    parser.add_argument("folder", type=Path, help="pictures, and if there are any their prompts in prompts.json")
-    args = parser.parse_args()
-    prompts = pictures_in(args.folder)
-    if not prompts:
-        parser.error(f"{args.folder} holds no pictures")
-    images = [square(Image.open(args.folder / name), SIDE) for name in prompts]
+    folder, prompts = asked_for("Are pictures cut and printed as the sample data's prints are?")
+    images = [square(Image.open(folder / name), SIDE) for name in prompts]
     for (name, prompt), image in zip(prompts.items(), images):
         colors = ", ".join(f"{difference:.0f} from {ink}" for ink, difference in nearest_inks(image))
         arrive = "arrive" if inks_arrive(image) else "do not"

@@ -18,8 +18,9 @@ Run as a program it prints a table of a folder's pictures, for example of an eva
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -63,22 +64,21 @@ class Face(NamedTuple):
 
 
 @lru_cache(maxsize=None)
-def sample_program() -> ModuleType:
-    """The program that drew the sample data."""
-    spec = importlib.util.spec_from_file_location("sample_data_draw", SAMPLES / "draw.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{SAMPLES / 'draw.py'} is not there")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def sample_module(name: str) -> ModuleType:
+    """A module of the program that drew the sample data: as in a script, they find each other by their names alone."""
+    sys.path.insert(0, str(SAMPLES))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SAMPLES))
 
 
 def true_head(size: float, tilt: float, side: int) -> np.ndarray:
     """The head with its scarf in the middle of a canvas: (side, side, 4), RGBA in 0..1."""
-    draw = sample_program()
-    middle = draw.SIDE / 2
-    head = draw.head(middle, middle, size, tilt, (draw.GREEN, draw.BLUE), (56, 120))
-    return np.asarray(draw.rasterise(head, draw.SIDE, side)) / 255
+    cat = sample_module("cat")
+    middle = cat.SIDE / 2
+    head = cat.head(middle, middle, size, tilt, (cat.GREEN, cat.BLUE), (56, 120))
+    return np.asarray(cat.rasterise(head, cat.SIDE, side)) / 255
 
 
 def transform(images: np.ndarray) -> np.ndarray:
@@ -125,7 +125,7 @@ def find_face(lab: np.ndarray) -> Face:
 
 def unrolled(lab: np.ndarray, face: Face) -> np.ndarray:
     """The face on its own grid, upright and of one size: (rows, columns, 3) in CIE Lab."""
-    turn, unit = np.deg2rad(face.tilt), face.size * SIDE / sample_program().SIDE
+    turn, unit = np.deg2rad(face.tilt), face.size * SIDE / sample_module("cat").SIDE
     x = face.x + unit * (COLUMNS * np.cos(turn) - ROWS * np.sin(turn)) - 0.5
     y = face.y + unit * (COLUMNS * np.sin(turn) + ROWS * np.cos(turn)) - 0.5
     return np.stack([map_coordinates(lab[..., i], [y, x], order=1, mode="nearest") for i in range(3)], axis=-1)
@@ -133,8 +133,8 @@ def unrolled(lab: np.ndarray, face: Face) -> np.ndarray:
 
 def named(lab: np.ndarray) -> np.ndarray:
     """The number of each pixel's colour among COLOURS, or -1 if it has none of them."""
-    draw = sample_program()
-    codes = [getattr(draw, name) for name in COLOURS]
+    cat = sample_module("cat")
+    codes = [getattr(cat, name) for name in COLOURS]
     palette = rgb2lab(np.array([[int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)] for code in codes]))
     differences = np.stack([deltaE_ciede2000(lab, np.broadcast_to(color, lab.shape), kL=2) for color in palette])
     return np.where(differences.min(0) < FARTHEST, differences.argmin(0), -1)
@@ -149,7 +149,7 @@ def hues(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @lru_cache(maxsize=None)
 def places() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Where each mark is on the face's grid, and what is around it: masks, a pair for each of its parts."""
-    top = sample_program().SIDE // 2
+    top = sample_module("cat").SIDE // 2
     drawn = true_head(1, 0, 2 * top)[top + ROWS.astype(int), top + COLUMNS.astype(int)]
     colour = np.where(drawn[..., 3] > 0.8, named(rgb2lab(drawn[..., :3])), -1)
 
@@ -218,17 +218,23 @@ def pictures_in(folder: Path) -> dict[str, str]:
     return dict.fromkeys(sorted(names, key=lambda name: (len(name), name)), "")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Which marks of the sample data's cat do pictures show?")
+def asked_for(description: str) -> tuple[Path, dict[str, str]]:
+    """The folder that stands on the command line of a measure, and its pictures with their prompts."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="pictures, and if there are any their prompts in prompts.json")
-    args = parser.parse_args()
-    pictures = pictures_in(args.folder)
+    folder = parser.parse_args().folder
+    pictures = pictures_in(folder)
     if not pictures:
-        parser.error(f"{args.folder} holds no pictures")
+        parser.error(f"{folder} holds no pictures")
+    return folder, pictures
+
+
+def main() -> None:
+    folder, pictures = asked_for("Which marks of the sample data's cat do pictures show?")
     print(f"{'':12}" + "".join(f"{mark:>13}" for mark in (*MARKS, "together")))
     rows = []
     for name, prompt in pictures.items():
-        with Image.open(args.folder / name) as image:
+        with Image.open(folder / name) as image:
             found = marks_of(image)
         rows.append(list(found.values()))
         signs = ["x" if there else "." for there in rows[-1]]

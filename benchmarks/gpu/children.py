@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 READY = "ready"
 
 
@@ -68,7 +68,7 @@ class Pytest(Child):
     def __init__(self, log: Path, folder: Path, *arguments: str) -> None:
         self.report = folder / f"{log.stem}.xml"
         flags = ["-v", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(folder / log.stem)]
-        flags += ["-p", Path(__file__).stem]  # as a plugin, for the function below
+        flags += ["-p", "gpu.children"]  # as a plugin, for the function below
         command = [sys.executable, "-m", "pytest", *arguments, *flags, f"--junitxml={self.report}"]
         path = os.pathsep.join([str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
@@ -121,7 +121,7 @@ class CompiledRecipe(Child):
     def __init__(self, log: Path, recipe: str, size: str, batch_size: int, steps: int) -> None:
         self.recipe, self.timed = recipe, False
         flags = ["--size", size, "--batch_size", str(batch_size), "--steps", str(steps), "--compiled", recipe]
-        command = [sys.executable, str(Path(__file__).with_name("gpu_rows.py")), *flags]
+        command = [sys.executable, str(ROOT / "benchmarks" / "gpu_rows.py"), *flags]
         super().__init__(command, log)
 
     def is_ready(self) -> bool:

@@ -6,9 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Mapping
 
-from .conditions import Score, as_url
-from .found import Model
-from .jobs import Tile, View
+from ..conditions import Score, as_url
+from ..found import Model
+from ..jobs import Tile, View
 
 GOOD, FAIR = 0.8, 0.5
 WORDS = {

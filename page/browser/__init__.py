@@ -1,0 +1,1 @@
+"""What the browser is given: HTML, styles, and the script of the canvas."""
