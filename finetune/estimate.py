@@ -245,6 +245,15 @@ def flops_in_words(flops: int, batches: int) -> str:
     return f"{f'{total:,.0f}' if total >= 100 else f'{total:.3g}'} GFLOP a step, forward and backward"
 
 
+def work_in_words(prepare: Callable[[], Callable[[str], Rehearsal]], batches: int) -> str:
+    """What a step of so many batches takes, or why it could not be counted."""
+    try:
+        flops = count_flops(prepare())
+    except Exception as error:  # whatever the models' code does that needs contents: a training can do without
+        return f"the work of a step could not be counted ({type(error).__name__}: {error})"
+    return f"work: {flops_in_words(flops, batches)}, of each process"
+
+
 def memory_in_words(memory: dict[str, int], like_cuda: bool) -> str:
     names = {"optimizer": "optimiser", "rest": "activations and the rest"}
     parts = " + ".join(f"{memory[kind] / 2**30:.2f} {names.get(kind, kind)}" for kind in KINDS if kind in memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +148,9 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     """What of the flags the training loop needs to know."""
-    return Plan(
-        train_batch_size=args.train_batch_size,
-        max_train_steps=args.max_train_steps,
-        learning_rate=args.learning_rate,
-        lr_scheduler=args.lr_scheduler,
-        lr_warmup_steps=args.lr_warmup_steps,
-        max_grad_norm=args.max_grad_norm,
-        use_8bit_adam=args.use_8bit_adam,
-        compile=args.compile,
-        dataloader_num_workers=args.dataloader_num_workers,
-        checkpointing_steps=args.checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        seed=args.seed,
-        validation_loss_steps=args.validation_loss_steps,
-    )
+    return Plan(**of_same_names(Plan, args))
+
+
+def of_same_names(plan: type, args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that are called as fields of the plan, a dataclass, are."""
+    return {field.name: getattr(args, field.name) for field in fields(plan) if hasattr(args, field.name)}

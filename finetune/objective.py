@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Callable, Iterator, Mapping
+import math
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from .devices import pins_memory
 from .numbers import MOST_HELD_OUT
 
 # So many timesteps at least are measured, of however few pictures.
@@ -18,6 +20,17 @@ LEAST_MEASURED = 32
 
 class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; the message names the step and the last good checkpoint."""
+
+
+def require_finite(losses: Sequence[float], step: int, last_good: Callable[[], str]) -> None:
+    """Raises NonFiniteLossError if one of these losses, the last of which is this step's, is not finite."""
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            # Looked at every ten steps, but kept one by one: the message names the first that went wrong.
+            raise NonFiniteLossError(
+                f"The loss of step {step - len(losses) + i + 1} is {loss}. {last_good()} A lower --learning_rate "
+                f"usually helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
+            )
 
 
 def seed_for(*numbers: int) -> int:
@@ -61,6 +74,20 @@ def batches_of_indices(
             indices.append(order[position % num_samples])
         yield indices
         batch += 1
+
+
+def own_batches(
+    dataset: Dataset, accelerator: Accelerator, batch_size: int, seed: int, step: int, workers: int
+) -> Iterator[Any]:
+    """This process's batches, endless, from the one that this step sees. Raises ValueError for no samples."""
+    start = step * accelerator.gradient_accumulation_steps
+    indices = batches_of_indices(
+        len(dataset), batch_size, seed, start, accelerator.process_index, accelerator.num_processes
+    )
+    # Our order, not a shuffling loader of accelerate's: that would have to skip batches to get where it was.
+    return iter(
+        DataLoader(dataset, batch_sampler=indices, num_workers=workers, pin_memory=pins_memory(accelerator.device))
+    )
 
 
 def own_part(draw: Callable[[int], torch.Tensor], batch_size: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -10,18 +10,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .devices import pins_memory
-from .estimate import Rehearsal, count_flops, flops_in_words, in_millions
+from .estimate import Rehearsal, in_millions, work_in_words
 from .flags import Plan
-from .objective import HeldOut, NonFiniteLossError, batches_of_indices, mean_loss, seed_for
+from .objective import HeldOut, mean_loss, own_batches, require_finite, seed_for
 from .optimizer import build_optimizer, set_hyperparameters
-from .run.checkpoints import find_checkpoint, read_state, write_folder
+from .run.checkpoints import find_checkpoint, read_state
 from .run.folder import finished_words
 from .run.progress import progress_bar
 from .run.records import HELD_OUT_LOSS, Best, Record
-from .run.saving import CheckpointWriter
+from .run.saving import CheckpointWriter, ModelWriter, SaveModel
 from .run.settings import WORDS, differences, keep
 from .run.stopping import StopSignals
 
@@ -57,7 +56,7 @@ class Training:
         model: torch.nn.Module,
         plan: Plan,
         dataset: Dataset,
-        save_model: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], None],
+        save_model: SaveModel,
         load_model: Callable[[torch.nn.Module, Path], None],
         output_dir: Path,
         model_name: str,
@@ -81,7 +80,6 @@ class Training:
         self.model, self.optimizer = accelerator.prepare(model, self.plain_optimizer)
         self.accelerator = accelerator
         self.dataset = dataset
-        self.save_model = save_model
         self.output_dir = Path(output_dir)
         self.model_name = model_name
         batches_per_step = accelerator.gradient_accumulation_steps * accelerator.num_processes
@@ -94,36 +92,14 @@ class Training:
         self.held_out: HeldOut | None = None  # whose loss is measured, and decides what is best
         self.held_out_loss: Callable[[Any], torch.Tensor] | None = None  # of a batch of them
         self.aligned_by: str | None = None  # what of the validation's figures decides without them; high is good
-        self.save_best: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], str] = self.save_as_result
         self.rehearsal: Callable[[], Callable[[str], Rehearsal]] | None = None  # by which the work of a step is counted
         self.trained_with = settings  # what the weights that are there were trained with
         self.made_steps = False
         self.recent_losses: list[torch.Tensor] = []
         self.figures: dict[str, float] = {}  # what was measured last
         self.checkpoints = CheckpointWriter(accelerator, self.output_dir, plan.checkpoints_total_limit)
-        self.register_hooks(save_model, load_model)
-
-    def register_hooks(
-        self,
-        save_model: Callable[[torch.nn.Module, dict[str, torch.Tensor], Path], None],
-        load_model: Callable[[torch.nn.Module, Path], None],
-    ) -> None:
-        """Has checkpoints hold the model as `save_model` writes it, which others load, not as accelerate would."""
-        accelerator, model_name = self.accelerator, self.model_name
-
-        def save_hook(models: list, weights: list, folder: str) -> None:
-            # All processes ask: with FSDP each has a part, and one alone would wait for the others for ever.
-            state_dict = accelerator.get_state_dict(models[0])
-            if accelerator.is_main_process:
-                save_model(accelerator.unwrap_model(models[0]), state_dict, Path(folder) / model_name)
-            weights.clear()  # the model is written: accelerate has nothing left to write
-
-        def load_hook(models: list, folder: str) -> None:
-            while models:  # none with FSDP and DeepSpeed: there accelerate writes and reads the parts by itself
-                load_model(accelerator.unwrap_model(models.pop()), Path(folder) / model_name)
-
-        accelerator.register_save_state_pre_hook(save_hook)
-        accelerator.register_load_state_pre_hook(load_hook)
+        self.model_writer = ModelWriter(accelerator, self.model, save_model, load_model, model_name)
+        self.save_best: SaveModel = self.model_writer.save_into
 
     def start_schedule(self) -> None:
         """The learning rate as the plan says, from this step on: a function of the step, there is no state to load."""
@@ -166,26 +142,6 @@ class Training:
     def steps_an_epoch(self) -> int:
         return -(-len(self.dataset) // self.samples_per_step)
 
-    def batches(self) -> Iterator[Any]:
-        """This process's batches, endless, from the one that the next step sees. Raises ValueError for no samples."""
-        indices = batches_of_indices(
-            len(self.dataset),
-            self.plan.train_batch_size,
-            self.plan.seed,
-            self.step * self.accelerator.gradient_accumulation_steps,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return iter(
-            DataLoader(
-                self.dataset,
-                # Ours, not a shuffling loader of accelerate's: that would have to skip batches to get where it was.
-                batch_sampler=indices,
-                num_workers=self.plan.dataloader_num_workers,
-                pin_memory=pins_memory(self.accelerator.device),
-            )
-        )
-
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-N`, without waiting until it is whole. Raises CheckpointError."""
         self.checkpoints.save(self.step, self.trained_with)
@@ -210,25 +166,28 @@ class Training:
             NonFiniteLossError: naming the step and the last good checkpoint.
             CheckpointError: if a checkpoint cannot be written.
         """
-        if self.step >= self.plan.max_train_steps:
+        plan = self.plan
+        if self.step >= plan.max_train_steps:
             return True
         self.begin()
-        batches = self.batches()
+        batches = own_batches(
+            self.dataset, self.accelerator, plan.train_batch_size, plan.seed, self.step, plan.dataloader_num_workers
+        )
         bar = progress_bar(
-            total=self.plan.max_train_steps,
+            total=plan.max_train_steps,
             initial=self.step,
             desc="Training",
             unit="step",
             disable=not self.accelerator.is_local_main_process,
         )
         with StopSignals(self.accelerator) as signals, bar as progress:
-            while self.step < self.plan.max_train_steps:
+            while self.step < plan.max_train_steps:
                 self.optimization_step(batches, compute_loss)
                 self.step += 1
                 progress.update()
-                done = self.step == self.plan.max_train_steps
+                done = self.step == plan.max_train_steps
                 stopping = signals.asked()
-                saving = stopping or self.is_due(self.plan.checkpointing_steps)
+                saving = stopping or self.is_due(plan.checkpointing_steps)
                 # Before each checkpoint, too: a loss that is not finite ends the run here, with the last good one kept.
                 if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
@@ -267,11 +226,7 @@ class Training:
         """What a step takes, in words; nothing for a training that is hardly longer than counting that."""
         if self.rehearsal is None or self.plan.max_train_steps < WORTH_COUNTING:
             return ""
-        try:
-            flops = count_flops(self.rehearsal())
-        except Exception as error:  # whatever the models' code does that needs contents: the training can do without
-            return f"; the work of a step could not be counted ({type(error).__name__}: {error})"
-        return f"; work: {flops_in_words(flops, self.accelerator.gradient_accumulation_steps)}, of each process"
+        return f"; {work_in_words(self.rehearsal, self.accelerator.gradient_accumulation_steps)}"
 
     def measure(self) -> dict[str, float]:
         """The loss of the held-out samples, if it is to be measured now."""
@@ -293,16 +248,9 @@ class Training:
         broadcast_object_list(beaten)  # the main process decides, whose disk and figures these are
         if not beaten[0]:
             return
-        # All processes: see save_hook.
-        state_dict = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            best.keep(found, self.step, self.trained_with, lambda folder: self.save_best(model, state_dict, folder))
-        self.accelerator.wait_for_everyone()
-
-    def save_as_result(self, model: torch.nn.Module, state_dict: dict[str, torch.Tensor], folder: Path) -> str:
-        self.save_model(model, state_dict, folder / self.model_name)
-        return self.model_name
+        self.model_writer.gather(
+            lambda *gathered: best.keep(found, self.step, self.trained_with, partial(self.save_best, *gathered))
+        )
 
     def log(self, values: dict[str, float]) -> None:
         """Into the trackers and `stats.jsonl`."""
@@ -347,14 +295,7 @@ class Training:
     def log_losses(self) -> dict[str, str]:
         """Logs the mean loss since the last call; returns what the progress bar shows. Raises NonFiniteLossError."""
         losses = self.accelerator.reduce(torch.stack(self.recent_losses), reduction="mean").tolist()
-        for i, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                # Looked at every ten steps, but kept one by one: the message names the first that went wrong.
-                step = self.step - len(losses) + i + 1
-                raise NonFiniteLossError(
-                    f"The loss of step {step} is {loss}. {self.checkpoints.newest()} A lower --learning_rate usually "
-                    f"helps; or, in another --output_dir, --mixed_precision bf16 instead of fp16."
-                )
+        require_finite(losses, self.step, self.checkpoints.newest)
         self.recent_losses = []
         loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
         self.figures["loss"] = loss
@@ -369,15 +310,5 @@ class Training:
         `describe` adds to the folder what is said of the model, before it appears there.
         """
         folder = self.output_dir / self.model_name
-        state_dict = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-
-            # Into a temporary folder, which then takes the result's name: it is whole, or not there.
-            def write(temporary: Path) -> None:
-                self.save_model(model, state_dict, temporary)
-                describe(temporary)
-
-            write_folder(folder, write)
-        self.accelerator.wait_for_everyone()
+        self.model_writer.write(folder, describe)
         return folder

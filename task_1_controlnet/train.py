@@ -59,8 +59,8 @@ if __name__ == "__main__":
 import torch
 from accelerate import Accelerator
 
-from denoiser import load_models, predict_noise, rehearsal
 from diffusion.controlnet import ControlNetModel
+from diffusion.denoiser import load_models, predict_noise, rehearsal
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all

@@ -1,4 +1,4 @@
-"""Writes checkpoints while the training goes on."""
+"""Writes checkpoints while the training goes on, and the model in it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Dict
 
+import torch
 from accelerate import Accelerator
 
 from .checkpoints import (
@@ -18,7 +19,11 @@ from .checkpoints import (
     next_number,
     remove_old,
     start_folder,
+    write_folder,
 )
+
+# Writes a model, whose weights come as a state dict, into a folder; what it returns is its name for that.
+SaveModel = Callable[[torch.nn.Module, Dict[str, torch.Tensor], Path], Any]
 
 
 class CheckpointWriter:
@@ -85,3 +90,56 @@ class CheckpointWriter:
 
     def _cannot_write(self, what: str, error: Exception) -> CheckpointError:
         return CheckpointError(f"Cannot write {what}: {error}\nIs the disk full? {self.newest()}")
+
+
+class ModelWriter:
+    """Writes the model in training by `save_model`, under its name: into checkpoints too, where others can load it."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        save_model: SaveModel,
+        load_model: Callable[[torch.nn.Module, Path], None],
+        name: str,
+    ) -> None:
+        self.accelerator, self.model, self.name = accelerator, model, name
+        self.save_model, self.load_model = save_model, load_model
+        accelerator.register_save_state_pre_hook(self._save_hook)
+        accelerator.register_load_state_pre_hook(self._load_hook)
+
+    def gather(self, write: Callable[[torch.nn.Module, dict[str, torch.Tensor]], None]) -> None:
+        """Calls `write` in the main process, with the unwrapped model and all its weights."""
+        # All processes ask: with FSDP each has a part, and one alone would wait for the others for ever.
+        state_dict = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            write(self.accelerator.unwrap_model(self.model), state_dict)
+        self.accelerator.wait_for_everyone()
+
+    def write(self, folder: Path, describe: Callable[[Path], None]) -> None:
+        """Makes the folder, with the model and what `describe` adds to it. Raises CheckpointError."""
+
+        def save(model: torch.nn.Module, state_dict: dict[str, torch.Tensor]) -> None:
+            def fill(temporary: Path) -> None:
+                self.save_model(model, state_dict, temporary)
+                describe(temporary)
+
+            # Into a temporary folder, which then takes the result's name: it is whole, or not there.
+            write_folder(folder, fill)
+
+        self.gather(save)
+
+    def save_into(self, model: torch.nn.Module, state_dict: dict[str, torch.Tensor], folder: Path) -> str:
+        """Writes the model into a folder of its name in this one."""
+        self.save_model(model, state_dict, folder / self.name)
+        return self.name
+
+    def _save_hook(self, models: list, weights: list, folder: str) -> None:
+        state_dict = self.accelerator.get_state_dict(models[0])  # all processes: see gather
+        if self.accelerator.is_main_process:
+            self.save_into(self.accelerator.unwrap_model(models[0]), state_dict, Path(folder))
+        weights.clear()  # the model is written: accelerate has nothing left to write
+
+    def _load_hook(self, models: list, folder: str) -> None:
+        while models:  # none with FSDP and DeepSpeed: there accelerate writes and reads the parts by itself
+            self.load_model(self.accelerator.unwrap_model(models.pop()), Path(folder) / self.name)

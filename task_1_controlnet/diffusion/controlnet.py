@@ -16,8 +16,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .modeling import StableDiffusionModel, build_down_blocks, build_time_embedding, per_block
-from .unets.unet_2d_blocks import BlockParams, UNetMidBlock2DCrossAttn
+from .configuration import block_settings
+from .modeling import StableDiffusionModel, build_down_blocks, build_time_embedding, skip_widths
+from .unets.unet_2d_blocks import UNetMidBlock2DCrossAttn
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 
@@ -111,17 +112,7 @@ class ControlNetModel(StableDiffusionModel):
         conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
     ) -> None:
         super().__init__()
-        num_blocks = len(block_out_channels)
-        num_heads = per_block(attention_head_dim, num_blocks, "attention_head_dim")
-        num_layers = per_block(layers_per_block, num_blocks, "layers_per_block")
-        params = BlockParams(
-            temb_channels=4 * block_out_channels[0],
-            cross_attention_dim=cross_attention_dim,
-            norm_num_groups=norm_num_groups,
-            norm_eps=norm_eps,
-            use_linear_projection=use_linear_projection,
-            upcast_attention=upcast_attention,
-        )
+        num_heads, num_layers, params = block_settings(self.config)
 
         self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.time_proj, self.time_embedding = build_time_embedding(block_out_channels[0], flip_sin_to_cos, freq_shift)
@@ -131,12 +122,8 @@ class ControlNetModel(StableDiffusionModel):
         self.down_blocks = build_down_blocks(down_block_types, block_out_channels, num_heads, num_layers, params)
         self.mid_block = UNetMidBlock2DCrossAttn(block_out_channels[-1], num_heads[-1], params)
 
-        # One zero convolution for each of the UNet's skip connections, and one for its mid block. The skips are the
-        # output of conv_in, each layer's, and each halving's, which the last block does not have: 1 + 4 * 2 + 3 = 12 in
-        # Stable Diffusion 1, the paper's 12 encoding blocks.
-        skip_channels = [block_out_channels[0]]
-        for i, channels in enumerate(block_out_channels):
-            skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
+        # One zero convolution for each of the UNet's skip connections, and one for its mid block.
+        skip_channels = skip_widths(block_out_channels, num_layers)
         self.controlnet_down_blocks = nn.ModuleList(zero_convolution(c, c) for c in skip_channels)
         self.controlnet_mid_block = zero_convolution(block_out_channels[-1], block_out_channels[-1])
 

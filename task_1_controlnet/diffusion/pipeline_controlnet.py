@@ -1,197 +1,44 @@
 """Sampling with ControlNet: prompt and condition image in, image out.
 
-Loading, saving, text encoding, LoRA and offloading are those of diffusers' pipeline. The sampling loop is here, and it
-runs our UNet and our ControlNet. Same weights, same seed: the pixels equal diffusers' to the bit on CPU in float32.
+How the pipeline is put together, loaded and saved stands in pipeline_parts.py; text encoding, LoRA and offloading are
+those of diffusers' pipeline. Same weights, same seed: the pixels equal diffusers' to the bit on CPU in float32.
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, List, Sequence, Union
+from typing import Any, Callable, Sequence
 
-import diffusers
 import torch
 from diffusers.pipelines.controlnet.pipeline_controlnet import retrieve_timesteps
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
-from finetune.model.dtypes import as_dtype, cast, dtype_argument
-from finetune.run.checkpoints import give_rights
-
-from .controlnet import ControlNetModel
 from .pipeline_inputs import (
-    THEIRS,
     StepCallback,
     check_clip_skip,
-    check_is_ours,
+    check_kind,
     check_latents,
     check_prompts,
     check_settings,
     check_supported,
-    check_text_width,
     condition_batch,
     image_size,
     split_conditions,
 )
+from .pipeline_parts import PipelineParts
 from .sampling_contexts import is_compiled, lora_scaled, text_model_found, text_projected_once
-from .steering import MultiControlNet, Steering, nets_of
-from .unets.unet_2d_condition import UNet2DConditionModel
-
-# Arguments of `from_pretrained` that concern each model, not only the pipeline.
-LOADING_ARGUMENTS = (
-    "cache_dir",
-    "device_map",
-    "disable_mmap",
-    "force_download",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "proxies",
-    "revision",
-    "token",
-    "use_safetensors",
-    "variant",
-)
+from .steering import Steering, nets_of
 
 
-def unsupported_method(what: str) -> Callable[..., None]:
-    """In place of a method of diffusers' pipeline that this one does not have."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(f"{what} is not supported here; {THEIRS} supports it and loads the same folder.")
-
-    return refuse
-
-
-class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipeline):
-    """Draws what a prompt says, where condition images say.
-
-    Args:
-        unet: our `UNet2DConditionModel`.
-        controlnet: our `ControlNetModel`, or a list of them, whose residuals add up.
-        safety_checker: is run on the images if there is one. Without it nothing filters them.
-
-    The other arguments are those of `diffusers.StableDiffusionControlNetPipeline`.
-
-    Raises:
-        ValueError: if the UNet or a ControlNet is not ours, but for example diffusers' of the same name, or the UNet
-            does not only denoise.
-    """
+class StableDiffusionControlNetPipeline(PipelineParts):
+    """Draws what a prompt says, where condition images say."""
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
-
-    def __init__(
-        self,
-        vae,
-        text_encoder,
-        tokenizer,
-        unet,
-        controlnet,
-        scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=True,
-    ):
-        check_is_ours("unet", unet, UNet2DConditionModel)
-        if unet.config.in_channels != unet.config.out_channels:
-            raise ValueError(
-                f"The UNet takes {unet.config.in_channels} channels and gives {unet.config.out_channels}: it is made "
-                f"for inpainting or the like, which this pipeline does not do."
-            )
-        several = controlnet if isinstance(controlnet, (list, tuple)) else getattr(controlnet, "nets", None)
-        for net in [controlnet] if several is None else several:
-            check_is_ours("controlnet", net, ControlNetModel)
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            controlnet=controlnet if several is None else MultiControlNet(several),
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
-
-    # diffusers' `from_pretrained` and `from_pipe` look at the types of models, and not all its versions read strings.
-    __init__.__annotations__ = {
-        "vae": diffusers.AutoencoderKL,
-        "unet": UNet2DConditionModel,
-        "controlnet": Union[ControlNetModel, List[ControlNetModel], MultiControlNet],
-    }
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> StableDiffusionControlNetPipeline:
-        """Loads a pipeline from a folder or the hub, with our classes in the places of the UNet and the ControlNet.
-
-        The arguments are those of `diffusers.DiffusionPipeline.from_pretrained`, components to replace included:
-        pass `controlnet=...` to put a ControlNet (or a list) on a plain Stable Diffusion model. `dtype` is a data type
-        or the name of one, or a dict of these by component, with a "default"; `torch_dtype` is its older name. What is
-        not asked for otherwise is loaded in float32, whatever the files hold.
-
-        Raises:
-            ValueError: if the model comes without a ControlNet and none is given, `dtype` is no data type or for a
-                component that is not there, or models are to be quantised.
-        """
-        path, given = pretrained_model_name_or_path, set(kwargs)
-        if kwargs.get("quantization_config") is not None:
-            raise ValueError(f"quantization_config is not supported here; {THEIRS} supports it.")
-        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or torch.float32
-        dtypes = dict(dtype) if isinstance(dtype, dict) else {"default": dtype}
-        dtypes = {name: as_dtype(value) for name, value in dtypes.items()}
-        default = dtypes.pop("default", torch.float32)
-        arguments = {name: kwargs[name] for name in LOADING_ARGUMENTS if name in kwargs}
-        if "controlnet" not in kwargs:
-            in_index = cls.load_config(path, **arguments).get("controlnet", (None, None))[1]
-            if in_index is None:
-                raise ValueError(f"{path} holds no ControlNet: pass controlnet=ControlNetModel.from_pretrained(...).")
-            arguments["dtype"] = dtypes.get("controlnet", default)
-            nets = [ControlNetModel.from_pretrained(path, subfolder="controlnet", **arguments)]
-            # The library saves several ControlNets as controlnet, controlnet_1, controlnet_2 and so on.
-            while os.path.isdir(os.path.join(path, f"controlnet_{len(nets)}")):
-                nets.append(ControlNetModel.from_pretrained(path, subfolder=f"controlnet_{len(nets)}", **arguments))
-            kwargs["controlnet"] = nets if in_index.startswith("Multi") else nets[0]
-        if isinstance(kwargs["controlnet"], (list, tuple)):  # diffusers takes a list only if the index names none
-            kwargs["controlnet"] = MultiControlNet(kwargs["controlnet"])
-        if "unet" not in kwargs:
-            arguments["dtype"] = dtypes.get("unet", default)
-            kwargs["unet"] = UNet2DConditionModel.from_pretrained(path, subfolder="unet", **arguments)
-        pipeline = super().from_pretrained(path, **dtype_argument(cls, default), **kwargs)
-        for name, dtype in dtypes.items():
-            if name not in pipeline.components:
-                raise ValueError(f"dtype names {name!r}; the components are {', '.join(pipeline.components)}.")
-            if name not in given and isinstance(pipeline.components[name], torch.nn.Module):
-                cast(pipeline.components[name], dtype)
-        return pipeline
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Saves as diffusers' pipeline does, into a folder that diffusers' pipeline loads with its own classes."""
-        controlnet = ("diffusers", "ControlNetModel")
-        if hasattr(self.controlnet, "nets"):
-            # Older versions keep this class in their module `controlnet`, and look for it there.
-            library = "diffusers" if hasattr(diffusers, "MultiControlNetModel") else "controlnet"
-            controlnet = (library, "MultiControlNetModel")
-        # Under diffusers' names: who gets the folder need not have this code.
-        self.register_to_config(unet=("diffusers", "UNet2DConditionModel"), controlnet=controlnet)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        give_rights(*Path(save_directory).glob("*/*.safetensors"))
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         # At 1 guidance is the prediction with the prompt alone, and half of the batch says the same.
         return self._guidance_scale > 1
-
-    # What diffusers' pipeline asks of models that ours do not have: without these it would fail in its own words.
-    load_ip_adapter = set_ip_adapter_scale = unload_ip_adapter = unsupported_method("IP-Adapter")
-    enable_freeu = disable_freeu = unsupported_method("FreeU")
-    check_inputs = unsupported_method("checking inputs without a call")
-    fuse_qkv_projections = unfuse_qkv_projections = unsupported_method("fusing the projections of attention")
-    prepare_ip_adapter_image_embeds = unsupported_method("IP-Adapter")
-    from_single_file = classmethod(unsupported_method("loading from a single file"))
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         with text_model_found(self.text_encoder):
@@ -268,53 +115,58 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
             ValueError: if inputs are missing, of a wrong type, do not fit together, or are out of range.
         """
         check_supported(unsupported)
-        check_settings(
-            num_inference_steps, num_images_per_prompt, guidance_scale, eta, generator, output_type,
-            cross_attention_kwargs,
-        )  # fmt: skip
+        check_settings(num_inference_steps, num_images_per_prompt, guidance_scale, eta, generator, output_type)
+        check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
         prompt, negative_prompt, num_prompts = check_prompts(
-            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, self.unet.config.cross_attention_dim
         )
-        for embeds in (prompt_embeds, negative_prompt_embeds):
-            check_text_width(embeds, self.unet.config.cross_attention_dim)
-        if prompt is not None and clip_skip is not None:
-            check_clip_skip(clip_skip, self.text_encoder)
+        check_clip_skip(clip_skip, prompt, self.text_encoder)
         callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
 
         # Callbacks read these through the library's properties, and may change them from one step to the next.
         self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
         self._clip_skip, self._interrupt = clip_skip, False
-        attention_kwargs = dict(cross_attention_kwargs or {})
-        lora_scale = attention_kwargs.pop("scale", None)
-        device, num_images = self._execution_device, num_prompts * num_images_per_prompt
 
+        device, num_images = self._execution_device, num_prompts * num_images_per_prompt
         conditions, height, width = self.prepare_conditions(image, height, width, num_prompts, num_images)
         steering = Steering(
             self.controlnet, conditions, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
             guess_mode,
         )  # fmt: skip
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt, device, num_images_per_prompt, self.do_classifier_free_guidance, negative_prompt,
-            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, lora_scale=lora_scale,
-            clip_skip=clip_skip,
-        )  # fmt: skip
-        if self.do_classifier_free_guidance:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2 * B, T, D)
+        prompt_embeds, negative_prompt_embeds = self.embed_prompts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+        )
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         latents = self.start_latents(latents, num_images, height, width, prompt_embeds.dtype, generator)
         # eta is DDIM's share of fresh noise in each step (Song et al., 2021, https://arxiv.org/abs/2010.02502, eq. 16).
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
-        with lora_scaled(self.unet, lora_scale):
-            latents = self.denoise(
-                latents, timesteps, prompt_embeds, negative_prompt_embeds, steering, callback, attention_kwargs,
-                extra_step_kwargs,
-            )  # fmt: skip
+        latents = self.denoise(
+            latents, timesteps, prompt_embeds, negative_prompt_embeds, steering, callback, extra_step_kwargs
+        )
         images, has_nsfw_concept = self.decode(latents, output_type, prompt_embeds.dtype, generator)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, has_nsfw_concept
-        return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+        output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
+        return output if return_dict else (images, has_nsfw_concept)
+
+    def embed_prompts(
+        self,
+        prompt: list[str] | None,
+        negative_prompt: list[str] | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        num_images_per_prompt: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The text embeddings, (B, T, D), or with guidance the negative ones and then they; and the negative ones."""
+        guided, lora_scale = self.do_classifier_free_guidance, (self.cross_attention_kwargs or {}).get("scale")
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt, self._execution_device, num_images_per_prompt, guided, negative_prompt,
+            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, lora_scale=lora_scale,
+            clip_skip=self.clip_skip,
+        )  # fmt: skip
+        if guided:
+            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2 * B, T, D)
+        return prompt_embeds, negative_prompt_embeds
 
     def denoise(
         self,
@@ -324,7 +176,6 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         negative_prompt_embeds: torch.Tensor | None,
         steering: Steering,
         callback: StepCallback,
-        attention_kwargs: dict[str, Any],
         extra_step_kwargs: dict[str, Any],
     ) -> torch.Tensor:
         """The sampling loop, from noise to latents (images, channels, height / 8, width / 8).
@@ -334,7 +185,9 @@ class StableDiffusionControlNetPipeline(diffusers.StableDiffusionControlNetPipel
         self._num_timesteps = len(timesteps)
         # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
         mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
-        with text_projected_once(self.unet, *steering.nets) as forget_text:
+        attention_kwargs = dict(self.cross_attention_kwargs or {})
+        lora_scale = attention_kwargs.pop("scale", None)
+        with lora_scaled(self.unet, lora_scale), text_projected_once(self.unet, *steering.nets) as forget_text:
             for i, t in enumerate(self.progress_bar(timesteps)):
                 if mark_steps:
                     torch.compiler.cudagraph_mark_step_begin()

@@ -168,7 +168,6 @@ def check_settings(
     eta: Any,
     generator: Any,
     output_type: Any,
-    cross_attention_kwargs: Any,
 ) -> None:
     """Raises ValueError for one that is of a wrong type or out of range."""
     check_count("num_inference_steps", num_inference_steps)
@@ -177,7 +176,6 @@ def check_settings(
     check_number("eta", eta)
     check_generator(generator)
     check_member("output_type", output_type, OUTPUT_TYPES)
-    check_kind("cross_attention_kwargs", cross_attention_kwargs, dict)
 
 
 def check_generator(generator: Any) -> None:
@@ -185,15 +183,12 @@ def check_generator(generator: Any) -> None:
         check_kind("generator", entry, torch.Generator)
 
 
-def check_clip_skip(clip_skip: Any, text_encoder: torch.nn.Module) -> None:
+def check_clip_skip(clip_skip: Any, prompt: list[str] | None, text_encoder: torch.nn.Module) -> None:
+    if clip_skip is None or prompt is None:  # embeddings that were given have been through all layers that they shall
+        return
     layers = text_encoder.config.num_hidden_layers
     if not isinstance(clip_skip, Integral) or not 0 <= clip_skip <= layers:
         raise ValueError(f"clip_skip is {clip_skip!r}; the text encoder has {layers} layers to leave out.")
-
-
-def check_text_width(embeds: torch.Tensor | None, channels: int) -> None:
-    if embeds is not None and embeds.shape[-1] != channels:
-        raise ValueError(f"prompt_embeds have {embeds.shape[-1]} channels; the UNet takes {channels}.")
 
 
 def check_latents(latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
@@ -230,6 +225,7 @@ def check_prompts(
     negative_prompt: str | Sequence[str] | None,
     prompt_embeds: torch.Tensor | None,
     negative_prompt_embeds: torch.Tensor | None,
+    text_channels: int,
 ) -> tuple[list[str] | None, list[str] | None, int]:
     """The prompts and the negative prompts, each as a list of the same length or None, and that length."""
     if (prompt is None) == (prompt_embeds is None):
@@ -248,6 +244,8 @@ def check_prompts(
     for name, negative in (("negative_prompt", negative_prompts), ("negative_prompt_embeds", negative_prompt_embeds)):
         if negative is not None and len(negative) != num_prompts:
             raise ValueError(f"{name} has {len(negative)} entries for {num_prompts} prompts.")
+    if embeds and embeds[0].shape[-1] != text_channels:
+        raise ValueError(f"prompt_embeds have {embeds[0].shape[-1]} channels; the UNet takes {text_channels}.")
     return prompts, negative_prompts, num_prompts
 
 

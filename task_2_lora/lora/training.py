@@ -19,7 +19,7 @@ from drawing import validate
 from finetune import estimate
 from finetune.data.cache import Samples, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen
-from finetune.flags import Plan, plan_of
+from finetune.flags import Plan, of_same_names, plan_of
 from finetune.model.base import BaseModel, factor_of, load_configs
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card
 from finetune.model.upload import Upload
@@ -58,22 +58,9 @@ class LoraPlan:
 def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
     return LoraPlan(
         base=args.pretrained_model_name_or_path,
-        output_dir=args.output_dir,
-        resolution=args.resolution,
-        rank=args.rank,
-        alpha=args.alpha,
-        lora_layers=args.lora_layers,
-        train_text_encoder=args.train_text_encoder,
-        gradient_checkpointing=args.gradient_checkpointing,
         encode_once=not args.no_cache,
-        snr_gamma=args.snr_gamma,
-        proportion_empty_prompts=args.proportion_empty_prompts,
-        also_save=args.also_save,
-        validation_prompt=args.validation_prompt,
-        num_validation_images=args.num_validation_images,
-        validation_epochs=args.validation_epochs,
-        validation_guidance_scale=args.validation_guidance_scale,
         optimisation=plan_of(args),
+        **of_same_names(LoraPlan, args),
     )
 
 

@@ -92,6 +92,8 @@ class UNetBlock(nn.Module):
 class DownBlock2D(UNetBlock):
     """Residual layers, then a convolution of stride 2 if `add_downsample`."""
 
+    attends_to_text = False
+
     def __init__(
         self,
         in_channels: int,
@@ -108,6 +110,8 @@ class DownBlock2D(UNetBlock):
         if add_downsample:
             # "op": by its default name the library's layer is in the state dict twice, but once in the files.
             self.downsamplers = nn.ModuleList([Downsample2D(out_channels, use_conv=True, name="op")])
+        if self.attends_to_text:
+            self.attentions = nn.ModuleList(attention_layer(out_channels, num_heads, params) for _ in range(num_layers))
 
     def forward(
         self,
@@ -141,17 +145,7 @@ class DownBlock2D(UNetBlock):
 class CrossAttnDownBlock2D(DownBlock2D):
     """A DownBlock2D with attention to the text after each residual layer."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        num_layers: int,
-        num_heads: int,
-        add_downsample: bool,
-        params: BlockParams,
-    ) -> None:
-        super().__init__(in_channels, out_channels, num_layers, num_heads, add_downsample, params)
-        self.attentions = nn.ModuleList(attention_layer(out_channels, num_heads, params) for _ in range(num_layers))
+    attends_to_text = True
 
 
 class UNetMidBlock2DCrossAttn(UNetBlock):
@@ -178,6 +172,8 @@ class UNetMidBlock2DCrossAttn(UNetBlock):
 class UpBlock2D(UNetBlock):
     """Residual layers that each take one skip connection, then a doubling of the size if `add_upsample`."""
 
+    attends_to_text = False
+
     def __init__(
         self,
         in_channels: int,
@@ -195,6 +191,8 @@ class UpBlock2D(UNetBlock):
             resnet_layer(width + skip, out_channels, params) for width, skip in zip(widths, skip_channels)
         )
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels, use_conv=True)]) if add_upsample else None
+        if self.attends_to_text:
+            self.attentions = nn.ModuleList(attention_layer(out_channels, num_heads, params) for _ in skip_channels)
 
     def forward(
         self,
@@ -226,14 +224,4 @@ class UpBlock2D(UNetBlock):
 class CrossAttnUpBlock2D(UpBlock2D):
     """An UpBlock2D with attention to the text after each residual layer."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        skip_channels: Sequence[int],
-        out_channels: int,
-        num_heads: int,
-        add_upsample: bool,
-        params: BlockParams,
-    ) -> None:
-        super().__init__(in_channels, skip_channels, out_channels, num_heads, add_upsample, params)
-        self.attentions = nn.ModuleList(attention_layer(out_channels, num_heads, params) for _ in skip_channels)
+    attends_to_text = True

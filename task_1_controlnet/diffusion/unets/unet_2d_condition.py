@@ -13,8 +13,9 @@ from diffusers.loaders import UNet2DConditionLoadersMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from ..modeling import StableDiffusionModel, block_classes, build_down_blocks, build_time_embedding, per_block
-from .unet_2d_blocks import BlockParams, CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
+from ..configuration import block_classes, block_settings
+from ..modeling import StableDiffusionModel, build_down_blocks, build_time_embedding, skip_widths
+from .unet_2d_blocks import CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn, UpBlock2D
 
 UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
 
@@ -49,18 +50,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
     ) -> None:
         super().__init__()
         num_blocks = len(block_out_channels)
-        # diffusers called the number of heads `attention_head_dim` by mistake, and keeps it for the files that say so.
-        num_heads = per_block(attention_head_dim, num_blocks, "attention_head_dim")
-        num_layers = per_block(layers_per_block, num_blocks, "layers_per_block")
-        # The time embedding is four times as wide as the first features, as in the code of Ho et al., 2020.
-        params = BlockParams(
-            temb_channels=4 * block_out_channels[0],
-            cross_attention_dim=cross_attention_dim,
-            norm_num_groups=norm_num_groups,
-            norm_eps=norm_eps,
-            use_linear_projection=use_linear_projection,
-            upcast_attention=upcast_attention,
-        )
+        num_heads, num_layers, params = block_settings(self.config)
 
         self.conv_in = nn.Conv2d(in_channels, block_out_channels[0], kernel_size=3, padding=1)
         self.time_proj, self.time_embedding = build_time_embedding(block_out_channels[0], flip_sin_to_cos, freq_shift)
@@ -68,9 +58,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         self.mid_block = UNetMidBlock2DCrossAttn(block_out_channels[-1], num_heads[-1], params)
 
         # The decoder takes the skip connections in reverse: their widths are a stack that the encoder has filled.
-        skip_channels = [block_out_channels[0]]
-        for i, channels in enumerate(block_out_channels):
-            skip_channels += [channels] * (num_layers[i] + (i < num_blocks - 1))
+        skip_channels = skip_widths(block_out_channels, num_layers)
         self.up_blocks = nn.ModuleList()
         width = block_out_channels[-1]
         up_blocks = block_classes(UP_BLOCKS, up_block_types, num_blocks, "up_block_types")

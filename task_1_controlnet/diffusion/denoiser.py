@@ -10,11 +10,12 @@ from typing import Callable
 import torch
 from accelerate import Accelerator
 
-from diffusion.controlnet import ControlNetModel
-from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.estimate import Rehearsal, cast_frozen
 from finetune.model.base import factor_of, load_configs, load_part
 from finetune.setup import frozen_dtype, place_frozen, use_fast_attention
+
+from .controlnet import ControlNetModel
+from .unets.unet_2d_condition import UNet2DConditionModel
 
 
 def load_models(
