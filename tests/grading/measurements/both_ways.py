@@ -81,7 +81,8 @@ def both_ways(case: Case, shared: Shared, reference: Reference, numbers: Numbers
         if isinstance(known, str) and not everything:
             return seen
         start = time.monotonic()
-        failed = train(case.parts, shared, numbers, numbers.train_seconds, hidden, weights)
+        # With as many threads as the right solution was trained with: sums shared among threads are rounded otherwise.
+        failed = train(case.parts, shared, numbers, numbers.train_seconds, hidden, weights, steps=numbers.train_steps)
         whole = failed or evaluate(weights, shared, numbers, 7200, work)
         seen["whole_seconds"] = time.monotonic() - start
         seen["by_whole_run"] = outcome(whole, todos, numbers)
