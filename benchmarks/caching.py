@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from finetune.numbers import picture_size, positive_int
+from finetune.argument_types import picture_size, positive_int
 from models import ROOT, build_base, device_name
 
 MIB = 2**20

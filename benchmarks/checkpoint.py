@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.argument_types import positive_int
 from finetune.flags import Plan
-from finetune.numbers import positive_int
 from finetune.training_loop import Training
 from train import save_controlnet
 

@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))  # `finetune` need not be installed
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from finetune.numbers import natural_int, positive_float, positive_int
-from gpu.children import CompiledRecipe, Pytest, tell_and_wait, tests_table
+from finetune.argument_types import natural_int, positive_float, positive_int
+from gpu.processes import CompiledRecipe, Pytest, tell_and_wait, tests_table
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
 TIMED = [

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from finetune.numbers import positive_int
+from finetune.argument_types import positive_int
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "how_much"

@@ -23,8 +23,8 @@ from unittest.mock import patch
 import torch
 
 import train_step
+from finetune.argument_types import positive_int
 from finetune.estimate import HALF, KINDS, as_on_cuda, cast_frozen, eight_bit_bytes, simulation, step_peaks
-from finetune.numbers import positive_int
 from models import build_models
 from recipes import OURS
 from train_step import Step

@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from finetune.argument_types import positive_int
 from finetune.devices import drawing_dtype, is_gpu
 from finetune.model.dtypes import cast
 from finetune.model.sampler import sampling_scheduler
-from finetune.numbers import positive_int
 
 
 def ours(models: Models) -> StableDiffusionControlNetPipeline:

@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
-from finetune.numbers import natural_int, positive_float, positive_int
+from finetune.argument_types import natural_int, positive_float, positive_int
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("--preset demo-64", "--preset demo-128")

@@ -48,10 +48,10 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune import devices
+from finetune.argument_types import positive_int
 from finetune.data.images import square, to_tensor
 from finetune.devices import HALF
 from finetune.model.dtypes import cast
-from finetune.numbers import positive_int
 from finetune.objective import diffusion_loss
 from finetune.optimizer import build_optimizer
 from finetune.setup import place_frozen, precision_here, use_fast_attention

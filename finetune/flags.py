@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .numbers import (
+from .argument_types import (
     MOST_HELD_OUT,
     natural_float,
     natural_int,

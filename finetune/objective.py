@@ -11,8 +11,8 @@ from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from .argument_types import MOST_HELD_OUT
 from .devices import pins_memory
-from .numbers import MOST_HELD_OUT
 
 # So many timesteps at least are measured, of however few pictures.
 LEAST_MEASURED = 32

@@ -22,16 +22,16 @@ from PIL import Image
 
 from diffusion.loading import load_pipeline
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
-from discs import Line
 from examples import draw_grid, load_test_data
 from fill50k import RenderedFill50K, load_data
+from finetune.argument_types import natural_float, natural_int, positive_int, seed_int
 from finetune.data.images import square
 from finetune.model.single_file import as_folder
-from finetune.numbers import natural_float, natural_int, positive_int, seed_int
 from finetune.run.progress import progress_bar
 from finetune.run.settings import data_behind
 from finetune.setup import bf16_is_fast, fail_clearly, require_hardware, use_fast_attention
 from metrics import DiscScore, edge_f1, score, summary
+from rendered_discs import Line
 
 # CIEDE2000 between the two colours of a held-out sample: where they are closer, no metric can see the disc.
 MIN_COLOR_DIFFERENCE = 20.0

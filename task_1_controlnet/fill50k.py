@@ -22,12 +22,12 @@ import numpy as np
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from discs import COURSE_WIDTH, FRAME, Disc, Line, draw, fit, render_condition
 from finetune.data.colors import COLORS
 from finetune.data.hub import HubListing, hub_errors
 from finetune.data.images import condition_to_rgb, pair_to_rgb, to_rgb
 from finetune.data.listings import Listing
 from finetune.objective import Part
+from rendered_discs import COURSE_WIDTH, FRAME, Disc, Line, draw, fit, render_condition
 
 PROMPT = "{disc} circle with {background} background"
 HUB_NAME = "fusing/fill50k"

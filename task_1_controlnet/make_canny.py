@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 from fill50k import load_data
+from finetune.argument_types import number, picture_size, positive_int
 from finetune.data.images import square
-from finetune.numbers import number, picture_size, positive_int
 from finetune.run.checkpoints import write_folder
 from finetune.run.progress import progress_bar
 from finetune.setup import fail_clearly

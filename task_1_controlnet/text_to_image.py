@@ -14,11 +14,11 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from examples import draw_grid, load_test_data
+from finetune.argument_types import natural_float, positive_int, seed_int
 from finetune.devices import drawing_dtype, pick_device
 from finetune.model.base import load_part
 from finetune.model.dtypes import dtype_argument
 from finetune.model.single_file import as_folder
-from finetune.numbers import natural_float, positive_int, seed_int
 from finetune.setup import fail_clearly, require_hardware
 
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune.argument_types import natural_int, or_none, positive_int
 from finetune.flags import parse, plan_of, training_parser
-from finetune.numbers import natural_int, or_none, positive_int
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from closeness import drift, means_of, style_distances, subject_scores
 from drawing import generate, in_a_row, load_pipeline
+from finetune.argument_types import natural_float, positive_int
 from finetune.model.single_file import as_folder
-from finetune.numbers import natural_float, positive_int
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
 from lora.files import load_lora

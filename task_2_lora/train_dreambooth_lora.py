@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from finetune.argument_types import natural_float, positive_int
 from finetune.flags import add_switch
-from finetune.numbers import natural_float, positive_int
 from lora.flags import lora_parser, parse_lora
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from finetune.numbers import natural_float, or_none, positive_int
+from finetune.argument_types import natural_float, or_none, positive_int
 from lora.flags import lora_parser, parse_lora
 
 

@@ -21,9 +21,9 @@ from ..files.safe_tensors import TensorsError, read_tensors
 from ..grades.numbers import Numbers
 from ..grades.rubric import Alignment
 from ..sandbox.cores import thread_environment
+from ..sandbox.limits import SandboxError
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.trusted import GraderError, run_trusted
-from ..sandbox.watch import SandboxError
 from .student_code import ROOT, how_it_ended, lay_out, make_readable
 
 BASE = "tiny_sd"
@@ -112,7 +112,7 @@ def train(
     Returns what went wrong, if something did.
 
     Args:
-        seconds: of the training's own time, see `grading.sandbox.watch`.
+        seconds: of the training's own time, see `grading.sandbox.limits`.
         program: what runs in the folder of Task 1, with train.py's flags.
         steps: how many, with `PROOF_THREADS`; 0: as many as `numbers` say.
     """

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from finetune.numbers import positive_int
+from finetune.argument_types import positive_int
 
 from ..files.archive import is_dropping
 from ..files.collection import hand_ins, is_readable_archive, left_out
@@ -38,10 +38,10 @@ from ..grades.teacher_files import TeacherFiles
 from ..grades.teacher_page import anchors_of
 from ..sandbox.cores import thread_environment, usable_cores
 from ..sandbox.isolation import check_packages, isolation_gaps
+from ..sandbox.limits import SandboxError
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.start import warm_python
 from ..sandbox.trusted import ROOT, GraderError
-from ..sandbox.watch import SandboxError
 from .alignment import PREPARE_SECONDS, share
 from .earlier_results import grader_key, keep, key_of, take_up
 from .job import LAST_SECONDS, RESULTS, Job, grade_into, run_job, stop_all, write_results

@@ -12,7 +12,7 @@ from ..files.items import TASK_1
 from ..handed_out.banners import TODO_FILES, fill, read_source
 from ..handed_out.record import FINETUNE, Change, find_changes, read_handed_out
 from ..handed_out.taken import oversized
-from ..sandbox.watch import Outcome
+from ..sandbox.limits import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the observation of the TODO places needs; the judges, which know what is right, stay outside.

@@ -9,8 +9,8 @@ from typing import Mapping, NamedTuple, Sequence
 from ..grades.numbers import Numbers
 from ..grades.rubric import Todos
 from ..handed_out.banners import TODOS
+from ..sandbox.limits import Outcome, SandboxError
 from ..sandbox.sandbox import Sandbox
-from ..sandbox.watch import Outcome, SandboxError
 from .student_code import how_it_ended, lay_out
 
 FOLDER = "observations"

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from finetune.numbers import seed_int
+from finetune.argument_types import seed_int
 
 from ..handed_out.banners import TODOS, BannerError, read_parts
 

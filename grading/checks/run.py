@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 from ..handed_out.banners import TODO_FILES
 from .observe import observe
 from .problems import Note, explain_error
-from .problems_from_unet import judge_from_unet
+from .problems_copy import judge_from_unet
 from .problems_residuals import judge_zero_convolved
 from .problems_unet import judge_mid, judge_skips
 from .problems_zero_convolution import judge_zero_convolution

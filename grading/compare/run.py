@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Mapping
 
-from finetune.numbers import positive_int
+from finetune.argument_types import positive_int
 from finetune.run.progress import progress_bar
 
 from ..files.collection import hand_ins, left_out

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from finetune.numbers import positive_float, positive_int
+from finetune.argument_types import positive_float, positive_int
 from finetune.run.checkpoints import CheckpointError, write_file
 from finetune.run.settings import fingerprint
 

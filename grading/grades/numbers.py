@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Sequence
 
 from ..sandbox.cores import usable_cores
-from ..sandbox.watch import Limits
+from ..sandbox.limits import Limits
 from .rules import KINDS, Rules, read_rules
 
 LEAST_PROOF = 5
@@ -74,7 +74,7 @@ class Numbers:
     # not graded. Gradescope's own limit must be above the second.
     total_seconds: float = 2 * 60 * 60
     gradescope_seconds: float = 18 * 60
-    # Of student's code its own time, in which waiting for a busy processor does not count; see sandbox/watch.py.
+    # Of student's code its own time, in which waiting for a busy processor does not count; see sandbox/limits.py.
     observe_seconds: float = 120
     observe_one_seconds: float = 60
     train_seconds: float = 600

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+from .limits import Limits, SandboxError
 from .sandbox import Sandbox
-from .watch import Limits, SandboxError
 
 # Run inside, it prints the doors that are open.
 PROBE = """

@@ -28,8 +28,8 @@ import psutil
 
 from .confine import Confinement
 from .cores import thread_environment
+from .limits import Limits, Outcome, SandboxError, watch
 from .start import start_python, warm_socket
-from .watch import Limits, Outcome, SandboxError, watch
 
 CONFINE = Path(__file__).resolve().with_name("confine.py")
 ROOT = Path(__file__).resolve().parents[2]

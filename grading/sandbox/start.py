@@ -24,7 +24,7 @@ from typing import IO, Iterator, Mapping, Sequence
 
 from .confine import Confinement
 from .cores import thread_environment
-from .watch import SandboxError
+from .limits import SandboxError
 
 WARM = Path(__file__).resolve().with_name("warm.py")
 # Where the warm Python listens; set for this process and those that it starts, never for a sandbox.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from finetune.argument_types import natural_int, or_none, positive_float, positive_int
 from finetune.flags import add_switch, parse, training_parser
-from finetune.numbers import natural_int, or_none, positive_float, positive_int
 
 LAYERS = ["attention", "all"]  # the names in `lora.UNET_TARGETS`
 

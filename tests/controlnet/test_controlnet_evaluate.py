@@ -13,13 +13,13 @@ import pytest
 from PIL import Image, ImageOps
 from test_metrics import disc_of, drawing
 
-from discs import draw, render_condition
 from examples import load_test_data
 from fill50k import TEST_DISCS, load_data, write_test_data
 from finetune.data.colors import COLORS
 from finetune.run.settings import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
 from processes import ROOT
+from rendered_discs import draw, render_condition
 
 spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
 evaluate = importlib.util.module_from_spec(spec)  # by its path, as Task 2 has a program of the same name

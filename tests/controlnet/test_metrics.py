@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from discs import Disc, Line, draw, render_condition
 from fill50k import TEST_DISCS, RenderedFill50K, load_data
 from finetune.data.colors import COLORS
 from finetune.data.images import square
 from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
 from processes import run_python
+from rendered_discs import Disc, Line, draw, render_condition
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)

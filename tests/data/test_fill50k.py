@@ -22,9 +22,9 @@ from PIL import Image
 
 import fill50k
 import finetune.data.files
-from discs import Disc, Line, render_condition
 from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.data.colors import COLORS
+from rendered_discs import Disc, Line, render_condition
 
 DATA = Path(fill50k.__file__).parent / "data"
 REPOSITORY = DATA.parent.parent

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from gpu.children import CompiledRecipe, Pytest
 from gpu.memory import memory_table, peaks
+from gpu.processes import CompiledRecipe, Pytest
 from gpu_rows import Rows
 from processes import ROOT
 

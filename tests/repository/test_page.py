@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel as OurUNet
-from discs import Disc, render_condition
 from fill50k import RenderedFill50K
 from grading.starter.make import blank
 from page import __main__ as program
@@ -38,6 +37,7 @@ from page.preview import LinearPreview
 from page.requests import MOST_LETTERS, MOST_STEPS, Refused, Settings, checked
 from page.studio import Steering, Studio
 from processes import BASE, ROOT
+from rendered_discs import Disc, render_condition
 
 QUICK = Settings("gold circle with a navy background", steps=2, guidance=3.0)
 CIRCLE = render_condition(Disc(200, 260, 120), 512)

@@ -27,10 +27,10 @@ import pytest
 from PIL import Image
 
 from browser import CHROMIUM, Browser
-from discs import Disc, render_condition
 from metrics import score
 from page.found import controlnets
 from processes import BASE, ROOT
+from rendered_discs import Disc, render_condition
 
 pytest.importorskip("gradio", reason="there is no Gradio, which `make page` installs: the page itself was not tried")
 

@@ -17,7 +17,7 @@ import text_to_image
 import train
 import train_dreambooth_lora
 import train_lora
-from finetune.numbers import natural_float, number, picture_size, positive_int, seed_int, share
+from finetune.argument_types import natural_float, number, picture_size, positive_int, seed_int, share
 from finetune.setup import require_hardware
 from processes import BASE, ROOT
 
@@ -60,7 +60,7 @@ def programs() -> list[Path]:
 def test_no_flag_takes_a_number_unchecked(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.keyword) and node.arg == "type" and isinstance(node.value, ast.Name):
-            assert node.value.id not in ("int", "float"), f"line {node.value.lineno}: use a type of finetune.numbers"
+            assert node.value.id not in ("int", "float"), f"line {node.value.lineno}: use an argument type of ours"
 
 
 PROGRAMS = {

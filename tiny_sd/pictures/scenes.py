@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from finetune.argument_types import natural_int, positive_int, share
 from finetune.data.colors import COLORS
-from finetune.numbers import natural_int, positive_int, share
 from finetune.run.progress import progress_bar
 from tiny_sd.pictures.icons import STYLES, icon, load_subjects
 from tiny_sd.pictures.places import PLACES

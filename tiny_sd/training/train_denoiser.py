@@ -20,8 +20,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler
 from transformers import CLIPTokenizer
 
+from finetune.argument_types import natural_int, positive_float, positive_int, share
 from finetune.devices import pick_device
-from finetune.numbers import natural_int, positive_float, positive_int, share
 from finetune.run.progress import progress_bar
 from finetune.setup import use_fast_attention
 from tiny_sd.pictures.icons import STYLES, load_subjects

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from finetune.argument_types import natural_float, number, positive_float, positive_int
 from finetune.devices import bf16_is_fast, pick_device
-from finetune.numbers import natural_float, number, positive_float, positive_int
 from finetune.run.progress import progress_bar
 from tiny_sd.pictures.doodles import doodle
 from tiny_sd.pictures.scenes import scene

@@ -21,7 +21,7 @@ sys.path.insert(0, os.getcwd())
 from diffusion.loading import load_pipeline
 from evaluate import generate, held_out_samples, score_all
 from examples import load_test_data
-from finetune.numbers import natural_float, positive_int
+from finetune.argument_types import natural_float, positive_int
 from finetune.setup import fail_clearly, use_fast_attention
 
 

@@ -1,6 +1,6 @@
 """Is what stands between the banners plain: the same operations on the same names, whenever it runs?
 
-The proof (see `reference.py`) looks at a few steps of training and concludes from them about all. That is sound only
+The proof (see `prove.py`) looks at a few steps of training and concludes from them about all. That is sound only
 for a text that cannot behave otherwise later: without state, without chance, without a branch that depends on numbers.
 Such texts are told here by what may stand in them, and by nothing that they do. What is not listed here is no fault:
 that text is trained to its end.

@@ -29,7 +29,7 @@ from evaluate import held_out_samples
 from finetune.objective import NonFiniteLossError
 from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly
-from grading.sandbox.watch import Account
+from grading.sandbox.limits import Account
 
 TICK_SECONDS = 1.0
 

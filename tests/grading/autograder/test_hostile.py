@@ -31,8 +31,8 @@ from grading.grades.numbers import Numbers
 from grading.grades.rubric import Alignment, Todos
 from grading.handed_out.banners import TODOS, read_parts
 from grading.handed_out.record import ROOT, current_code
+from grading.sandbox.limits import Limits, Outcome
 from grading.sandbox.sandbox import Sandbox, namespace_command
-from grading.sandbox.watch import Limits, Outcome
 from hand_ins import (
     FILE_OF,
     LORA_1,

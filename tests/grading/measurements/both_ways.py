@@ -33,9 +33,9 @@ from grading.autograder.todos import check_todos
 from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Todos, judge_task_1
 from grading.sandbox.cores import thread_environment, usable_cores
+from grading.sandbox.limits import SandboxError
 from grading.sandbox.start import warm_python
 from grading.sandbox.trusted import GraderError
-from grading.sandbox.watch import SandboxError
 from solutions import NOT_STRICT, RIGHT, SOLUTION, WRONG, between_banners
 
 RESULTS = Path("build/both_ways.jsonl")

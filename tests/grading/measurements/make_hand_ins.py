@@ -18,7 +18,7 @@ from pathlib import Path
 import paths  # noqa: F401 (which lets the others be found)
 from safetensors.numpy import save
 
-from finetune.numbers import natural_int
+from finetune.argument_types import natural_int
 from hand_ins import LORA_1, LORA_2, PDF, hand_in, lora_tensors, with_text, write_zip
 from solutions import RIGHT, WRONG
 

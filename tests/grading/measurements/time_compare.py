@@ -18,7 +18,7 @@ from calibrate_compare import REPORTS, todo_files
 from PIL import Image
 from safetensors.numpy import save
 
-from finetune.numbers import positive_int
+from finetune.argument_types import positive_int
 from finetune.run.progress import progress_bar
 from grading.compare.pairs import compare
 from grading.compare.run import read_all

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from grading.sandbox.isolation import check_packages, isolation_gaps
+from grading.sandbox.limits import Limits, Usage, own_time
 from grading.sandbox.sandbox import MARK, ROOT, SCRATCH, Sandbox, SandboxError, namespace_command
-from grading.sandbox.watch import Limits, Usage, own_time
 
 QUICK = Limits(seconds=1.5, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=30, output_kib=64)
 PATIENT = Limits(seconds=20, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=30, output_kib=64)
@@ -162,7 +162,7 @@ def test_a_busy_machine_is_no_excuse_for_doing_nothing(sandbox):
     ],
 )
 def test_waiting_for_others_is_not_its_own_time(monkeypatch, computed, waited, own):
-    monkeypatch.setattr("grading.sandbox.watch.usable_cores", lambda: 2)
+    monkeypatch.setattr("grading.sandbox.limits.usable_cores", lambda: 2)
     before = Usage(cpu_seconds=100, waits=dict.fromkeys((1, 3), 50.0))
     waits = {thread: before.waits.get(thread, 0) + seconds for thread, seconds in waited.items()}
     assert own_time(before, Usage(cpu_seconds=100 + computed, waits=waits), 10) == own

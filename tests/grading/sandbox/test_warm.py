@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from grading.sandbox.limits import Limits, SandboxError
 from grading.sandbox.sandbox import ROOT, Sandbox, namespace_command
 from grading.sandbox.start import LIBRARIES, SOCKET, WarmProcess, start_python, warm_python, warm_socket
 from grading.sandbox.trusted import GraderError, run_trusted
-from grading.sandbox.watch import Limits, SandboxError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a warm Python")
 needs_namespaces = pytest.mark.skipif(not namespace_command(), reason="namespaces are not allowed here")

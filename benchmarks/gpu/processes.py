@@ -68,7 +68,7 @@ class Pytest(Child):
     def __init__(self, log: Path, folder: Path, *arguments: str) -> None:
         self.report = folder / f"{log.stem}.xml"
         flags = ["-v", "--tb=short", "-p", "no:cacheprovider", "--basetemp", str(folder / log.stem)]
-        flags += ["-p", "gpu.children"]  # as a plugin, for the function below
+        flags += ["-p", "gpu.processes"]  # as a plugin, for the function below
         command = [sys.executable, "-m", "pytest", *arguments, *flags, f"--junitxml={self.report}"]
         path = os.pathsep.join([str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
