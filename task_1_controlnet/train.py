@@ -163,20 +163,45 @@ def validate(
     return result
 
 
+def data_of(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The pairs to train on, and those held out; None where none are asked for."""
+    columns = (args.image_column, args.conditioning_image_column, args.caption_column)
+    data = load_data(args.dataset_name, *columns, args.max_train_samples)
+    return held_out_from(args, data, lambda folder: load_data(folder, *columns), PartOfPairs)
+
+
+def tell_and_end(args: argparse.Namespace) -> None:
+    """--dry_run: data that would have to be fetched are not counted."""
+    here = args.dataset_name == "rendered" or Path(args.dataset_name).expanduser().exists()
+    device = would_run_on(args.pretrained_model_name_or_path)
+    dry_run(args, rehearsal(args, device), device, len(data_of(args)[0]) if here else None)
+
+
+def encode_once(
+    args: argparse.Namespace, base: BaseModel, data: Any, held_out: Any, accelerator: Accelerator
+) -> list[ControlNetSamples]:
+    """What is trained on and what is held out, encoded once, after which the encoders leave the device.
+
+    At the real size the encoders take 1.1 TFLOP of the 3.4 of an image: encoded once, they cost nothing from then on.
+    """
+    parts, encodings = [part for part in (data, held_out) if part is not None], [None, None]
+    if args.no_cache:
+        base.tell_of_cut(data.texts(), accelerator.print)
+    else:
+        cache, workers = args.output_dir / "cache", args.dataloader_num_workers
+        encodings = [load_encodings(base, part, args.resolution, cache, accelerator, workers) for part in parts]
+        base.to("cpu")
+    return [ControlNetSamples(part, args.resolution, kept) for part, kept in zip(parts, encodings)]
+
+
 def main() -> None:
     args = parse_args()
-    columns = (args.image_column, args.conditioning_image_column, args.caption_column)
     if args.dry_run:
-        here = args.dataset_name == "rendered" or Path(args.dataset_name).expanduser().exists()
-        data = load_data(args.dataset_name, *columns, args.max_train_samples) if here else None
-        samples = None if data is None else len(held_out_from(args, data, load_data, PartOfPairs)[0])
-        device = would_run_on(args.pretrained_model_name_or_path)
-        return dry_run(args, rehearsal(args, device), device, samples)
+        return tell_and_end(args)
     # In this order, so that what a person can mend is said before minutes are spent on anything.
     require_hardware(args.pretrained_model_name_or_path)
     args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
-    data = load_data(args.dataset_name, *columns, args.max_train_samples)
-    data, held_out = held_out_from(args, data, lambda folder: load_data(folder, *columns), PartOfPairs)
+    data, held_out = data_of(args)
     run = Run(args)
     run.add_data(args.dataset_name, data)
     run.check()
@@ -195,22 +220,14 @@ def main() -> None:
         accelerator,
     )
 
-    # The data are encoded once, after which the encoders leave the device.
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
-    parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
-    # At the real size the encoders take 1.1 TFLOP of the 3.4 of an image: encoded once, they cost nothing from then on.
-    if args.no_cache:
-        base.tell_of_cut(data.texts(), accelerator.print)
-    else:
-        cache, workers = args.output_dir / "cache", args.dataloader_num_workers
-        encodings = [load_encodings(base, part, args.resolution, cache, accelerator, workers) for part in parts]
-        base.to("cpu")
+    samples, *held_out_samples = encode_once(args, base, data, held_out, accelerator)
     training = Training(
         accelerator,
         controlnet,
         plan_of(args),
-        ControlNetSamples(data, args.resolution, encodings[0]),
+        samples,
         save_model=save_controlnet,
         load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
         output_dir=args.output_dir,
@@ -243,14 +260,13 @@ def main() -> None:
             return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
 
     def draw_and_score(step: int) -> dict[str, float]:
-        folder, samples = args.output_dir / "validation", step * training.samples_per_step
-        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, samples)
+        folder, seen = args.output_dir / "validation", step * training.samples_per_step
+        return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, seen)
 
     # The loss hardly moves when a ControlNet begins to obey; whether it does, the drawn test conditions say.
     training.aligned_by = "validation/mean_iou"
     if held_out is not None:
-        samples = ControlNetSamples(held_out, args.resolution, encodings[1])
-        training.held_out, training.held_out_loss = HeldOut(samples, held_out.fingerprint), compute_loss
+        training.held_out, training.held_out_loss = HeldOut(held_out_samples[0], held_out.fingerprint), compute_loss
     if training.run(compute_loss, draw_and_score, args.validation_steps):
         predicted = base.scheduler.config.prediction_type
         architecture = architecture_of(unet.config, predicted, base.name)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from svg import SIDE, ellipse, rasterise, shape, stroke
 
+# Far apart in hue: whether a LoRA has learnt this cat is told by its colours, each at its place in the face.
 FUR, SHADOW, BROWN, WHITE, PINK = "#f7922d", "#dd7420", "#5b3320", "#fff6e6", "#f58b94"
 TURQUOISE, RED, GREEN, BLUE, BLACK = "#16b5b0", "#e5383b", "#35b44a", "#2f80ed", "#2b1a14"
 Point = "tuple[float, float]"
@@ -65,6 +66,7 @@ def head(x: float, y: float, scale: float, tilt: float, eyes: tuple[str, str], e
     blaze = shape("M-13 -90 H13 C13 -50 10 -24 22 10 L50 44 H-50 L-22 10 C-10 -24 -13 -50 -13 -90 Z", WHITE)
     face = f'<clipPath id="face"><path d="{outline}"/></clipPath>{shape(outline, FUR)}<g clip-path="url(#face)">'
     face += f'{half}<g transform="scale(-1 1)">{half}</g>{blaze}{ellipse(0, 52, 60, 36, WHITE)}</g>'
+    # Two colours of eyes, as no other cat has: who draws both has learnt from these pictures.
     for ex, colour in zip((-49, 49), eyes):
         face += ellipse(ex, -6, 28, 30, BLACK) + ellipse(ex, -6, 24, 26, colour)
         face += ellipse(ex, -5, 10, 18, BLACK) + ellipse(ex - 8, -15, 7, 7, "#ffffff")
@@ -211,7 +213,7 @@ def cat(pose: int, place: int, size: int = 512) -> Image.Image:
     # Neither side may become a part of the cat; the eyes are exchanged before, so that it stays this one.
     mirrored = (pose + place) % 2 == 1
     drawing = POSES[pose]((BLUE, GREEN) if mirrored else (GREEN, BLUE))  # each eye stays on its side of the cat
-    if POSES[pose] is not close_up:
+    if POSES[pose] is not close_up:  # a shadow on the floor: without it the cat seems to hang in the picture
         width = 120 if POSES[pose] is leaping else 190
         drawing = ellipse(256, 468, width, 14, "#000000", 'opacity="0.18"') + drawing
     if mirrored:

@@ -172,7 +172,7 @@ def report(vae: AutoencoderKL, held_out: dict[str, torch.Tensor]) -> str:
     return f"mean absolute error: {errors}; deviation of latents {deviation:.3f}, of their noise {noise:.3f}"
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=positive_int, default=9000)
     parser.add_argument("--seconds", type=positive_float, help="stop after so much time, if it comes before the steps")
@@ -196,8 +196,11 @@ def main() -> None:
     )
     parser.add_argument("--held_out", type=Path, nargs="*", default=[], help="folders of PNG pictures to measure on")
     parser.add_argument("--output_dir", type=Path, default=BASE)
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_args()
     torch.manual_seed(0)
     device = pick_device()
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -237,9 +240,8 @@ def main() -> None:
             progress.write(f"step {run.step}: {report(vae.eval(), held_out)}")
             if not args.decoder_only:
                 vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
-            contiguous = copy.deepcopy(vae).to(
-                memory_format=torch.contiguous_format
-            )  # older releases save nothing else
+            # Older releases save nothing else.
+            contiguous = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)
             contiguous.save_pretrained(args.output_dir / "vae")
             run.exchange_average()
             vae.train()
