@@ -2,8 +2,9 @@
 
     python export_original.py --controlnet ../runs/demo/controlnet --output control_discs.safetensors
 
-ComfyUI, Forge and sd-webui-controlnet read the folder's `diffusion_pytorch_model.safetensors` as it is (docs/files.md);
-older programs look for the names of https://github.com/lllyasviel/ControlNet, under `control_model.`.
+ComfyUI, Forge and sd-webui-controlnet read the folder's `diffusion_pytorch_model.safetensors` as it is (see
+docs/reference/files.md); older programs look for the names of https://github.com/lllyasviel/ControlNet, under
+`control_model.`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .texts import all_grams, code, prose
 HANDED_OUT = ("task_2_lora/sample_data/*/*.png", "task_2_lora/sample_data/*/*/*.png", "task_1_controlnet/data/*/*.png")
 # What stands in the repository, and so in many reports.
 OUR_TEXTS = (
-    "README.md", "docs/*.md", "task_2_lora/evaluate.py", "task_2_lora/sample_data/README.md",
+    "README.md", "docs/*.md", "docs/reference/*.md", "task_2_lora/evaluate.py", "task_2_lora/sample_data/README.md",
     "task_1_controlnet/data/test_prompts.json", "grading/report/report_example.toml", "grading/report/report.typ",
     "grading/report/content.py",
 )  # fmt: skip

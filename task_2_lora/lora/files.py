@@ -86,7 +86,7 @@ def add_lora(pipeline: DiffusionPipeline, file: Path, adapter_name: str) -> None
         )
     for part, matrices in by_part.items():
         inject(getattr(pipeline, part), matrices, adapter_name)
-    # Looked for and not believed: releases of the libraries leave out what they cannot place (docs/files.md).
+    # Looked for and not believed: releases of the libraries leave out what they cannot place (docs/reference/files.md).
     if not all(has_arrived(getattr(pipeline, part), matrices, adapter_name) for part, matrices in by_part.items()):
         # The pipeline as it was: whoever catches the error may draw on.
         pipeline.delete_adapters(adapter_name)

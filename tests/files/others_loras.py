@@ -1,5 +1,5 @@
 """Prints how LoRAs of others' layouts arrive in diffusers as it is installed, and in our loader: the table of
-docs/files.md. Not a part of the tests, as it says what a library does and not what is right:
+docs/reference/files.md. Not a part of the tests, as it says what a library does and not what is right:
 
     PYTHONPATH=.:task_2_lora:tests/support python tests/files/others_loras.py
 """

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "tiny_sd/*.md", "grading/*.md", "findings/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "tiny_sd/*.md", "grading/*.md", "findings/*.md")
     for page in ROOT.glob(pattern)
 )
 CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
