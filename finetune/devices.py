@@ -140,6 +140,11 @@ def peak_bytes(device: torch.device) -> int | None:
     return _functions(device).max_memory_allocated() if device.type in ("cuda", "xpu") else None
 
 
+def memory_bytes(device: torch.device) -> int | None:
+    """How much the GPU has. None on MPS, which shares the system's, and without a GPU."""
+    return _functions(device).get_device_properties(device).total_memory if device.type in ("cuda", "xpu") else None
+
+
 def device_name(device: torch.device) -> str:
     """A GPU's name, as far as it is known; of a CPU how many threads compute."""
     if device.type in ("cuda", "xpu"):

@@ -89,6 +89,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add("--snr_gamma", type=or_none(positive_float), default=None, help="weight timesteps by min-SNR; 5 is usual")
     add("--mixed_precision", choices=["no", "fp16", "bf16", "auto"], default="no", help="auto: bf16 if fast")
     add_switch(parser, "--gradient_checkpointing", "less memory, a third slower")
+    add_switch(parser, "--fit_memory", "as many samples at once as the GPU has memory for; a step keeps its samples")
     add_switch(parser, "--compile", "some minutes to start, then faster: for long runs")
     add_switch(parser, "--use_8bit_adam", "less memory; needs bitsandbytes")
     add_switch(parser, "--no_cache", "encode images and prompts at every step, not once")
@@ -143,6 +144,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         from .setup import precision_here  # asks PyTorch
 
         args.mixed_precision = precision_here(args.mixed_precision)
+    if args.fit_memory:
+        from .fit import fit
+
+        fit(args, parser.prog, sys.argv[1:])
     return args
 
 

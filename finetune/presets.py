@@ -13,7 +13,7 @@ Options = Dict[str, Any]
 
 TINY: Options = {"pretrained_model_name_or_path": "../tiny_sd", "mixed_precision": "auto"}
 SD: Options = {"pretrained_model_name_or_path": "CompVis/stable-diffusion-v1-4", "resolution": 512,
-               "mixed_precision": "fp16"}  # fmt: skip
+               "mixed_precision": "fp16", "fit_memory": True}  # fmt: skip
 
 # ControlNets. So small a snr_gamma favours the noisy timesteps, where the place of things is decided.
 TINY_CONTROLNET: Options = {**TINY, "conditioning_channels": [8, 16, 32, 64], "train_batch_size": 16,
@@ -29,7 +29,8 @@ DEMO: Options = {**TINY_CONTROLNET, "dataset_name": "rendered", "learning_rate":
 # No discs are there to be drawn and scored, hence no validation_steps.
 CANNY: Options = {**TINY_CONTROLNET, "dataset_name": "../runs/canny-data", "learning_rate": 1e-3,
                   "lr_warmup_steps": 20, "validation_steps": 0}  # fmt: skip
-# The default 12,500 steps of 16 samples are Fill50K four times. With checkpointing a batch of 4 peaks at 7.9 GiB.
+# The default 12,500 steps of 16 samples are Fill50K four times. fit.py cuts them by the GPU's memory; where it does not
+# know that, they go by fours with checkpointing, which peaks at 7.9 GiB.
 SD_CONTROLNET: Options = {**SD, "learning_rate": 1e-5, "train_batch_size": 4, "gradient_accumulation_steps": 4,
                           "gradient_checkpointing": True, "dataloader_num_workers": 4}  # fmt: skip
 

@@ -27,7 +27,7 @@ FREE = {
     "preset", "dry_run", "output_dir", "part_of", "resume_from_checkpoint",
     "checkpointing_steps", "checkpoints_total_limit", "report_to", "mixed_precision_asked",
     "validation_data_dir", "validation_loss_steps",  # of samples that are not trained on
-    "dataloader_num_workers", "gradient_checkpointing", "compile", "no_cache", "also_save",
+    "dataloader_num_workers", "gradient_checkpointing", "fit_memory", "compile", "no_cache", "also_save",
     "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "push_to_hub", "hub_model_id",
     "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`

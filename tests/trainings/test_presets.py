@@ -14,7 +14,9 @@ import torch
 import train
 import train_dreambooth_lora
 import train_lora
+from finetune import devices
 from finetune.estimate import Rehearsal, count_flops
+from finetune.fit import BESIDE, GIB, Cut, fastest
 from finetune.presets import PRESETS
 from finetune.run.settings import differences, settings_of
 from processes import BASE, ROOT, call
@@ -144,3 +146,63 @@ def test_the_work_of_a_step_is_counted_in_attention_too():
     # Backward: the weights' gradients, those of the inputs but the first ones', and two for each product of attention.
     backward = 2 * 5 * weights + 2 * 5 * 8 * 8 + 2 * 2 * (2 * 5 * 5 * 8)
     assert count_flops(make) == forward + backward
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What fits on which GPU
+
+# GiB that GPUs sold with so many say they have: a little less.
+REPORTED = {"8 GiB": 7.6, "12 GiB": 11.6, "16 GiB": 14.6, "24 GiB": 23.6, "80 GiB": 79.0}
+
+
+def in_cell(way: Cut) -> str:
+    checkpointing = ", checkpointing" if way.checkpointing else ""
+    return f"{way.accumulation} × {way.batch_size}{checkpointing}: {way.needed - BESIDE:.1f}"
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_the_readmes_table_is_what_is_chosen(name):
+    gib = REPORTED[name]
+    ways = fastest("controlnet", 16, gib), fastest("controlnet", 16, gib, eight_bit=True), fastest("lora", 4, gib)
+    row = f"| {' | '.join([name, *map(in_cell, ways)])} |"
+    assert row in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert all(way.needed <= gib for way in ways[1:]), "what is said to fit does"
+    assert all(way.batch_size * way.accumulation == samples for way, samples in zip(ways, (16, 16, 4)))
+
+
+@pytest.mark.parametrize(
+    "program, words, gib, expected",
+    [
+        ("train.py", ["--preset", "sd14"], 23.6, (8, 2, False)),
+        ("train.py", ["--preset", "sd14", "--use_8bit_adam"], 7.6, (1, 16, False)),
+        ("train.py", ["--preset", "sd14"], 5.0, (1, 16, True)),
+        ("train_lora.py", ["--preset", "style-hub"], 23.6, (4, 1, False)),
+        ("train_dreambooth_lora.py", ["--preset", "dreambooth-sd"], 7.6, (1, 2, False)),
+    ],
+)
+def test_a_preset_for_stable_diffusion_fits_the_gpu_and_says_so(program, words, gib, expected, monkeypatch, capsys):
+    before = parsed(monkeypatch, program, *words)
+    assert "GiB" not in capsys.readouterr().out, "without a GPU it is as the preset says"
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: int(gib * GIB))
+    after = parsed(monkeypatch, program, *words)
+    assert (after.train_batch_size, after.gradient_accumulation_steps, after.gradient_checkpointing) == expected
+    said = capsys.readouterr().out
+    assert f"this GPU has {gib:.1f} GiB" in said and ("may not fit" in said) == (gib < 6)
+    assert not differences(settings_of(before), settings_of(after), False), "another GPU may go on with the run"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--train_batch_size", "2"],
+        ["--gradient_checkpointing"],
+        ["--resolution=256"],
+        ["--mixed_precision", "no"],
+        ["--fit_memory", "no"],
+    ],
+)
+def test_what_is_typed_or_was_not_measured_is_left_as_it_is(words, monkeypatch, capsys):
+    without_a_gpu = parsed(monkeypatch, "train.py", "--preset", "sd14", *words)
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 79 * GIB)
+    assert parsed(monkeypatch, "train.py", "--preset", "sd14", *words) == without_a_gpu
+    assert capsys.readouterr().out == ""
