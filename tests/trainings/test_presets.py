@@ -194,15 +194,17 @@ def test_a_preset_for_stable_diffusion_fits_the_gpu_and_says_so(program, words, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--train_batch_size", "2"],
-        ["--gradient_checkpointing"],
-        ["--resolution=256"],
-        ["--mixed_precision", "no"],
-        ["--fit_memory", "no"],
+        ["--preset", "sd14", "--train_batch_size", "2"],
+        ["--preset", "sd14", "--gradient_checkpointing"],
+        ["--preset", "sd14", "--resolution=256"],
+        ["--preset", "sd14", "--mixed_precision", "no"],
+        ["--preset", "sd14", "--fit_memory", "no"],
+        ["--preset", "style-sd", "--lora_layers", "all"],
     ],
 )
 def test_what_is_typed_or_was_not_measured_is_left_as_it_is(words, monkeypatch, capsys):
-    without_a_gpu = parsed(monkeypatch, "train.py", "--preset", "sd14", *words)
+    program = PRESETS[words[1]].program
+    without_a_gpu = parsed(monkeypatch, program, *words)
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 79 * GIB)
-    assert parsed(monkeypatch, "train.py", "--preset", "sd14", *words) == without_a_gpu
+    assert parsed(monkeypatch, program, *words) == without_a_gpu
     assert capsys.readouterr().out == ""
