@@ -43,6 +43,6 @@ grade:
 docs:
 	@$(PYTHON) -m kit docs
 
-# All programs once at Stable Diffusion 1.4's size, with random weights: half an hour and 22 GB of memory and disk.
+# All programs once at Stable Diffusion 1.4's size, with random weights: at most half an hour and 22 GB of memory and disk.
 real-size:
 	@$(PYTHON) -m kit real-size

@@ -78,7 +78,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder, file, hub name")
     add("--output_dir", type=Path, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")
-    add("--train_batch_size", type=positive_int, default=4, help="samples a step, for each process")
+    add("--train_batch_size", type=positive_int, default=4, help="samples of a batch, for each process")
     add("--gradient_accumulation_steps", type=positive_int, default=1, help="batches whose gradients make one step")
     add("--max_train_steps", type=positive_int, default=1000, help="optimisation steps")
     add("--learning_rate", type=positive_float, default=1e-4)

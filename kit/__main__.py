@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
         add("grade", parents=[shared], help="grades hand-ins").add_argument("hand_ins", nargs="?", default="hand_ins")
         add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
-        add("real-size", parents=[shared], help="all programs at Stable Diffusion 1.4's size: 22 GB, half an hour")
+        add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
     return whole
 
 

@@ -1,6 +1,6 @@
 """Trains a ControlNet on Fill50K, or on any images with conditions and captions.
 
-The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see train.sh). On a laptop, in minutes:
+On Stable Diffusion 1.4 and one GPU, `--preset sd14`, as train.sh does. On a laptop, in minutes:
 
     python train.py --preset demo-64
 

@@ -1,8 +1,8 @@
 """Trains a DreamBooth LoRA: a small file that teaches Stable Diffusion one subject, from a few pictures of it.
 
 The subject is called by an indicator, a word without a meaning, as in "a sks cat". So that the class, "cat", does not
-turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). The defaults are
-the real run: Stable Diffusion 1.4 at 512 px on one GPU (see scripts/). On a laptop, in minutes:
+turn into it, pictures of the class that the base itself draws are trained on too (prior preservation). On Stable
+Diffusion 1.4 and one GPU, `--preset dreambooth-sd`, as the script does. On a laptop, in minutes:
 
     python train_dreambooth_lora.py --preset dreambooth-tiny
 

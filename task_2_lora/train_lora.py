@@ -1,6 +1,6 @@
 """Trains a LoRA: a small file that teaches Stable Diffusion a style, from pictures with captions.
 
-The defaults are the real run: Stable Diffusion 1.4 at 512 px on one GPU (see scripts/). On a laptop, in minutes:
+On Stable Diffusion 1.4 and one GPU, `--preset style-sd`, as the scripts do. On a laptop, in minutes:
 
     python train_lora.py --preset style-tiny
 

@@ -1,6 +1,6 @@
 """Runs the programs for Stable Diffusion once at its real size, without its weights and without a GPU.
 
-    python tests/real_size.py                  # or make real-size: half an hour on two cores, 22 GB of memory and disk
+    python tests/real_size.py                  # or make real-size: at most half an hour, and 22 GB of memory and disk
     python tests/real_size.py --size small     # the same steps with narrow models: a few minutes
 
 It makes a base model in the layout of the hub's Stable Diffusion 1.4, with CLIP's real vocabulary and random weights.

@@ -4,8 +4,9 @@
     python -m grading.contest --example > my_recipe.toml     # the reference, which is what `make demo` does
 
 A recipe is a file of flags for Task 1's train.py. It is trained on the embedded base, on two threads, until the mean
-IoU of 32 held-out conditions reaches 0.90. Its seconds are divided by those of the reference recipe, which runs just
-before on the same machine. Drawing and scoring does not count. Ctrl-C loses nothing: start again, and it goes on.
+IoU of 32 held-out conditions reaches 0.90. Its seconds are divided by those of the reference recipe, which ran before
+on the same machine, at most --reference-hours ago. Drawing and scoring does not count. Ctrl-C loses nothing: start
+again, and it goes on.
 """
 
 from __future__ import annotations

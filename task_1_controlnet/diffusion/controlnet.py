@@ -36,8 +36,7 @@ def zero_convolution(
     """A trainable convolution whose weight and bias start at zero (section 3.1 of the paper)."""
     # Zero, and yet it learns: of y = W x + b the gradient of W needs x, and not W (section 3.1 of the paper, eq. 2 and
     # 3, and its authors' FAQ, https://github.com/lllyasviel/ControlNet/blob/main/docs/faq.md). What lies behind waits
-    # for W: on the embedded base these moved at step 1, the copy at 2, what reads the condition at 3
-    # (docs/lecture/gradients.png).
+    # for W: on the embedded base these moved at step 1, the copy at 2, what reads the condition at 3.
     ######## TODO (1) ########
     module = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding)
     nn.init.zeros_(module.weight)

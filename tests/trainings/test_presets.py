@@ -151,8 +151,10 @@ def test_the_work_of_a_step_is_counted_in_attention_too():
 # ---------------------------------------------------------------------------------------------------------------------
 # What fits on which GPU
 
-# GiB that GPUs sold with so many say they have: a little less.
-REPORTED = {"8 GiB": 7.6, "12 GiB": 11.6, "16 GiB": 14.6, "24 GiB": 23.6, "80 GiB": 79.0}
+REPORTED = {
+    "8 GiB (7.6 of them usable)": 7.6, "12 GiB (11.6)": 11.6, "16 GiB (14.6, a T4)": 14.6, "24 GiB (23.6)": 23.6,
+    "80 GiB (79)": 79.0,
+}  # fmt: skip
 
 
 def in_cell(way: Cut) -> str:

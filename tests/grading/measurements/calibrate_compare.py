@@ -3,7 +3,7 @@
     python tests/grading/measurements/calibrate_compare.py --output runs/compare
 
 trains LoRAs on the embedded base from the sample data with seven seeds, draws with them, makes seven hand-ins of them
-(21 honest pairs) and 23 copies, and prints what is found, for docs/teacher.md. About half an hour on two cores;
+(21 honest pairs) and 23 copies, and prints what is found, for docs/teacher.md. Half an hour to an hour on two cores;
 what is finished stays, so a second start goes on where the first stopped.
 """
 
