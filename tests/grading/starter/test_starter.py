@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -325,3 +326,15 @@ def test_extract_and_fill():
         fill(source, {"3": ""})
     with pytest.raises(BannerError, match="banner line in it"):
         fill(source, {"1": BANNER.format("4-2")})
+
+
+def test_the_links_of_its_pages_lead_to_files_that_it_has(starter):
+    pages = [starter / name for name in files_of(starter) if name.endswith(".md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if not re.match(r"[a-z]+:", target)
+    ]
+    assert len(links) > 30
+    assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
