@@ -34,9 +34,10 @@ CANNY: Options = {**TINY_CONTROLNET, "dataset_name": "../runs/canny-data", "lear
 SD_CONTROLNET: Options = {**SD, "learning_rate": 1e-5, "train_batch_size": 4, "gradient_accumulation_steps": 4,
                           "gradient_checkpointing": True, "dataloader_num_workers": 4}  # fmt: skip
 
-# LoRAs. All layers: with attention alone no picture on the embedded base had five of the cat's six marks.
+# LoRAs. All layers: with attention alone no picture on the embedded base had five of the cat's six marks. Rank 64: all
+# of 20 had, with 32 16, with 16 13, with 4 none (2026-11-30). The base's layers are 64 to 256 wide: here that is much.
 # Style at 3e-4 with attention alone was further from the prints than 5e-4 on all layers (2026-11-29).
-TINY_LORA: Options = {**TINY, "resolution": 128, "learning_rate": 5e-4, "rank": 32, "lora_layers": "all",
+TINY_LORA: Options = {**TINY, "resolution": 128, "learning_rate": 5e-4, "rank": 64, "lora_layers": "all",
                       "train_text_encoder": True, "validation_guidance_scale": 2.5}  # fmt: skip
 # No random_flip: hatching that runs one way would run both ways in what is learnt. Add it for a style without one.
 CUSTOM: Options = {"train_data_dir": "sample_data/artistic-custom/train", "output_dir": "../runs/lora-custom",
@@ -84,11 +85,12 @@ PRESETS = {
         **TINY_CONTROLNET, "dataset_name": "rendered", "max_train_samples": 4000, "resolution": 64,
         "max_train_steps": 700, "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 50,
         "validation_steps": 0, "checkpointing_steps": 0, "output_dir": "../runs/grade"}),
+    # snr_gamma 1, for the noisy timesteps: 16 of 20 things are recognised, 14 without (rank 64, 2026-11-30).
     # A tenth of the prompts empty: with it three runs came to 45 to 48 % of the base's distance to the prints, one
     # without to 47 % (former base, 2026-11-26): no difference. Kept, as guidance compares with the empty prompt.
     "style-tiny": Preset(STYLE, "the sample style on the embedded base", {
-        **TINY_LORA, **CUSTOM, "train_batch_size": 8, "max_train_steps": 600, "proportion_empty_prompts": 0.1,
-        "validation_epochs": 200}),
+        **TINY_LORA, **CUSTOM, "train_batch_size": 8, "max_train_steps": 600, "snr_gamma": 1.0,
+        "proportion_empty_prompts": 0.1, "validation_epochs": 200}),
     "style-sd": Preset(STYLE, "the sample style on Stable Diffusion 1.4, on a CUDA GPU", {
         **SD, **CUSTOM, "train_batch_size": 4, "max_train_steps": 500, "learning_rate": 2e-4,
         "validation_epochs": 50}),
