@@ -1,7 +1,7 @@
 """The same step in other pieces: batch size, accumulation and checkpointing by the memory of the GPU.
 
-For Stable Diffusion 1.x at 512 px in half precision. How many samples make a step is the training's; in how many
-batches they go through the GPU changes nothing that is learnt, but for rounding.
+For Stable Diffusion 1.x at 512 px in half precision. Which samples make a step is the training's, in how many batches
+they go through the GPU this file's. Noise is drawn batch by batch: cut otherwise, the same samples get other noise.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def cuts(kind: str, samples: int, eight_bit: bool, samples_of_one: int) -> Itera
         kind: of `PEAKS`.
         samples_of_one: how many go through the UNet for one of the batch; a DreamBooth's picture of the class is one.
     """
-    # Checkpointing computes the forward pass twice, a third more work; a small batch costs a GPU less than that.
+    # Checkpointing computes the forward pass twice, a third more work. That a small batch costs less is a guess.
     for checkpointing in (False, True):
         for size in sorted(PEAKS[kind], reverse=True):
             batch, rest = divmod(size, samples_of_one)

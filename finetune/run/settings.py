@@ -22,7 +22,7 @@ NAMES = {
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "dataset_name", "train_data_dir",
     "instance_data_dir", "class_data_dir", "max_train_samples",
 }  # fmt: skip
-# Flags on which nothing depends that is learnt, but for rounding.
+# Flags on which nothing depends that is learnt, but for rounding and other noise.
 FREE = {
     "preset", "dry_run", "output_dir", "part_of", "resume_from_checkpoint",
     "checkpointing_steps", "checkpoints_total_limit", "report_to", "mixed_precision_asked",
@@ -30,7 +30,7 @@ FREE = {
     "dataloader_num_workers", "gradient_checkpointing", "fit_memory", "compile", "no_cache", "also_save",
     "validation_steps", "validation_epochs", "validation_prompt", "num_validation_images", "validation_guidance_scale",
     "push_to_hub", "hub_model_id",
-    "train_batch_size", "gradient_accumulation_steps",  # their product counts, as `samples_per_step`
+    "train_batch_size", "gradient_accumulation_steps",  # their product counts; noise goes by the batch
 }  # fmt: skip
 # Flags that may change as a run goes on: they take effect, and it is said.
 CHANGEABLE = {"learning_rate", "max_grad_norm", "max_train_steps"}
