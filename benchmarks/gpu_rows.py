@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))  # `finetune` need not be installed
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from finetune.argument_types import natural_int, positive_float, positive_int
+from finetune.argument_types import natural_int, positive_float, positive_int, sampling_steps
 from gpu.processes import CompiledRecipe, Pytest, tell_and_wait, tests_table
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
@@ -262,7 +262,7 @@ def parse_args() -> argparse.Namespace:
     add("--precisions", choices=["no", "fp16", "bf16"], nargs="+", default=["bf16", "fp16"], help="of memory")
     add("--memory_batch_sizes", type=positive_int, nargs="+", default=[1, 2, 4, 8])
     add("--sampling_batch_size", type=positive_int, default=4)
-    add("--num_inference_steps", type=positive_int, default=20)
+    add("--num_inference_steps", type=sampling_steps, default=20)
     add("--without_tests", action="store_true")
     add("--without_compiled", action="store_true")
     add("--compiled", default=None, help=argparse.SUPPRESS)

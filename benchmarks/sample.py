@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "task_1_controlnet"))
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.argument_types import positive_int
+from finetune.argument_types import positive_int, sampling_steps
 from finetune.devices import drawing_dtype, is_gpu
 from finetune.model.dtypes import cast
 from finetune.model.sampler import sampling_scheduler
@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=["tiny_sd", "sd14"], default="tiny_sd")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="images drawn at once")
-    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--repeats", type=positive_int, default=5)
     parser.add_argument("--output", type=Path, default=None, help="write the figures to this JSON file too")
     args = parser.parse_args()

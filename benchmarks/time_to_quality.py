@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
-from finetune.argument_types import natural_int, positive_float, positive_int
+from finetune.argument_types import natural_int, part_above_none, positive_float, positive_int
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("--preset demo-64", "--preset demo-128")
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     add("--stage", action="append", metavar="FLAGS", help="of ours, train.py's flags; several in their order")
     add("--seeds", type=natural_int, nargs="+", default=[0, 1, 2])
     add("--threads", type=positive_int, default=2)
-    add("--target", type=positive_float, default=0.9, help="mean IoU")
+    add("--target", type=part_above_none, default=0.9, help="mean IoU")
     add("--conditions", type=positive_int, default=32, help="drawn at each check")
     add("--every", type=positive_int, default=50, help="steps between two checks")
     add("--limit", type=positive_float, default=None, help=f"seconds for each run (default: {PATIENCE:.0f} times ours)")

@@ -63,6 +63,9 @@ finite_float = number(float)
 positive_float = number(float, above=0)
 natural_float = number(float, at_least=0)
 share = number(float, at_least=0, at_most=1)
+part_above_none = number(float, above=0, at_most=1)
 split_share = number(float, above=0, at_most=0.9)
 seed_int = number(int, at_least=0, at_most=2**32 - 1)  # NumPy takes no other
+# A sampler that is asked for more steps than there are timesteps takes one twice, and draws what is not finite.
+sampling_steps = number(int, at_least=1, at_most=1000)
 picture_size = number(int, at_least=8, multiple_of=8)  # px; all autoencoders of Stable Diffusion make 1 of 8

@@ -24,7 +24,7 @@ from diffusion.loading import load_pipeline
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from examples import draw_grid, load_test_data
 from fill50k import RenderedFill50K, load_data
-from finetune.argument_types import natural_float, natural_int, positive_int, seed_int
+from finetune.argument_types import natural_float, natural_int, sampling_steps, seed_int
 from finetune.data.images import square
 from finetune.model.single_file import as_folder
 from finetune.run.progress import progress_bar
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--conditioning_image_column", default="conditioning_image", help="its column of conditions")
     parser.add_argument("--caption_column", default="text", help="its column of captions")
     parser.add_argument("--num_conditions", type=natural_int, default=100, help="held-out conditions (0: none)")
-    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--output_dir", type=Path, required=True)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from closeness import drift, means_of, style_distances, subject_scores
 from drawing import generate, in_a_row, load_pipeline
-from finetune.argument_types import natural_float, positive_int
+from finetune.argument_types import natural_float, positive_int, sampling_steps
 from finetune.model.single_file import as_folder
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     # Five prompts with four seeds are the 20 pictures of which docs/task_2.md counts 16: fewer say little.
     parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
-    parser.add_argument("--num_inference_steps", type=positive_int, default=20)
+    parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument(
         "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"

@@ -17,7 +17,16 @@ import text_to_image
 import train
 import train_dreambooth_lora
 import train_lora
-from finetune.argument_types import natural_float, number, picture_size, positive_int, seed_int, share
+from finetune.argument_types import (
+    natural_float,
+    number,
+    part_above_none,
+    picture_size,
+    positive_int,
+    sampling_steps,
+    seed_int,
+    share,
+)
 from finetune.setup import require_hardware
 from processes import BASE, ROOT
 
@@ -40,6 +49,8 @@ HUGE = "1" + "0" * 400
         (natural_float, ["0", "7.5", "1e-30"], ["-1", "nan", "inf", "-inf", "1e400", "x"]),
         (number(float, above=0), ["1e-5"], ["0", "-0.0", "nan"]),
         (share, ["0", "1", "0.25"], ["10", "1.01", "-0.1", "nan"]),
+        (part_above_none, ["1", "0.9"], ["0", "85", "nan"]),
+        (sampling_steps, ["1", "1000"], ["0", "1001", HUGE]),
         (picture_size, ["8", "512"], ["0", "4", "100", "-8", "64.0"]),
         (seed_int, ["0", "4294967295"], ["-1", "4294967296", HUGE]),
     ],
@@ -52,7 +63,17 @@ def test_numbers_are_within_their_limits(kind, good, bad):
 
 
 def programs() -> list[Path]:
-    folders = ("finetune", "task_1_controlnet", "task_2_lora", "tiny_sd", "benchmarks")
+    folders = (
+        "finetune",
+        "task_1_controlnet",
+        "task_2_lora",
+        "tiny_sd",
+        "benchmarks",
+        "grading",
+        "page",
+        "kit",
+        "docs",
+    )
     return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 
@@ -104,6 +125,7 @@ WRONG = [
     ("dreambooth", "--num_class_images", "0"),
     ("dreambooth", "--prior_loss_weight", "-1"),
     ("evaluate", "--num_inference_steps", "0"),
+    ("evaluate", "--num_inference_steps", "1001"),
     ("evaluate", "--num_conditions", "-1"),
     ("evaluate", "--guidance_scale", "nan"),
     ("make_canny", "--max_samples", "-1"),
@@ -112,6 +134,7 @@ WRONG = [
     ("make_canny", "--resolution", "0"),
     ("make_canny", "--resolution", "4"),
     ("text_to_image", "--num_inference_steps", "0"),
+    ("text_to_image", "--num_inference_steps", "5000"),
     ("train_step", "--rounds", "0"),
     ("sample", "--repeats", "0"),
     ("caching", "--samples", "0"),
