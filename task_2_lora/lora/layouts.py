@@ -191,7 +191,8 @@ def scale_of(module: str, rank: int, alpha: Any, settings: Mapping[str, Any]) ->
     """alpha / rank; diffusers' settings win over the tensor `alpha`, and without both alpha is the rank."""
     by_settings = alpha_in(settings, module)
     alpha = by_settings if by_settings is not None else rank if alpha is None else alpha
-    if not isinstance(alpha, (int, float)) or not abs(alpha) < 1e30:  # infinite and not a number, too
+    # 0 too: to some readers it is no LoRA, to Kohya's own the rank. Not: infinite, and not a number.
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < abs(alpha) < 1e30:
         what = alpha if isinstance(alpha, (int, float, str)) else type(alpha).__name__
         raise LoraFileError(f"has an alpha at {shown(module)} that is no usable number: {shown(str(what))}", AS_WRITTEN)
     # Rank-stabilised LoRA divides by the root (Kalajdzievski, 2023, https://arxiv.org/abs/2312.03732).

@@ -340,6 +340,8 @@ def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_pat
         ({"unet.r": 4, "unet.lora_alpha": 4, "unet.init_lora_weights": "pissa"}, "changed weights of the base"),
         ({"unet.use_dora": True}, "is a DoRA"),
         ({"unet.lora_alpha": "many"}, "no usable number: 'many'"),
+        ({"unet.lora_alpha": 0}, "no usable number: '0'"),
+        ({"unet.lora_alpha": True}, "no usable number: 'True'"),
         ({"unet.lora_alpha": [8]}, "no usable number: 'list'"),
         ({"unet.lora_alpha": float("inf")}, "has an alpha at"),
         ({"unet.alpha_pattern": {"(a+)+": 2}}, "alpha_pattern in its lora_adapter_metadata that is not read"),
