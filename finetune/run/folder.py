@@ -82,6 +82,11 @@ class Run:
                 f"step {wanted}: {self._ways()}."
             )
         result = self.output_dir / finished["result"]
+        if not result.exists():
+            raise CheckpointError(
+                f"The run in {self.output_dir} was finished at step {step}, but {result} is gone, and there is no "
+                f"checkpoint to make it from: {self._ways()}."
+            )
         raise RunFinished(f"{finished_words(self.output_dir, step)}\nIts result: {result}")
 
     def _found(self) -> tuple[Path | None, dict[str, Any] | None]:

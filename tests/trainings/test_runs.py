@@ -175,6 +175,9 @@ def test_without_checkpoints_a_finished_run_is_known_too(style, tmp_path, monkey
     assert status == 1 and "kept no checkpoint to go on from to step 9" in said
     status, said = style(tmp_path, *never, "--rank", "4")
     assert status == 1 and "--rank was 2, is 4" in said
+    (tmp_path / RESULT).unlink()
+    status, said = style(tmp_path, *never)
+    assert status == 1 and f"{RESULT} is gone" in said and "choose another --output_dir" in said
 
 
 def test_kohyas_file_is_had_of_a_finished_run_that_kept_no_checkpoint(style, tmp_path, monkeypatch):
