@@ -164,6 +164,16 @@ WRONG_FILES = [
     ('{"format": 1, "collection": "a", "entries": [{"time": "now"}]}', "cannot be used as points by hand"),
     (json.dumps(Points("").with_entries([entry(1, "Kim", "task_9", 1)]).as_json()), "is no entry"),
     (json.dumps(Points("").with_entries([entry(1, "Kim", "task_2", float("nan"))]).as_json()), "is no entry"),
+    (json.dumps(Points("").with_entries([entry(1, "Kim", "task_2", 10**400)]).as_json()), "OverflowError"),
+    (
+        json.dumps(Points("").with_entries([entry(1, "\ud800", "task_2", 5)]).as_json()),
+        "cannot be used as points by hand",
+    ),
+    (json.dumps(Points("\ud800").as_json()), "cannot be used as points by hand"),
+    (
+        json.dumps(Points("").with_entries([Entry("2026-06-31T25:00:00.000Z", "Kim", "task_2", 5)]).as_json()),
+        "cannot be",
+    ),
     (json.dumps(Points("").with_entries([entry(1, "Kim", "task_2", 7)]).as_json()), "by the rules it is one of 0, 5"),
     (json.dumps(Points("").with_entries([entry(1, "Kim", "task_1_1", 50)]).as_json()), "it is from 0 to 5"),
 ]
