@@ -186,6 +186,7 @@ def time_to_quality() -> None:
     axis.axhline(measured["settings"]["target"], color="black", linewidth=0.8, linestyle="dotted")
     # Logarithmic, as the recipes are an order of magnitude apart.
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_xlabel("seconds from the command, drawing and scoring not counted")
     axis.set_ylabel(f"mean IoU, {measured['settings']['conditions']} held-out conditions")
     axis.legend()
