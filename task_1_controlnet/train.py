@@ -208,8 +208,8 @@ def compute_loss(
     condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
     latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
     measured = batch if is_held_out(batch) else None
-    # The paper empties half of the prompts, so that a condition is read without one, too (section 3.3); of a disc
-    # only the prompt knows the colours. Held-out samples keep theirs: chance would make two measurements differ.
+    # The paper empties half of the prompts, so that a condition is read without one, too (section 3.3); of a disc only
+    # the prompt knows the colours. Held-out samples keep theirs: chance would make two measurements differ.
     if measured is None:
         text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
     predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
