@@ -1,4 +1,4 @@
-"""Draws the README's figures from real runs: `python asset/draw_figures.py` draws those whose runs are there.
+"""Draws the pages' figures from real runs: `python asset/draw_figures.py` draws those whose runs are there.
 
 | figure | needs |
 |---|---|
