@@ -28,9 +28,7 @@ __all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_item
 
 MB = 1_000_000
 # What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
-DROPPINGS = (
-    "__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints",
-)  # fmt: skip
+DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
 READABLE = (".zip", ".tar", ".tgz", ".gz")
 ARCHIVES = (
     *READABLE, ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".zipx", ".001", ".7z", ".rar", ".alz", ".egg",
