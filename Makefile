@@ -34,10 +34,11 @@ starter:
 autograder:
 	@$(PYTHON) -m kit autograder
 
-# Grades one hand-in or a folder of them: make grade HAND_INS=FOLDER
+# Grades one hand-in or a folder of them: make grade HAND_INS=FOLDER; with JOBS=2 two at the same time.
 HAND_INS ?= hand_ins
+JOBS :=
 grade:
-	@$(PYTHON) -m kit grade "$(HAND_INS)"
+	@$(PYTHON) -m kit grade $(if $(JOBS),--jobs "$(JOBS)") "$(HAND_INS)"
 
 # The lecture's pages with the code that the files hold today.
 docs:

@@ -1,4 +1,4 @@
-"""Draws the README's figures from real runs: `python asset/draw_figures.py` draws those whose runs are there.
+"""Draws the pages' figures from real runs: `python asset/draw_figures.py` draws those whose runs are there.
 
 | figure | needs |
 |---|---|
@@ -9,6 +9,7 @@
 | canny.png | Task 1-1 on the embedded base, with its evaluation |
 | page.jpg | another program: `PAGE_PICTURE=asset/page.jpg python -m kit test tests/repository/test_page_browser.py` |
 | speed.png | `python benchmarks/train_step.py --output runs/train_step.json` |
+| time_to_quality.png | `python benchmarks/time_to_quality.py` |
 """
 
 from __future__ import annotations
@@ -172,6 +173,27 @@ def speed() -> None:
     plt.close(figure)
 
 
+def time_to_quality() -> None:
+    """The IoU of held-out conditions over the time of each training, a line for every seed."""
+    measured = json.loads((RUNS / "time_to_quality.json").read_text())
+    figure, axis = plt.subplots(figsize=(6.4, 3.2), constrained_layout=True)
+    colors = {"ours": "#dd8452", "library": "#4c72b0", "course": "#8c8c8c"}
+    for recipe, runs in measured["runs"].items():
+        for number, run in enumerate(runs):
+            curve = [(check["seconds"], check["iou"]) for check in run["checks"]]
+            label = recipe if number == 0 else None
+            axis.plot(*zip(*curve), color=colors[recipe], label=label, marker="o", markersize=2)
+    axis.axhline(measured["settings"]["target"], color="black", linewidth=0.8, linestyle="dotted")
+    # Logarithmic, as the recipes are an order of magnitude apart.
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set_xlabel("seconds from the command, drawing and scoring not counted")
+    axis.set_ylabel(f"mean IoU, {measured['settings']['conditions']} held-out conditions")
+    axis.legend()
+    figure.savefig(HERE / "time_to_quality.png", dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     fill50k()
     lora()
@@ -184,6 +206,7 @@ def main() -> None:
         ([RUNS / "controlnet-canny" / METRICS, lora_file], together),
         ([RUNS / "controlnet-canny" / METRICS], canny),
         ([RUNS / "train_step.json"], speed),
+        ([RUNS / "time_to_quality.json"], time_to_quality),
     ]
     for needed, draw in figures:
         missing = [str(path) for path in needed if not path.is_file()]

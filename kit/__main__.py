@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     if not commands.is_starter():
         add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
         add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
-        add("grade", parents=[shared], help="grades hand-ins").add_argument("hand_ins", nargs="?", default="hand_ins")
+        grade = add("grade", parents=[shared], help="grades hand-ins")
+        grade.add_argument("hand_ins", nargs="?", default="hand_ins")
+        grade.add_argument("--jobs", metavar="NUMBER", help="so many hand-ins at the same time")
         add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
         add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
     return whole
@@ -69,7 +71,7 @@ def start(args: argparse.Namespace, environment: Environment) -> None:
     elif args.command == "autograder":
         commands.program(environment, "grading.gradescope", ["--output", "build/autograder.zip"])
     elif args.command == "grade":
-        commands.program(environment, "grading.autograder", ["--output", "build/grades", "--", args.hand_ins])
+        commands.grade(environment, args.hand_ins, args.jobs)
     elif args.command == "docs":
         commands.program(environment, "docs/lecture/show_code.py", [])
     elif args.command == "real-size":

@@ -63,6 +63,12 @@ def test_course(environment: Environment) -> None:
     run([environment.python, *TESTS, *tests], environment=ONE_THREAD)
 
 
+def grade(environment: Environment, hand_ins: str, jobs: str | None) -> None:
+    """Grades into build/grades, so many hand-ins at the same time, or as many as the grader does by itself."""
+    more = [f"--jobs={jobs}"] if jobs else []
+    program(environment, "grading.autograder", ["--output", "build/grades", *more, "--", hand_ins])
+
+
 def program(environment: Environment, name: str, arguments: Sequence[str]) -> None:
     """One of the repository's programs: a module to be run by `-m`, or a file."""
     how = [name] if name.endswith(".py") else ["-m", name]

@@ -13,7 +13,7 @@ import argparse
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from finetune.argument_types import natural_int, or_none, positive_int
 from finetune.flags import parse, plan_of, training_parser
@@ -74,7 +74,7 @@ from finetune.model.base import BaseModel
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
 from finetune.model.sampler import sampling_scheduler
 from finetune.model.single_file import as_folder
-from finetune.model.upload import end_if_finished, prepare_upload
+from finetune.model.upload import Upload, end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.run.folder import Run
 from finetune.run.records import log_images
@@ -194,6 +194,41 @@ def encode_once(
     return [ControlNetSamples(part, args.resolution, kept) for part, kept in zip(parts, encodings)]
 
 
+def compute_loss(
+    batch: dict[str, Any],
+    denoise: Callable[..., torch.Tensor],
+    base: BaseModel,
+    no_prompt: torch.Tensor,
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+) -> torch.Tensor:
+    """The paper's objective (section 3.3) for one batch; `denoise` is UNet and ControlNet together."""
+    condition = send(batch["condition"], accelerator.device)  # (B, 3, H, W)
+    # Embedding it, a large picture with few channels, takes a third of the time on a CPU in this layout.
+    condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
+    latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
+    measured = batch if is_held_out(batch) else None
+    # The paper empties half of the prompts, so that a condition is read without one, too (section 3.3); of a disc only
+    # the prompt knows the colours. Held-out samples keep theirs: chance would make two measurements differ.
+    if measured is None:
+        text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
+    predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
+    with accelerator.autocast():
+        return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
+
+
+def finish(
+    training: Training, base: BaseModel, unet: UNet2DConditionModel, folder: Path, upload: Upload | None
+) -> None:
+    """Writes the ControlNet and its card into `folder`, says that the run is finished, and sends what was asked for."""
+    predicted = base.scheduler.config.prediction_type
+    architecture = architecture_of(unet.config, predicted, base.name)
+    origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
+    training.finish("ControlNet", training.save_final(partial(describe, origin, training.output_dir, folder)))
+    if upload is not None:
+        upload.send(folder)
+
+
 def main() -> None:
     args = parse_args()
     if args.dry_run:
@@ -212,14 +247,7 @@ def main() -> None:
 
     base = BaseModel.load(args.pretrained_model_name_or_path)
     check_sizes(base, args.resolution, None if args.controlnet_model_name_or_path else args.conditioning_channels)
-    unet, controlnet = load_models(
-        base.name,
-        args.controlnet_model_name_or_path,
-        args.conditioning_channels,
-        args.gradient_checkpointing,
-        accelerator,
-    )
-
+    unet, controlnet = load_models(base.name, args, accelerator)
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
     samples, *held_out_samples = encode_once(args, base, data, held_out, accelerator)
@@ -245,19 +273,7 @@ def main() -> None:
     ) -> torch.Tensor:
         return predict_noise(unet, training.model, unet_dtype, noisy_latents, timesteps, text_embeddings, condition)
 
-    def compute_loss(batch: dict[str, Any]) -> torch.Tensor:
-        condition = send(batch["condition"], accelerator.device)  # (B, 3, H, W)
-        # Embedding it, a large picture with few channels, takes a third of the time on a CPU in this layout.
-        condition = condition.contiguous(memory_format=picture_layout(accelerator.device))
-        latents, text_embeddings = base.encoded(batch, accelerator.device)  # (B, 4, H / 8, W / 8), (B, T, D)
-        measured = batch if is_held_out(batch) else None
-        # The paper empties half of the prompts, so that a condition is read without one, too (section 3.3); of a disc
-        # only the prompt knows the colours. Held-out samples keep theirs: chance would make two measurements differ.
-        if measured is None:
-            text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
-        predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
-        with accelerator.autocast():
-            return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
+    loss = partial(compute_loss, denoise=denoise, base=base, no_prompt=no_prompt, args=args, accelerator=accelerator)
 
     def draw_and_score(step: int) -> dict[str, float]:
         folder, seen = args.output_dir / "validation", step * training.samples_per_step
@@ -266,14 +282,9 @@ def main() -> None:
     # The loss hardly moves when a ControlNet begins to obey; whether it does, the drawn test conditions say.
     training.aligned_by = "validation/mean_iou"
     if held_out is not None:
-        training.held_out, training.held_out_loss = HeldOut(held_out_samples[0], held_out.fingerprint), compute_loss
-    if training.run(compute_loss, draw_and_score, args.validation_steps):
-        predicted = base.scheduler.config.prediction_type
-        architecture = architecture_of(unet.config, predicted, base.name)
-        origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
-        training.finish("ControlNet", training.save_final(partial(describe, origin, args.output_dir, folder)))
-        if upload is not None:
-            upload.send(folder)
+        training.held_out, training.held_out_loss = HeldOut(held_out_samples[0], held_out.fingerprint), loss
+    if training.run(loss, draw_and_score, args.validation_steps):
+        finish(training, base, unet, folder, upload)
     accelerator.end_training()
 
 

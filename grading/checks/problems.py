@@ -1,10 +1,12 @@
-"""What the judges of all places use: comparing, and naming what a wrong result is instead."""
+"""What the judges of all places use to name what a wrong result is instead."""
 
 from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
+
+from .comparing import all_same, same
 
 # What PyTorch or Python says, and what it means here.
 HINTS = {
@@ -76,21 +78,6 @@ def judge_layouts(
     return findings
 
 
-def same(value: Any, expected: torch.Tensor | None) -> bool:
-    """Up to the rounding of float32, which depends on the order of operations."""
-    if expected is None or not torch.is_tensor(value):
-        return value is None and expected is None
-    return value.shape == expected.shape and torch.allclose(value, expected.detach(), rtol=1e-4, atol=1e-5)
-
-
-def all_same(values: Any, expected: Sequence[torch.Tensor | None]) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == len(expected)
-        and all(same(value, one) for value, one in zip(values, expected))
-    )
-
-
 def gradient_problem(found: Any, right: Sequence[torch.Tensor | None], lost: str, wrong: str) -> str | None:
     """The sentence `lost` if a gradient does not arrive where it must, or `wrong` if another one arrives."""
     if all_same(found, right):
@@ -99,11 +86,6 @@ def gradient_problem(found: Any, right: Sequence[torch.Tensor | None], lost: str
         return lost
     arrives = (torch.is_tensor(one) and bool((one != 0).any()) for one in found)
     return wrong if all(there or must_be is None for there, must_be in zip(arrives, right)) else lost
-
-
-def is_whole_list(values: Any) -> bool:
-    """A list or a tuple of tensors and of nothing else."""
-    return isinstance(values, list) and all(torch.is_tensor(value) for value in values)
 
 
 def kind(value: Any) -> str:

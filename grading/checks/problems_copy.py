@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Iterator
 
-from .problems import Note, all_same, number_of, same
+from .comparing import all_same, same
+from .problems import Note, number_of
 from .standins import MISFITS, original_states
 
 COPIED = ("conv_in", "time_embedding", "down_blocks", "mid_block")

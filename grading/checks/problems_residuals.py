@@ -6,19 +6,9 @@ from typing import Any, Iterator
 
 import torch
 
+from .comparing import all_same, is_whole_list, same
 from .observe import FORWARD_RUNS
-from .problems import (
-    all_same,
-    describe_all,
-    errors,
-    first,
-    gradient_problem,
-    is_whole_list,
-    judge_layouts,
-    kind,
-    same,
-    what_it_is,
-)
+from .problems import describe_all, errors, first, gradient_problem, judge_layouts, kind, what_it_is
 from .standins import ControlNetEnd, gradients
 
 

@@ -6,20 +6,9 @@ from typing import Any, Callable, Iterator, Optional
 
 import torch
 
+from .comparing import all_same, is_whole_list, same
 from .observe import MID_RUNS, SKIP_RUNS
-from .problems import (
-    all_same,
-    describe_all,
-    errors,
-    explain_error,
-    first,
-    gradient_problem,
-    is_whole_list,
-    judge_layouts,
-    kind,
-    same,
-    what_it_is,
-)
+from .problems import describe_all, errors, explain_error, first, gradient_problem, judge_layouts, kind, what_it_is
 from .standins import UNetMiddle, gradients
 
 RETURNED = "the code returns from the UNet's `forward`, so the rest of the UNet never runs: set the name and go on."

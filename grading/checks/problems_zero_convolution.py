@@ -8,7 +8,8 @@ from typing import Any, Iterator
 import torch
 import torch.nn.functional as F
 
-from .problems import all_same, errors, explain_error, first, kind, number_of, pair_up, same
+from .comparing import all_same, same
+from .problems import errors, explain_error, first, kind, number_of, pair_up
 from .standins import BATCH, CONVOLUTIONS, Convolution, ConvolutionInputs, gradients
 
 

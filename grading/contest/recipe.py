@@ -111,12 +111,14 @@ def read_recipe(path: Path, name: str | None = None) -> Recipe:
     """The recipe in a file, called as the file is unless it gets another name.
 
     Raises:
-        RecipeError: if it is too large, no text, or not as `parse_recipe` wants it.
-        OSError: if it cannot be read.
+        RecipeError: if it cannot be read, is too large, no text, or not as `parse_recipe` wants it.
     """
     name = name or path.stem
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.") from None
     if len(content) > MAX_BYTES:
         raise RecipeError(f"The recipe {name} is larger than {MAX_BYTES:,} bytes.")
     try:

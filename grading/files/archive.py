@@ -28,9 +28,11 @@ __all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_item
 
 MB = 1_000_000
 # What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
-DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "__pycache__", ".ipynb_checkpoints")
+DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
 READABLE = (".zip", ".tar", ".tgz", ".gz")
-ARCHIVES = (*READABLE, ".bz2", ".xz", ".zst", ".7z", ".rar", ".alz", ".egg")
+ARCHIVES = (
+    *READABLE, ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".zipx", ".001", ".7z", ".rar", ".alz", ".egg",
+)  # fmt: skip
 # Smaller files may compress as well as they like: a LoRA that was never trained is mostly zeros, and is no bomb.
 RATIO_FROM_BYTES = 10 * MB
 # What reading a damaged or crafted file may raise; OSError is also a file that cannot be read or written.

@@ -73,9 +73,10 @@ def search(folder: Path, depth: int = 0) -> tuple[list[Path], dict[Path, str]]:
 
 
 def plain_name(path: Path, top: Path) -> str:
-    """What a thing is called below `top`, in letters that every program can write."""
+    """What a thing is called below `top`, in letters that every program can write and no terminal obeys."""
     name = str(path.relative_to(top)) if path != top else top.resolve().name
-    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+    plain = unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "replace"))
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in plain)
 
 
 def without_suffix(name: str) -> str:

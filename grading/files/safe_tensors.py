@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ MAX_BYTES = 200 * MB
 MAX_HEADER_BYTES = 4 * MB  # Stable Diffusion 1.4's LoRA has 0.03 MB
 LENGTH_BYTES = 8
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+# Of single numbers also these: some programs write a LoRA's alpha as a whole one.
+WHOLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 # What else is found under the name: its first bytes, and what that means.
 OTHER_FORMATS = {
     b"PK": "is a zip archive, as torch.save writes it",
@@ -47,18 +50,19 @@ def header_problem(data: bytes) -> str | None:
 
 
 def to_float(name: str, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
-    """An array of float32 or float64. Raises TensorsError for other kinds of numbers."""
+    """An array of float32, which is what models compute with. Raises TensorsError for other kinds of numbers."""
     if dtype == "BF16":
         bits = np.frombuffer(data, "<u2").astype("<u4") << 16  # bfloat16 is the upper half of float32
         return bits.view("<f4").reshape(shape)
-    if dtype not in DTYPES:
+    kinds = DTYPES if math.prod(shape) != 1 else {**DTYPES, **WHOLE}
+    if dtype not in kinds:
         raise TensorsError(f"has {shown(name)} in {shown(dtype)}: store the weights in float32, float16 or bfloat16")
-    array = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
-    return array.astype("<f4") if dtype == "F16" else array
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is looked for
+        return np.frombuffer(data, kinds[dtype]).reshape(shape).astype("<f4", copy=False)
 
 
 def read_tensors(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file by name, as float32 or float64.
+    """All tensors of a safetensors file by name, as float32.
 
     Raises:
         TensorsError: half a sentence, to be put after the file's name, that says what is wrong and what to do.

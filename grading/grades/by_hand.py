@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -23,7 +24,7 @@ DOWNLOADS = "points_by_hand*.json"
 FORMAT = 1
 MAX_BYTES = 20_000_000
 MAX_NAME = 1000
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 
 
 class PointsError(ValueError):
@@ -77,6 +78,7 @@ def read_entry(said: Any) -> Entry:
     )  # fmt: skip
     if not right:
         raise ValueError(f"{str(said)[:200]} is no entry")
+    datetime.fromisoformat(entry.time[:-1])  # such as the 31st of June is none
     return Entry(entry.time, entry.hand_in, entry.field, None if value is None else float(value))
 
 
@@ -89,11 +91,13 @@ def read_file(path: Path) -> Points:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path.read_text(encoding="utf-8-sig"))
         if said["format"] != FORMAT or not isinstance(said["collection"], str):
             raise ValueError(f"it is of another format than {FORMAT}")
-        return Points(said["collection"]).with_entries(map(read_entry, said["entries"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        points = Points(said["collection"]).with_entries(map(read_entry, said["entries"]))
+        stored(points).encode()  # JSON can name characters that no file can hold
+        return points
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise PointsError(f"{path} cannot be used as points by hand ({why}). It is left as it is.") from None
 
@@ -111,8 +115,12 @@ def read_folder(folder: Path) -> Points:
     return points
 
 
+def stored(points: Points) -> str:
+    return json.dumps(points.as_json(), indent=1, ensure_ascii=False) + "\n"
+
+
 def write_store(folder: Path, points: Points) -> None:
-    write_atomically(folder / STORE, json.dumps(points.as_json(), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / STORE, stored(points))
 
 
 def require_allowed(points: Points, rules: Rules, source: Path) -> None:

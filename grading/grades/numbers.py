@@ -5,13 +5,23 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Sequence
+from typing import Any, Sequence
 
 from ..sandbox.cores import usable_cores
 from ..sandbox.limits import Limits
 from .rules import KINDS, Rules, read_rules
 
 LEAST_PROOF = 5
+# What may be zero; without any of the others nothing can be graded.
+FROM_ZERO = (
+    "warmup_steps", "seed", "guidance_scale", "sd_guidance_scale", "least_iou", "least_change", "least_contrast",
+    "least_smoothness", "least_calm", "lora_norm",
+)  # fmt: skip
+AT_MOST = {
+    "seed": 2**32 - 1,
+    **dict.fromkeys(("least_iou", "least_smoothness", "least_calm"), 1),
+    **dict.fromkeys(("least_change", "least_contrast"), 255),
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,43 @@ class Numbers:
         )
 
 
+def parsed(name: str, text: str, usual: Any) -> Any:
+    """A number's value from the command line. Raises ValueError with what it must be, for what it cannot be."""
+    if isinstance(usual, str):
+        return text
+    usual_parts = usual if isinstance(usual, tuple) else (usual,)
+    kind = type(usual_parts[0]) if usual_parts else str
+    try:
+        value = ast.literal_eval(text)
+        parts = value if isinstance(value, tuple) else (value,)
+        if kind is float:
+            parts = tuple(float(part) if type(part) is int else part for part in parts)
+    except (ValueError, SyntaxError, OverflowError, MemoryError, RecursionError):
+        raise ValueError(f"written as in Python, such as {name}={usual!r}") from None
+    count = len(parts) == len(usual_parts) or kind is str and (parts or not usual_parts)
+    if (
+        isinstance(value, tuple) != isinstance(usual, tuple)
+        or not count
+        or any(type(part) is not kind for part in parts)
+    ):
+        raise ValueError(f"of the same kind as {usual!r}")
+    if kind in (int, float):
+        check_range(name, parts)
+    return parts if isinstance(usual, tuple) else parts[0]
+
+
+def check_range(name: str, parts: Sequence[float]) -> None:
+    """Raises ValueError with what a value must be, unless all its parts can be graded with."""
+    if not all(0 <= part < math.inf for part in parts):
+        raise ValueError("finite and not below 0")
+    if name not in FROM_ZERO and not all(parts):
+        raise ValueError("above 0")
+    if max(parts) > AT_MOST.get(name, math.inf):
+        raise ValueError(f"at most {AT_MOST[name]}")
+    if list(parts) != sorted(parts):
+        raise ValueError("two numbers, the smaller one first")
+
+
 def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
     """The numbers with some replaced by "name=value", where a value is written as in Python, of rules as in rules.toml.
 
@@ -113,19 +160,10 @@ def with_settings(numbers: Numbers, settings: Sequence[str]) -> Numbers:
         if name not in known:
             names = ", ".join([*known, *KINDS])
             raise ValueError(f"There is no number {name!r}; those of grades/numbers.py and rules.toml are: {names}.")
-        old = known[name]
         try:
-            value = text if isinstance(old, str) else ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            raise ValueError(f"{setting!r}: the value must be written as in Python, such as {name}={old!r}.") from None
-        if isinstance(old, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(old):
-            raise ValueError(f"{setting!r}: the value must be of the same kind as {old!r}.")
-        parts = value if isinstance(value, tuple) else (value,)
-        if not all(0 <= part < math.inf for part in parts if isinstance(part, (int, float))):
-            raise ValueError(f"{setting!r}: the value must be finite and not below 0.")
-        numbers = replace(numbers, **{name: value})
+            numbers = replace(numbers, **{name: parsed(name, text, known[name])})
+        except ValueError as error:
+            raise ValueError(f"{setting[:80]!r}: the value must be {error}.") from None
     if numbers.prove and numbers.prove_steps < LEAST_PROOF:
         raise ValueError(f"prove_steps must be at least {LEAST_PROOF}: before, not every weight has had a gradient.")
     return numbers

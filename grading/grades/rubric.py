@@ -13,9 +13,9 @@ from typing import Mapping
 from ..handed_out.banners import TODOS
 from ..handed_out.record import Change
 from .numbers import Numbers
-from .rules import TASKS, Rules
+from .rules import FULL, TASKS, Rules
 
-FULL, HALF, ZERO = 10.0, 5.0, 0.0
+HALF, ZERO = FULL / 2, 0.0
 # The problem of an alignment that nobody looked for.
 NOT_TRAINED = "A quick look trains nothing."
 

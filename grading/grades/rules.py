@@ -16,6 +16,7 @@ except ImportError:  # Python 3.10
 
 from ..handed_out.banners import TODOS
 
+FULL = 10.0  # points of a task
 TASKS = ("Task 1: ControlNet", "Task 2: LoRA and DreamBooth")
 # The lines of a result, by which rules can name them.
 LINES = (
@@ -91,7 +92,7 @@ class Rules:
         """
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text
         return replace(self, **{name: checked(name, value)})
 
@@ -100,7 +101,7 @@ def share(value: Any) -> float:
     """A share as it is written, such as "10 %". Raises ValueError."""
     if value in ("all", "none"):
         return float(value == "all")
-    percent = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value) if isinstance(value, str) else None
+    percent = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?%", value) if isinstance(value, str) else None
     if not percent or float(percent[1]) > 100:
         raise ValueError('"all", "none", or a share such as "10 %"')
     return float(percent[1]) / 100
@@ -115,6 +116,12 @@ def whole(value: Any) -> int:
 def number(value: Any) -> float:
     if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError("a number from 0 on")
+    return float(value)
+
+
+def points(value: Any) -> float:
+    if number(value) > FULL:
+        raise ValueError(f"a number from 0 to {FULL:g}")
     return float(value)
 
 
@@ -143,8 +150,10 @@ def allowed(value: Any) -> Allowed:
     """The points that can be given, as a list or as "LOW to HIGH". Raises ValueError."""
     numbers = value.split(" to ") if isinstance(value, str) else value
     try:
+        if not all(type(one) in ((str,) if isinstance(value, str) else (int, float)) for one in numbers):
+            raise TypeError
         found = tuple(float(one) for one in numbers)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = (math.inf,)
     if not all(map(math.isfinite, found)) or isinstance(value, str) and not (len(found) == 2 and found[0] < found[1]):
         raise ValueError('of points each a list such as [0, 5, 10], or two numbers such as "0 to 5"; [] for no field')
@@ -161,7 +170,7 @@ KINDS: Mapping[str, Callable[[Any], Any]] = {
     "missing_item": share,
     "changes": share,
     "long_report": share,
-    "both_loras_wrong": number,
+    "both_loras_wrong": points,
     "late_day": share,
     "late_free_days": whole,
     "late_last_day": whole,
@@ -192,7 +201,7 @@ def read_rules(path: Path = RULES) -> Rules:
     """
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RulesError(f"{path.name} cannot be read: {error}") from None
     names = [field.name for field in fields(Rules)]
     for name in said:

@@ -95,6 +95,6 @@ def main() -> None:
     args = parser.parse_args()
     try:
         names = write_autograder(args.output, args.torch_index)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
     print(f"{args.output}: {len(names)} files, {args.output.stat().st_size / 1e6:.1f} MB, for Gradescope.")

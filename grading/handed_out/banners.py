@@ -19,11 +19,15 @@ TODO_FILES = {
 TODOS = tuple(todo for todos in TODO_FILES.values() for todo in todos)
 BANNER = "######## TODO ({}) ########"
 COMMENT = re.compile(r"^([ \t]*)(#.*)(?:\n|\Z)", re.MULTILINE)
-# How a comment may name a place, as strictly as a banner that was handed out, less so, and as loosely as a note. A
-# Korean keyboard writes wide brackets, some programs make a dash of a hyphen, and editors know "TODO:".
-NAME = r"TODO\s*[:：]?\s*[(（\[]\s*(\d)\s*(?:[-_.\u2010-\u2015]\s*(\d)\s*)?[)）\]]"
+# How a comment may name a place, as strictly as a banner that was handed out, less so, as loosely as a note, and with
+# more before it: an editor that comments out puts "# " there. A Korean keyboard writes wide brackets and digits, some
+# programs make a dash of a hyphen, and editors know "TODO:".
+NAME = r"TODO\s*(?:[:：]\s*)?[(（\[]\s*(\d)\s*(?:[-_.\u2010-\u2015\u2212－]\s*(\d)\s*)?[)）\]]"
 STRICTLY = re.compile(r"#{8} TODO \((\d)(?:-(\d))?\) #{8}\s*")
-KINDS = (STRICTLY, re.compile(rf"####.*?\b{NAME}.*", re.IGNORECASE), re.compile(rf"#+\s*{NAME}.*", re.IGNORECASE))
+KINDS = (
+    STRICTLY,
+    *(re.compile(rf"{start}{NAME}.*", re.IGNORECASE) for start in (r"####.*?\b", r"#+\s*", r"#.*?\b")),
+)
 DAMAGED = re.compile(r"####.*TODO.*", re.IGNORECASE)
 
 
@@ -73,7 +77,7 @@ def find_banners(source: str) -> list[Banner]:
         for kind, pattern in enumerate(KINDS):
             match = pattern.fullmatch(comment[2])
             if match:
-                todo = "-".join(filter(None, match.groups()))
+                todo = "-".join(str(int(digit)) for digit in match.groups() if digit)
                 line = source.count("\n", 0, comment.start()) + 1
                 found.append(Banner(todo, kind, line, comment.start(), comment.end(), comment[1]))
                 break
@@ -171,12 +175,14 @@ def read_source(path: Path) -> str:
     """A file as it is, line ends included.
 
     Raises:
-        BannerError: if it is missing or is not UTF-8 text.
+        BannerError: if it is missing, cannot be read, or is not UTF-8 text.
     """
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise BannerError(f"{path} is missing.") from None
+    except OSError as error:
+        raise BannerError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise BannerError(f"{path} is not UTF-8 text.") from None
 

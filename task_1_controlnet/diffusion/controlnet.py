@@ -45,6 +45,17 @@ def zero_convolution(
     return module
 
 
+def residual_scales(number: int, conditioning_scale: float, guess_mode: bool) -> list[float]:
+    """The factor on each residual, the mid block's last."""
+    # The authors' code takes 0.825 times as much from one residual to the next: 0.1 to 1 over the 13 of Stable
+    # Diffusion 1. The coarse features, which say what is where, steer; the fine ones are left to the UNet.
+    # tolist: torch.compile cannot follow a number that leaves its tensor. Training has no guess mode, and compiles
+    # both models in one graph: 2 minutes in place of the 2.7 that two graphs took (2026-11-26).
+    if guess_mode:
+        return (torch.logspace(-1, 0, number) * conditioning_scale).tolist()
+    return [conditioning_scale] * number
+
+
 class ControlNetConditioningEmbedding(nn.Module):
     """Brings the condition image to the size and width of the UNet's first features (section 3.2 of the paper).
 
@@ -144,6 +155,20 @@ class ControlNetModel(StableDiffusionModel):
         # rate are lost in half precision (Micikevicius et al., 2018, https://arxiv.org/abs/1710.03740).
         return controlnet.to(unet.device)
 
+    def embed_condition(self, controlnet_cond: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The features that are added to those of the latents `sample`; `controlnet_cond` may be these already."""
+        condition = controlnet_cond
+        # What the sampling loop has embedded once, for all steps, has the size and width of features already.
+        if condition.shape[1:] != (self.config.block_out_channels[0], *sample.shape[-2:]):
+            condition = self.controlnet_cond_embedding(controlnet_cond)  # (B, C0, H, W)
+        if condition.shape[-2:] != sample.shape[-2:]:
+            raise ValueError(
+                f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "
+                f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
+                f"the condition must have the size of the image that is generated."
+            )
+        return condition
+
     def forward(
         self,
         sample: torch.Tensor,
@@ -173,16 +198,7 @@ class ControlNetModel(StableDiffusionModel):
         """
         # fmt: off
         emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
-        # What the sampling loop has embedded once, for all steps, has the size and width of features already.
-        condition = controlnet_cond
-        if condition.shape[1:] != (self.config.block_out_channels[0], *sample.shape[-2:]):
-            condition = self.controlnet_cond_embedding(controlnet_cond)                            # (B, C0, H, W)
-        if condition.shape[-2:] != sample.shape[-2:]:
-            raise ValueError(
-                f"Condition images of {tuple(controlnet_cond.shape[-2:])} px give features of "
-                f"{tuple(condition.shape[-2:])}, but the latents are {tuple(sample.shape[-2:])}: "
-                f"the condition must have the size of the image that is generated."
-            )
+        condition = self.embed_condition(controlnet_cond, sample)                                  # (B, C0, H, W)
         # The only place where the condition enters: from here on the copy runs as the UNet's encoder does.
         sample = self.conv_in(sample) + condition                                                  # (B, C0, H, W)
 
@@ -200,14 +216,7 @@ class ControlNetModel(StableDiffusionModel):
         mid_block_res_sample = self.controlnet_mid_block(sample)
         ######## TODO (3) ########
 
-        num_residuals = len(down_block_res_samples) + 1
-        scales = [conditioning_scale] * num_residuals
-        # The authors' code takes 0.825 times as much from one residual to the next: 0.1 to 1 over the 13 of Stable
-        # Diffusion 1. The coarse features, which say what is where, steer; the fine ones are left to the UNet.
-        # tolist: torch.compile cannot follow a number that leaves its tensor. Training has no guess mode, and compiles
-        # both models in one graph: 2 minutes in place of the 2.7 that two graphs took (2026-11-26).
-        if guess_mode:
-            scales = (torch.logspace(-1, 0, num_residuals) * conditioning_scale).tolist()
+        scales = residual_scales(len(down_block_res_samples) + 1, conditioning_scale, guess_mode)
         down_block_res_samples = tuple(residual * s for residual, s in zip(down_block_res_samples, scales))
         mid_block_res_sample = mid_block_res_sample * scales[-1]
 

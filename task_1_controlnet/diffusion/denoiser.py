@@ -19,25 +19,21 @@ from .unets.unet_2d_condition import UNet2DConditionModel
 
 
 def load_models(
-    base: str,
-    controlnet: str | None,
-    conditioning_channels: list[int],
-    gradient_checkpointing: bool,
-    accelerator: Accelerator,
+    base: str, args: argparse.Namespace, accelerator: Accelerator
 ) -> tuple[UNet2DConditionModel, ControlNetModel]:
     """The frozen UNet, and the ControlNet to train: a given one, or a copy of the UNet's encoder; always float32."""
     unet = load_part(UNet2DConditionModel, base, "unet")
-    if controlnet is None:
-        trained = ControlNetModel.from_unet(unet, conditioning_channels)
+    if args.controlnet_model_name_or_path is None:
+        trained = ControlNetModel.from_unet(unet, args.conditioning_channels)
     else:
-        trained = ControlNetModel.from_pretrained(controlnet, dtype=torch.float32)
+        trained = ControlNetModel.from_pretrained(args.controlnet_model_name_or_path, dtype=torch.float32)
     trained.train()
     # After the copy, which is to be float32: on a GPU the UNet's own weights are rounded here to half precision.
     place_frozen(unet, accelerator)
     for model in (unet, trained):
         use_fast_attention(model, accelerator.device)
         # The frozen UNet too: its decoder stands between ControlNet and the loss, so gradients go through it.
-        if gradient_checkpointing:
+        if args.gradient_checkpointing:
             model.enable_gradient_checkpointing()
     return unet, trained
 

@@ -31,7 +31,42 @@ from .steering import Steering, nets_of
 
 
 class StableDiffusionControlNetPipeline(PipelineParts):
-    """Draws what a prompt says, where condition images say."""
+    """Draws what a prompt says, where condition images say.
+
+    Args of a call:
+        prompt: one or several.
+        image: the condition: a PIL image, a numpy array ((height, width), (height, width, channels) or a batch of
+            such), a tensor ((channels, height, width) or a batch), or a list of these. Arrays and tensors are
+            floats in 0..1 or bytes; grey images serve all channels. One image for all prompts, or one for each.
+            With several ControlNets: a list that has one such entry for each ControlNet (if the entries are lists,
+            diffusers' pipeline wants them the other way round).
+        height, width: of the images, in pixels, multiples of the autoencoder's factor (8). The default is the size
+            of the first condition image, rounded down to such a multiple. Condition images of another size are
+            resized to it, the aspect ratio not kept: PIL images by Lanczos' filter, others to the nearest pixel.
+        num_inference_steps: as the scheduler counts them.
+        timesteps, sigmas: of the steps, descending, instead of their number; not all schedulers take them.
+        guidance_scale: of classifier-free guidance, which is off at 1 and below.
+        negative_prompt: one for all prompts, or one for each; without guidance it is ignored.
+        eta: of DDIM, 0..1; schedulers that do not know it ignore it.
+        generator: the source of all random numbers, or a list with one for each image.
+        latents: initial noise of unit variance, (images, 4, height / 8, width / 8), instead of random.
+        prompt_embeds, negative_prompt_embeds: (prompts, tokens, channels), instead of the prompts.
+        output_type: "pil" for a list of PIL images, "np" for an array (images, height, width, 3) in 0..1, "pt" for
+            a tensor (images, 3, height, width) in 0..1, "latent" for the latents, not decoded.
+        return_dict: whether to return an output with `.images` and `.nsfw_content_detected`, or a tuple of the two.
+        cross_attention_kwargs: for the UNet's attention processors; `{"scale": s}` scales LoRA's share.
+        controlnet_conditioning_scale: a factor on the residuals, for all ControlNets or for each.
+        guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
+        control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
+            heard, for all ControlNets or for each.
+        clip_skip: how many of the text encoder's last layers are left out for the prompt (not the negative one).
+        callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step. It may return
+            a dict with new `latents` and `prompt_embeds`. With guidance, `prompt_embeds` holds the negative
+            embeddings in its first half; `negative_prompt_embeds` is only for later callbacks to read. Setting
+            `pipeline._interrupt` ends the loop.
+        callback_on_step_end_tensor_inputs: which tensors it gets, of "latents", "prompt_embeds" and
+            "negative_prompt_embeds".
+    """
 
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
@@ -49,67 +84,28 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         self,
         prompt: str | Sequence[str] | None = None,
         image: Any = None,
-        height: int | None = None,
-        width: int | None = None,
+        height: int | None = None, width: int | None = None,
         num_inference_steps: int = 50,  # the library's; with UniPC, which our programs set, 20 do
         *,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[int] | None = None, sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,  # the library's; the embedded base, whose colours become too strong, wants 3
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
+        prompt_embeds: torch.Tensor | None = None, negative_prompt_embeds: torch.Tensor | None = None,
+        output_type: str = "pil", return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
         guess_mode: bool = False,
-        control_guidance_start: float | Sequence[float] = 0.0,
-        control_guidance_end: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0, control_guidance_end: float | Sequence[float] = 1.0,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         **unsupported: Any,
-    ) -> StableDiffusionPipelineOutput | tuple:
-        """Generates `num_images_per_prompt` images for each prompt.
-
-        Args:
-            prompt: one or several.
-            image: the condition: a PIL image, a numpy array ((height, width), (height, width, channels) or a batch of
-                such), a tensor ((channels, height, width) or a batch), or a list of these. Arrays and tensors are
-                floats in 0..1 or bytes; grey images serve all channels. One image for all prompts, or one for each.
-                With several ControlNets: a list that has one such entry for each ControlNet (if the entries are lists,
-                diffusers' pipeline wants them the other way round).
-            height, width: of the images, in pixels, multiples of the autoencoder's factor (8). The default is the size
-                of the first condition image, rounded down to such a multiple. Condition images of another size are
-                resized to it, the aspect ratio not kept: PIL images by Lanczos' filter, others to the nearest pixel.
-            num_inference_steps: as the scheduler counts them.
-            timesteps, sigmas: of the steps, descending, instead of their number; not all schedulers take them.
-            guidance_scale: of classifier-free guidance, which is off at 1 and below.
-            negative_prompt: one for all prompts, or one for each; without guidance it is ignored.
-            eta: of DDIM, 0..1; schedulers that do not know it ignore it.
-            generator: the source of all random numbers, or a list with one for each image.
-            latents: initial noise of unit variance, (images, 4, height / 8, width / 8), instead of random.
-            prompt_embeds, negative_prompt_embeds: (prompts, tokens, channels), instead of the prompts.
-            output_type: "pil" for a list of PIL images, "np" for an array (images, height, width, 3) in 0..1, "pt" for
-                a tensor (images, 3, height, width) in 0..1, "latent" for the latents, not decoded.
-            return_dict: whether to return an output with `.images` and `.nsfw_content_detected`, or a tuple of the two.
-            cross_attention_kwargs: for the UNet's attention processors; `{"scale": s}` scales LoRA's share.
-            controlnet_conditioning_scale: a factor on the residuals, for all ControlNets or for each.
-            guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
-            control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
-                heard, for all ControlNets or for each.
-            clip_skip: how many of the text encoder's last layers are left out for the prompt (not the negative one).
-            callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after each step. It may return
-                a dict with new `latents` and `prompt_embeds`. With guidance, `prompt_embeds` holds the negative
-                embeddings in its first half; `negative_prompt_embeds` is only for later callbacks to read. Setting
-                `pipeline._interrupt` ends the loop.
-            callback_on_step_end_tensor_inputs: which tensors it gets, of "latents", "prompt_embeds" and
-                "negative_prompt_embeds".
+    ) -> StableDiffusionPipelineOutput | tuple:  # fmt: skip
+        """Generates `num_images_per_prompt` images for each prompt; the arguments stand above, in the class's words.
 
         Raises:
             ValueError: if inputs are missing, of a wrong type, do not fit together, or are out of range.
@@ -122,32 +118,31 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         )
         check_clip_skip(clip_skip, prompt, self.text_encoder)
         callback = StepCallback(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-
-        # Callbacks read these through the library's properties, and may change them from one step to the next.
-        self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
-        self._clip_skip, self._interrupt = clip_skip, False
+        self.set_for_callbacks(guidance_scale, cross_attention_kwargs, clip_skip)
 
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
         conditions, height, width = self.prepare_conditions(image, height, width, num_prompts, num_images)
-        steering = Steering(
-            self.controlnet, conditions, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
-            guess_mode,
-        )  # fmt: skip
+        strength = (controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode)
+        steering = Steering(self.controlnet, conditions, *strength)
         prompt_embeds, negative_prompt_embeds = self.embed_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, timesteps, sigmas)
         latents = self.start_latents(latents, num_images, height, width, prompt_embeds.dtype, generator)
-        # eta is DDIM's share of fresh noise in each step (Song et al., 2021, https://arxiv.org/abs/2010.02502, eq. 16).
-        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         latents = self.denoise(
-            latents, timesteps, prompt_embeds, negative_prompt_embeds, steering, callback, extra_step_kwargs
+            latents, timesteps, prompt_embeds, negative_prompt_embeds, steering, callback, generator, eta
         )
         images, has_nsfw_concept = self.decode(latents, output_type, prompt_embeds.dtype, generator)
         self.maybe_free_model_hooks()
-        output = StableDiffusionPipelineOutput(images=images, nsfw_content_detected=has_nsfw_concept)
-        return output if return_dict else (images, has_nsfw_concept)
+        return StableDiffusionPipelineOutput(images, has_nsfw_concept) if return_dict else (images, has_nsfw_concept)
+
+    def set_for_callbacks(
+        self, guidance_scale: float, cross_attention_kwargs: dict[str, Any] | None, clip_skip: int | None
+    ) -> None:
+        """What callbacks read through the library's properties, and may change from one step to the next."""
+        self._guidance_scale, self._cross_attention_kwargs = guidance_scale, cross_attention_kwargs
+        self._clip_skip, self._interrupt = clip_skip, False
 
     def embed_prompts(
         self,
@@ -176,13 +171,16 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         negative_prompt_embeds: torch.Tensor | None,
         steering: Steering,
         callback: StepCallback,
-        extra_step_kwargs: dict[str, Any],
+        generator: torch.Generator | list[torch.Generator] | None,
+        eta: float,
     ) -> torch.Tensor:
         """The sampling loop, from noise to latents (images, channels, height / 8, width / 8).
 
         With guidance, `prompt_embeds` holds the negative embeddings and then the prompts'.
         """
         self._num_timesteps = len(timesteps)
+        # eta is DDIM's share of fresh noise in each step (Song et al., 2021, https://arxiv.org/abs/2010.02502, eq. 16).
+        extra_step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         # Where both are compiled, CUDA graphs may reuse the memory of residuals that the UNet has not read.
         mark_steps = is_compiled(self.unet) and is_compiled(self.controlnet)
         attention_kwargs = dict(self.cross_attention_kwargs or {})

@@ -138,7 +138,8 @@ def split_name(name: str) -> tuple[str, str, str]:
     """A tensor's module, "A", "B" or "alpha", and the layout. Raises LoraFileError if it is none of a LoRA's."""
     ends = {**MATRICES, ALPHA: "alpha"}
     end = next((end for end in ends if name.endswith(end)), None)
-    if end is None and not re.search("lora|lycoris", name.lower()):
+    # What a module itself holds is called so; whatever else hangs on it is an adapter's, of one of many kinds.
+    if end is None and re.search(r"\.(weight|bias)$", name) and not re.search("lora|lycoris", name.lower()):
         raise LoraFileError(f"holds whole weights such as {shown(name)}, not only a LoRA")
     if end is None:
         raise LoraFileError(f"has a tensor {shown(name)}, which no plain LoRA has")

@@ -138,20 +138,11 @@ class LoraTraining:
             raise SetupError("A LoRA is too small to be spread by FSDP: use accelerate_configs/multi_gpu.yaml.")
         self.accelerator = accelerator
         self.plan = plan
-        optimisation = plan.optimisation
         self.base = BaseModel.load(plan.base).to(accelerator.device)
         self.base.require_size(plan.resolution)
         # As the text comes in: token ids where the text encoder learns, whose embeddings change with every step.
         self.no_prompt = self.base.tokenize([""]) if plan.train_text_encoder else self.base.encode_prompts([""])
-        unencoded = [] if plan.encode_once else data.texts()
-        self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], accelerator.print)
-        parts, encodings = [data] if held_out is None else [data, held_out], [None, None]
-        if plan.encode_once:  # after which the encoders leave the device
-            cache, workers = plan.output_dir / "cache", optimisation.dataloader_num_workers
-            encodings = [
-                load_encodings(self.base, part, plan.resolution, cache, accelerator, workers) for part in parts
-            ]
-            self.base.to("cpu")
+        samples, *held_out_samples = self.encode_once(data, held_out)
         # After the encoding, which must see the text encoder without a LoRA: the cache is the base's.
         self.denoiser = load_denoiser(
             self.base,
@@ -160,14 +151,14 @@ class LoraTraining:
             plan.lora_layers,
             plan.train_text_encoder,
             plan.gradient_checkpointing,
-            optimisation.seed,
+            plan.optimisation.seed,
             accelerator,
         )
         self.training = Training(
             accelerator,
             self.denoiser,
-            optimisation,
-            arrange(Samples(data, plan.resolution, encodings[0])),
+            plan.optimisation,
+            arrange(samples),
             save_model=save_state,
             load_model=load_state,
             output_dir=plan.output_dir,
@@ -180,11 +171,23 @@ class LoraTraining:
         self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
         if held_out is not None:
             # Of a DreamBooth the subject alone: how well the class is still predicted says nothing about the cat.
-            samples = Samples(held_out, plan.resolution, encodings[1])
-            self.training.held_out = HeldOut(samples, held_out.fingerprint)
+            self.training.held_out = HeldOut(held_out_samples[0], held_out.fingerprint)
             self.training.held_out_loss = lambda batch: self.loss([batch])
         # `training.model`, not the denoiser: around it is wrapped what gathers the gradients of several processes.
         self.denoise = self.training.compiled(self.training.model)
+
+    def encode_once(self, data: Any, held_out: Any) -> list[Samples]:
+        """What is trained on and what is held out, encoded once if planned so, after which the encoders leave."""
+        plan = self.plan
+        unencoded = [] if plan.encode_once else data.texts()
+        self.base.tell_of_cut([plan.validation_prompt or "", *unencoded], self.accelerator.print)
+        parts, encodings = [part for part in (data, held_out) if part is not None], [None, None]
+        if plan.encode_once:
+            place = (plan.resolution, plan.output_dir / "cache", self.accelerator)
+            workers = plan.optimisation.dataloader_num_workers
+            encodings = [load_encodings(self.base, part, *place, workers) for part in parts]
+            self.base.to("cpu")
+        return [Samples(part, plan.resolution, kept) for part, kept in zip(parts, encodings)]
 
     def loss(
         self, batches: Sequence[dict[str, Any]], weights: Sequence[float] = (1.0,), noise_offset: float = 0.0

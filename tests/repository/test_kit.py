@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +114,21 @@ def test_a_students_copy_runs_the_students_tests_and_has_no_teachers_command(sta
     assert started == [[TODAY.python, "-m", "pytest", "-q", "grading/student_tests"]]
     with pytest.raises(SystemExit):
         program.parser().parse_args(["grade"])
+
+
+@pytest.mark.parametrize("more, passed_on", [([], []), (["--jobs", "2"], ["--jobs=2"])])
+def test_grading_passes_on_how_many_at_a_time_if_that_is_said(started, more, passed_on):
+    program.start(program.parser().parse_args(["grade", *more, "some/folder"]), TODAY)
+    grader = [TODAY.python, "-m", "grading.autograder", "--output", "build/grades"]
+    assert started == [[*grader, *passed_on, "--", "some/folder"]]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("said, passed_on", [([], ""), (["JOBS=2"], "--jobs 2")])
+def test_make_grade_passes_on_the_jobs_of_its_command_line(monkeypatch, said, passed_on):
+    monkeypatch.setenv("JOBS", "7")
+    shown = subprocess.run(["make", "-n", "grade", "HAND_INS=a b", *said], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert shlex.split(shown.stdout.decode())[1:] == shlex.split(f"-m kit grade {passed_on} 'a b'")
 
 
 def test_some_tests_can_be_asked_for(started):

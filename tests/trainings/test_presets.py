@@ -163,7 +163,7 @@ def in_cell(way: Cut) -> str:
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_the_readmes_table_is_what_is_chosen(name):
+def test_the_pages_table_is_what_is_chosen(name):
     gib = REPORTED[name]
     ways = fastest("controlnet", 16, gib), fastest("controlnet", 16, gib, eight_bit=True), fastest("lora", 4, gib)
     row = f"| {' | '.join([name, *map(in_cell, ways)])} |"

@@ -137,6 +137,28 @@ def print_scene(index: int) -> tuple[Image.Image, list[str]]:
     return image, [caption.format(**words) for caption in ONE_PRINT]
 
 
+def things_on(
+    ground: Image.Image, index: int, rng: np.random.Generator, place_share: float, pair_share: float, anywhere: bool
+) -> tuple[Image.Image, list[str], dict[str, str]]:
+    """An everyday thing or two, drawn on this plain ground or in a place: picture, captions, and the words in them."""
+    subjects = load_subjects()
+    style, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
+    image, captions, words = ground, ONE_THING, {"k": style, "n": subjects[name]}
+    place_rng = np.random.default_rng([20241125, index])
+    in_place = place_rng.random() < place_share
+    if in_place:
+        captions, words["w"] = THING_SOMEWHERE, str(place_rng.choice(list(PLACES)))
+        image = PLACES[words["w"]](place_rng)
+    pair_rng = np.random.default_rng([20261129, index])
+    if not in_place and pair_rng.random() < pair_share:
+        other = str(pair_rng.choice([one for one in subjects if one != name]))
+        captions, words["m"] = TWO_THINGS, subjects[other]
+        paste_pair(image, style, [name, other], pair_rng)
+    else:
+        paste_icon(image, style, name, rng, anywhere)
+    return image, [caption for caption in captions if "{k}" in caption or style == next(iter(STYLES))], words
+
+
 def scene(
     index: int,
     resolution: int,
@@ -162,27 +184,13 @@ def scene(
 
     image = Image.new("RGB", (CANVAS, CANVAS), COLORS[b])
     canvas = ImageDraw.Draw(image)
-    n = m = k = w = ""
+    things: dict[str, str] = {}
     chance = np.random.default_rng([20240928, index]).random()
     if chance > 1 - print_share:
         image, captions = print_scene(index)
         return image.resize((resolution, resolution), Image.BOX), captions
     if chance < icon_share:
-        subjects = load_subjects()
-        k, name = str(rng.choice(list(STYLES))), str(rng.choice(list(subjects)))
-        captions, n = ONE_THING, subjects[name]
-        place_rng = np.random.default_rng([20241125, index])
-        if place_rng.random() < place_share:
-            captions, w = THING_SOMEWHERE, str(place_rng.choice(list(PLACES)))
-            image = PLACES[w](place_rng)
-        pair_rng = np.random.default_rng([20261129, index])
-        if not w and pair_rng.random() < pair_share:
-            other = str(pair_rng.choice([one for one in subjects if one != name]))
-            captions, m = TWO_THINGS, subjects[other]
-            paste_pair(image, k, [name, other], pair_rng)
-        else:
-            paste_icon(image, k, name, rng, anywhere)
-        captions = [caption for caption in captions if "{k}" in caption or k == next(iter(STYLES))]
+        image, captions, things = things_on(image, index, rng, place_share, pair_share, anywhere)
     elif kind < 0.70:
         captions, s = ONE_CIRCLE, "circle"
         draw(canvas, s, *rng.uniform(0, CANVAS, 2), rng.uniform(40, 280), a)
@@ -200,7 +208,7 @@ def scene(
         captions = PLAIN
 
     image = image.resize((resolution, resolution), Image.BOX)
-    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, n=n, m=m, k=k, w=w) for caption in captions]
+    return image, [caption.format(a=a, b=b, c=c, s=s, z=z, **things) for caption in captions]
 
 
 def main() -> None:

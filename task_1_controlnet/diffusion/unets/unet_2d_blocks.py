@@ -12,7 +12,7 @@ from typing import Any, Sequence
 import torch
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -61,13 +61,15 @@ class UNetBlock(nn.Module):
     Blocks without attention have no such attribute: by it diffusers tells them apart, for scales of a LoRA by block.
 
     diffusers' `enable_gradient_checkpointing` sets the flag of that name; attention layers checkpoint themselves.
+
+    `kwargs` of a call are for the attention processors, as the UNet's `cross_attention_kwargs`.
     """
 
     gradient_checkpointing = False
     resnets: nn.ModuleList
     attentions: nn.ModuleList
 
-    def run_resnet(self, i: int, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    def run_resnet(self, i: int, hidden_states: Tensor, temb: Tensor) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Not reentrant: that kind gives no gradient where no input wants one, as with a frozen encoder.
             # Forget what is inside a layer, and compute it again in the backward pass (Chen et al., 2016,
@@ -76,8 +78,8 @@ class UNetBlock(nn.Module):
         return self.resnets[i](hidden_states, temb)
 
     def run_attention(
-        self, i: int, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, kwargs: dict[str, Any] | None
-    ) -> torch.Tensor:
+        self, i: int, hidden_states: Tensor, encoder_hidden_states: Tensor, kwargs: dict[str, Any] | None
+    ) -> Tensor:
         if not hasattr(self, "attentions"):
             return hidden_states
         if kwargs and "scale" in kwargs:
@@ -114,12 +116,8 @@ class DownBlock2D(UNetBlock):
             self.attentions = nn.ModuleList(attention_layer(out_channels, num_heads, params) for _ in range(num_layers))
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        self, hidden_states: Tensor, temb: Tensor, encoder_hidden_states: Tensor, kwargs: dict[str, Any] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Returns the output and every layer's result, which the decoder takes as skip connections.
 
         Args:
@@ -127,13 +125,13 @@ class DownBlock2D(UNetBlock):
             temb: (batch, temb_channels).
             encoder_hidden_states: (batch, tokens, cross_attention_dim).
         """
-        skips: tuple[torch.Tensor, ...] = ()
+        skips: tuple[Tensor, ...] = ()
         # fmt: off
         # Skip connections (Ronneberger et al., 2015, https://arxiv.org/abs/1505.04597): what halving the size loses,
         # such as where exactly a rim runs, the decoder gets back from here.
         for i in range(len(self.resnets)):
             hidden_states = self.run_resnet(i, hidden_states, temb)                              # (B, out, H, W)
-            hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, cross_attention_kwargs)
+            hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, kwargs)
             skips += (hidden_states,)
         if self.downsamplers is not None:
             hidden_states = self.downsamplers[0](hidden_states)                                  # (B, out, H/2, W/2)
@@ -157,15 +155,11 @@ class UNetMidBlock2DCrossAttn(UNetBlock):
         self.attentions = nn.ModuleList([attention_layer(channels, num_heads, params)])
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-    ) -> torch.Tensor:
+        self, hidden_states: Tensor, temb: Tensor, encoder_hidden_states: Tensor, kwargs: dict[str, Any] | None = None
+    ) -> Tensor:
         """Shapes as in `DownBlock2D.forward`; the output has the input's."""
         hidden_states = self.run_resnet(0, hidden_states, temb)  # (B, C, h, w)
-        hidden_states = self.run_attention(0, hidden_states, encoder_hidden_states, cross_attention_kwargs)
+        hidden_states = self.run_attention(0, hidden_states, encoder_hidden_states, kwargs)
         return self.run_resnet(1, hidden_states, temb)  # (B, C, h, w)
 
 
@@ -196,13 +190,13 @@ class UpBlock2D(UNetBlock):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        skips: tuple[torch.Tensor, ...],
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        cross_attention_kwargs: dict[str, Any] | None = None,
+        hidden_states: Tensor,
+        skips: tuple[Tensor, ...],
+        temb: Tensor,
+        encoder_hidden_states: Tensor,
+        kwargs: dict[str, Any] | None = None,
         upsample_size: tuple[int, int] | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Consumes `skips` from the end.
 
         Args:
@@ -214,7 +208,7 @@ class UpBlock2D(UNetBlock):
         for i in range(len(self.resnets)):
             hidden_states = torch.cat([hidden_states, skips[-1 - i]], dim=1)                     # (B, in + skip, H, W)
             hidden_states = self.run_resnet(i, hidden_states, temb)                              # (B, out, H, W)
-            hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, cross_attention_kwargs)
+            hidden_states = self.run_attention(i, hidden_states, encoder_hidden_states, kwargs)
         if self.upsamplers is not None:
             hidden_states = self.upsamplers[0](hidden_states, upsample_size)                     # (B, out, 2 H, 2 W)
         # fmt: on

@@ -20,6 +20,27 @@ from .unet_2d_blocks import CrossAttnUpBlock2D, UNetMidBlock2DCrossAttn, UpBlock
 UP_BLOCKS = {"UpBlock2D": UpBlock2D, "CrossAttnUpBlock2D": CrossAttnUpBlock2D}
 
 
+def is_steered(down: Sequence[torch.Tensor] | None, mid: torch.Tensor | None, num_skips: int) -> bool:
+    """Whether a ControlNet steers. Raises ValueError if only one kind is given, or not one for each skip connection."""
+    if (down is None) != (mid is None):
+        raise ValueError("ControlNet's residuals for the skip connections and for the mid block go together.")
+    # Too few would be no error by themselves: the picture would obey a little less, and nobody know why.
+    if down is not None and len(down) != num_skips:
+        raise ValueError(
+            f"ControlNet gave {len(down)} residuals for {num_skips} skip connections: one for each is needed."
+        )
+    return down is not None
+
+
+def size_unless_doubled(sample: torch.Tensor, skips_left: Sequence[torch.Tensor]) -> tuple[int, int] | None:
+    """The height and width that the next skip connection asks for, None where they are the double of the sample's."""
+    size = tuple(skips_left[-1].shape[2:]) if skips_left else None
+    # A side of odd length was halved and rounded up: doubled it would be one too long for its skip.
+    if size is not None and all(b == 2 * a for a, b in zip(sample.shape[2:], size)):
+        return None
+    return size
+
+
 class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
     """The denoiser of Stable Diffusion 1.x and 2.x.
 
@@ -59,6 +80,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
 
         # The decoder takes the skip connections in reverse: their widths are a stack that the encoder has filled.
         skip_channels = skip_widths(block_out_channels, num_layers)
+        self.num_skips = len(skip_channels)
         self.up_blocks = nn.ModuleList()
         width = block_out_channels[-1]
         up_blocks = block_classes(UP_BLOCKS, up_block_types, num_blocks, "up_block_types")
@@ -84,7 +106,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         mid_block_additional_residual: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[torch.Tensor]:
-        """Predicts the noise (or the velocity, where the scheduler says so).
+        """Predicts the noise (or the velocity, where the scheduler says so), of the shape of `sample`.
 
         Args:
             sample: noisy latents, (batch, in_channels, height, width), any height and width.
@@ -94,15 +116,10 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             down_block_additional_residuals: ControlNet's residuals, one for each skip connection, of its shape.
             mid_block_additional_residual: ControlNet's residual for the mid block's output, of its shape.
 
-        Returns:
-            `.sample`, or a tuple of it, of the shape of `sample`.
-
         Raises:
             ValueError: if only one kind of residual is given, or not one for each skip connection.
         """
-        is_controlnet = down_block_additional_residuals is not None and mid_block_additional_residual is not None
-        if (down_block_additional_residuals is None) != (mid_block_additional_residual is None):
-            raise ValueError("ControlNet's residuals for the skip connections and for the mid block go together.")
+        is_controlnet = is_steered(down_block_additional_residuals, mid_block_additional_residual, self.num_skips)
 
         # fmt: off
         emb = self.embed_timestep(sample, timestep)                                                # (B, 4 * C0)
@@ -114,13 +131,6 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
         for block in self.down_blocks:
             sample, skips = block(sample, emb, encoder_hidden_states, cross_attention_kwargs)      # halved but the last
             down_block_res_samples += skips
-
-        # Too few would be no error by themselves: the picture would obey a little less, and nobody know why.
-        if is_controlnet and len(down_block_additional_residuals) != len(down_block_res_samples):
-            raise ValueError(
-                f"ControlNet gave {len(down_block_additional_residuals)} residuals for "
-                f"{len(down_block_res_samples)} skip connections: one for each is needed."
-            )
 
         ######## TODO (4-1) ########
         if is_controlnet:
@@ -140,10 +150,7 @@ class UNet2DConditionModel(StableDiffusionModel, UNet2DConditionLoadersMixin):
             # Last in, first out: the decoder goes back up the way that the encoder came down.
             skips = down_block_res_samples[-len(block.resnets) :]
             down_block_res_samples = down_block_res_samples[: -len(block.resnets)]
-            size = tuple(down_block_res_samples[-1].shape[2:]) if down_block_res_samples else None
-            # A side of odd length was halved and rounded up: doubled it would be one too long for its skip.
-            if size is not None and all(b == 2 * a for a, b in zip(sample.shape[2:], size)):
-                size = None  # the usual doubling
+            size = size_unless_doubled(sample, down_block_res_samples)
             sample = block(sample, skips, emb, encoder_hidden_states, cross_attention_kwargs, size)  # doubled
 
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))                          # (B, out, H, W)

@@ -174,6 +174,9 @@ def test_observations_are_written_place_by_place(tmp_path, monkeypatch):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BannerError, match="controlnet.py is missing"):
         read_parts(tmp_path)
+    (tmp_path / "diffusion").write_text("no folder")
+    with pytest.raises(BannerError, match="controlnet.py cannot be read: Not a directory"):
+        read_parts(tmp_path)
 
 
 def test_windows_line_ends_change_nothing():

@@ -352,6 +352,13 @@ def test_errors_are_sentences(tmp_path, monkeypatch, ran):
     monkeypatch.setattr(sys, "argv", ["contest", str(tmp_path / "none.toml")])
     with pytest.raises(SystemExit, match="Error: .*none.toml"):
         run.main()
+    monkeypatch.setattr(sys, "argv", ["contest", str(tmp_path)])
+    with pytest.raises(SystemExit, match="Error: The recipe .* cannot be read: Is a directory"):
+        run.main()
+    monkeypatch.setattr(sys, "argv", ["contest", "--iou", "1.5", "mine.toml"])
+    with pytest.raises(SystemExit) as refused:
+        run.main()
+    assert refused.value.code == 2
 
     def stop(*_):
         raise Stopped("stage-1 goes on after step 7")

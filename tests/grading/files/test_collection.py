@@ -99,6 +99,10 @@ LEFT_OUT = {
     "._1.zip": "has left it behind",
     "__MACOSX/2.zip": "has left it behind",
     "late/.DS_Store": "has left it behind",
+    "desktop.ini": "has left it behind",
+    "~$2.zip": "has left it behind",
+    "3.txz": "only archives that end in",
+    "3.zip.001": "only archives that end in",
     "3.rar": "only archives that end in .zip, .tar, .tgz, .gz are read",
     "student_4/4.7Z": "only archives that end in",
     "grades.txt": "neither an archive nor a folder with items of a hand-in",
@@ -139,6 +143,13 @@ def test_a_name_counts_as_it_is_read(tmp_path):
     """macOS takes Hangul apart, which other programs show as single letters."""
     (hand_in,), _ = found(tmp_path, "\u1112\u1169\u11bc.zip")
     assert hand_in == "홍"
+
+
+def test_no_name_commands_a_terminal(tmp_path):
+    (tmp_path / "evil\x1b[31m\n\u202e.zip").write_bytes(b"x")
+    (tmp_path / "b\n.txt").write_bytes(b"x")
+    assert list(hand_ins(tmp_path)) == [r"evil\x1b[31m\n\u202e"]
+    assert left_out(tmp_path)[0].endswith(r": b\n.txt.")
 
 
 @pytest.mark.parametrize("files", [[], ["notes.txt"], ["1.rar", "assignment.pdf"], ["._1.zip"]])

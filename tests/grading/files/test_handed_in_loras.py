@@ -295,6 +295,7 @@ NOT_A_NUMBER = np.full((WIDTH, 4), np.nan, np.float32)
         (lambda: changed(**{"unet.conv_two.lora_A.weight": ONES.T.copy(), "unet.conv_two.lora_B.weight": ONES}),
          "fits neither Stable Diffusion 1.x nor tiny_sd (its part for 'unet.conv_two' is on no module"),
         (lambda: changed(**{f"{SITE}.alpha": np.array(1e29, np.float32), B: ONES * 1e20}), "no number is left for"),
+        (lambda: changed(**{B: np.full((WIDTH, 4), 1e200)}), f"values in '{B}' that are not finite: train again"),
         (lambda: changed(**{B: NOT_A_NUMBER}), f"values in '{B}' that are not finite: train again"),
         (lambda: changed(**{A: NOT_A_NUMBER.T + np.inf}), "not finite"),
         (lambda: {n: np.zeros_like(t) if "_B" in n else t for n, t in changed().items()}, "was never trained"),
@@ -305,6 +306,10 @@ NOT_A_NUMBER = np.full((WIDTH, 4), np.nan, np.float32)
         (lambda: {"base_model.model.x.oft_R.weight": ONES}, "is an OFT"),
         (lambda: {"lycoris_x.lora_down.weight": ONES.T.copy(), "lycoris_x.lora_up.weight": ONES}, "fits neither"),
         (lambda: {n.replace("unet.", ""): t for n, t in changed().items()}, "as save_lora_adapter"),
+        (lambda: {f"{SITE}.hra_u": ONES}, f"has a tensor '{SITE}.hra_u', which no plain LoRA has"),
+        (lambda: {f"{SITE}.fourierft_spectrum": ONES}, "which no plain LoRA has"),
+        (lambda: changed(**{f"{SITE}.scalar": np.ones((), np.float32)}), "which no plain LoRA has"),
+        (lambda: changed(**{B: ONES.astype(np.int8)}), "in 'I8': store the weights in float32"),
         (lambda: {"unet.conv_in.weight": ONES}, "holds whole weights such as 'unet.conv_in.weight'"),
         (lambda: {n.replace("weight", "default.weight"): t for n, t in changed().items()}, "middle of a training"),
         (lambda: {n.replace("unet", "base_model.model"): t for n, t in changed().items()}, "in PEFT's layout"),
@@ -324,6 +329,8 @@ def test_kohyas_and_lycoris_layout_are_the_same_lora_as_diffusers(tmp_path):
     for layout in (kohya, lycoris):
         other = inspected(layout, tmp_path)
         assert other.ok and (other.rank, other.base, other.digest) == (report.rank, report.base, report.digest)
+    whole = {name: np.asarray(t, np.int64) if name.endswith(".alpha") else t for name, t in kohya.items()}
+    assert inspected(whole, tmp_path).digest == report.digest, "some programs write alpha as a whole number"
     halved = {name: np.asarray(t / 2) if name.endswith(".alpha") else t for name, t in kohya.items()}
     assert inspected(halved, tmp_path).norms[SITE] == pytest.approx(report.norms[SITE] / 2)
 

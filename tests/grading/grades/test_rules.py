@@ -114,6 +114,17 @@ def test_a_teacher_edits_the_file(tmp_path):
         ("attempts = 0", "attempts = -1", "attempts is -1, but must be a whole number from 0 on"),
         ("attempts = 0", "attempts = true", "attempts is True, but must be a whole number"),
         ("both_loras_wrong = 0.0", "both_loras_wrong = inf", "both_loras_wrong is inf, but must be a number"),
+        (
+            "both_loras_wrong = 0.0",
+            "both_loras_wrong = 10.5",
+            "both_loras_wrong is 10.5, but must be a number from 0 to 10",
+        ),
+        ("task_2 = [0, 5, 10]", "task_2 = [true]", "but must be of points each a list such as [0, 5, 10]"),
+        ("task_2 = [0, 5, 10]", 'task_2 = ["0", "5"]', "but must be of points each a list"),
+        ("task_2 = [0, 5, 10]", f"task_2 = [1{'0' * 400}]", "but must be of points each a list"),
+        ("attempts = 0", f"attempts = {'[' * 9000}", "rules.toml cannot be read: "),
+        ("attempts = 0", f"attempts = {'1' * 5000}", "rules.toml cannot be read: "),
+        ('late_day = "none"', 'late_day = "１０ %"', "but must be"),
         ("leaderboard = false", "leaderboard = 0", "leaderboard is 0, but must be true or false"),
         ('visibility = "visible"', 'visibility = "seen"', "visibility is 'seen', but must be one of visible, after"),
         ("[visibility_of]", '[visibility_of]\n"TODO (1)" = "hidden"', "'TODO (1)' is none of: Hand-in, Task 1: Contr"),
@@ -143,6 +154,41 @@ def test_rules_may_be_set_for_one_run():
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ended.returncode == 1 and ended.stderr.startswith("Error: The rule late_day is 'much', but must be")
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("train_steps=0", "above 0"),
+        ("held_out=0", "above 0"),
+        ("observe_seconds=0", "above 0"),
+        ("threads=0", "above 0"),
+        ("least_iou=5", "at most 1"),
+        ("least_change=300.0", "at most 255"),
+        ("seed=-1", "not below 0"),
+        ("seed=4294967296", "at most 4294967295"),
+        (f"seed={'[' * 9000}", "as in Python"),
+        (f"guidance_scale=1{'0' * 400}", "as in Python"),
+        ("guidance_scale=1e999", "finite"),
+        ("train_steps=1.5", "same kind as 700"),
+        ("lora_prompts=(1, 2)", "same kind as"),
+        ("lora_prompts=()", "same kind as"),
+        ("train_flags=(1,)", "same kind as ()"),
+        ("lora_norm=(1.0,)", "same kind as (0.1, 1000.0)"),
+        ("lora_norm=(5, 1)", "the smaller one first"),
+    ],
+)
+def test_numbers_that_nothing_can_be_graded_with_are_refused_at_once(setting, words):
+    with pytest.raises(ValueError) as caught:
+        with_settings(Numbers(), [setting])
+    assert words in str(caught.value)
+
+
+def test_numbers_may_be_set_for_one_run():
+    settings = ["lora_norm=(1, 2.5)", "warmup_steps=0", "least_iou=1", "train_flags=()", "lora_prompts=('a cat',)"]
+    used = with_settings(Numbers(), settings)
+    assert (used.lora_norm, used.warmup_steps, used.least_iou) == ((1.0, 2.5), 0, 1.0)
+    assert (used.train_flags, used.lora_prompts) == ((), ("a cat",))
 
 
 def test_the_page_shows_the_rules_that_were_used():

@@ -279,6 +279,10 @@ FORMS = [
     "######## TODO （1） ########",
     "######## TODO: (1) ########",
     "# TODO [1]",
+    "# ######## TODO (1) ########",
+    "# END OF TODO (1)",
+    "#%% my TODO (1)",
+    "######## TODO（１） ########",
 ]
 
 
@@ -294,7 +298,10 @@ def test_a_banner_is_what_names_its_todo(form, which):
     assert emptied(source, ["1", "4-1"]) == emptied(banners("1", "1", "4-1", "4-1"), ["1", "4-1"])
 
 
-@pytest.mark.parametrize("form", ["#### todo (4 - 1)", "# TODO (4\u20131): skips", "######## TODO (4-1) mine ########"])
+@pytest.mark.parametrize(
+    "form",
+    ["#### todo (4 - 1)", "# TODO (4\u20131): skips", "######## TODO (4-1) mine ########", "# # TODO (4\u22121)"],
+)
 def test_both_parts_of_a_number_count(form):
     source = banners("4-2", "4-2", "4-1", "4-1").replace("######## TODO (4-1) ########", form)
     assert extract(source, ["4-1", "4-2"]) == {"4-2": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
