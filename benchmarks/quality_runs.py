@@ -31,6 +31,7 @@ from diffusion.loading import load_pipeline
 from evaluate import generate, held_out_samples, score_all
 from fill50k import RenderedFill50K
 from finetune.data.images import square, to_tensor
+from finetune.model.sampler import DrawingError
 from finetune.objective import batches_of_indices, seed_for
 from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly, use_fast_attention
@@ -109,7 +110,7 @@ def train_ours(journal: Journal, flags: list[str]) -> None:
 
         def iou() -> float:
             found.update(draw_and_score(*rest))
-            return found["validation/mean_iou"]
+            return found.get("validation/mean_iou", 0.0)  # 0: what was drawn is no picture
 
         journal.check(iou)
         return found
@@ -185,7 +186,10 @@ def train_library(journal: Journal, recipe: str, batch_size: int, rate: float, s
 
     def iou() -> float:
         pipeline.controlnet.load_state_dict(step.trained.state_dict())
-        images = generate(pipeline, conditions, prompts, **DRAWING)
+        try:
+            images = generate(pipeline, conditions, prompts, **DRAWING)
+        except DrawingError:  # a learning rate that is too high
+            return 0.0
         return float(np.mean([score.iou for score in score_all(images, conditions, prompts)]))
 
     for made in range(1, (steps or sys.maxsize) + 1):

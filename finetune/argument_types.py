@@ -8,6 +8,8 @@ from typing import Any, Callable
 
 # Of so many pictures a loss is hardly surer than of more: noise and timesteps are the same at every measurement.
 MOST_HELD_OUT = 256
+# Nothing here is counted further: with a few zeros too many a batch, say, would be waited for in vain.
+MOST = 10**9
 
 
 def number(
@@ -57,8 +59,8 @@ def switch(text: str) -> bool:
     return text.lower() == "yes"
 
 
-positive_int = number(int, at_least=1)
-natural_int = number(int, at_least=0)
+positive_int = number(int, at_least=1, at_most=MOST)
+natural_int = number(int, at_least=0, at_most=MOST)
 finite_float = number(float)
 positive_float = number(float, above=0)
 natural_float = number(float, at_least=0)
@@ -68,4 +70,4 @@ split_share = number(float, above=0, at_most=0.9)
 seed_int = number(int, at_least=0, at_most=2**32 - 1)  # NumPy takes no other
 # A sampler that is asked for more steps than there are timesteps takes one twice, and draws what is not finite.
 sampling_steps = number(int, at_least=1, at_most=1000)
-picture_size = number(int, at_least=8, multiple_of=8)  # px; all autoencoders of Stable Diffusion make 1 of 8
+picture_size = number(int, at_least=8, at_most=2**14, multiple_of=8)  # px; Stable Diffusion makes 1 latent of 8

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -19,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from drawing import DrawingError, load_pipeline
+from drawing import load_pipeline
 from finetune.data.images import square
 from finetune.devices import bf16_is_fast, drawing_dtype, pick_device
 from finetune.model.base import load_part
-from finetune.model.sampler import sampling_scheduler
+from finetune.model.sampler import as_pictures, sampling_scheduler
 from finetune.run.checkpoints import read_state
 from finetune.setup import use_fast_attention
 from lora.files import load_lora
@@ -148,9 +147,7 @@ class Studio:
                 output_type="np",
                 **how,
             ).images
-        if not np.isfinite(pixels).all():
-            raise DrawingError("The picture has values that are not finite: train again with a lower learning rate.")
-        return pipeline.image_processor.numpy_to_pil(pixels)[0]
+        return as_pictures(pixels)[0]
 
     def on_step(self, watch: Watch, steps: int) -> Callable[..., dict[str, Any]]:
         every = max(1, steps // PREVIEWS)

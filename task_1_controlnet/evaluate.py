@@ -26,6 +26,7 @@ from examples import draw_grid, load_test_data
 from fill50k import RenderedFill50K, load_data
 from finetune.argument_types import natural_float, natural_int, sampling_steps, seed_int
 from finetune.data.images import square
+from finetune.model.sampler import as_pictures
 from finetune.model.single_file import as_folder
 from finetune.run.progress import progress_bar
 from finetune.run.settings import data_behind
@@ -60,6 +61,9 @@ def generate(
     """One image for each condition and prompt, at the base model's size.
 
     Image i depends on `seed + i` and not on what shares its batch.
+
+    Raises:
+        DrawingError: if the model's numbers overflow.
     """
     # The size that the base was trained at: smaller or larger ones it draws worse, and figures would not compare.
     resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -74,14 +78,16 @@ def generate(
         # batch, and on a GPU the same seed gives other numbers.
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(prompts[chosen]))]
         with torch.autocast("cpu", torch.bfloat16, enabled=faster):
-            images += pipeline(
+            pixels = pipeline(
                 list(prompts[chosen]),
                 conditions[chosen],
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 controlnet_conditioning_scale=conditioning_scale,
                 generator=generators,
+                output_type="np",
             ).images
+        images += as_pictures(pixels)
     return images
 
 

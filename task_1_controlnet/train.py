@@ -72,7 +72,7 @@ from finetune.devices import picture_layout, send
 from finetune.estimate import dry_run
 from finetune.model.base import BaseModel
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
-from finetune.model.sampler import sampling_scheduler
+from finetune.model.sampler import DrawingError, sampling_scheduler
 from finetune.model.single_file import as_folder
 from finetune.model.upload import Upload, end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
@@ -145,10 +145,15 @@ def validate(
     )
     conditions, prompts = load_test_data()
     controlnet.eval()
-    with base.on(accelerator.device), accelerator.autocast():
-        images = generate(pipeline, conditions, prompts, guidance_scale=guidance_scale)
-    # Else what is switched off for drawing, gradient checkpointing among it, would stay off.
-    controlnet.train()
+    try:
+        with base.on(accelerator.device), accelerator.autocast():
+            images = generate(pipeline, conditions, prompts, guidance_scale=guidance_scale)
+    except DrawingError as error:  # the training goes on: its loss may still be finite
+        accelerator.print(f"\nStep {step}: {error}")
+        return {}
+    finally:
+        # Else what is switched off for drawing, gradient checkpointing among it, would stay off.
+        controlnet.train()
 
     scores = score_all(images, conditions, prompts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -14,17 +13,13 @@ from PIL import Image
 from finetune.devices import drawing_dtype, pick_device
 from finetune.model.base import BaseModel, load_part
 from finetune.model.dtypes import dtype_argument
-from finetune.model.sampler import sampling_scheduler
+from finetune.model.sampler import DrawingError, as_pictures, sampling_scheduler
 from finetune.run.progress import progress_bar
 from finetune.run.records import log_images
 from lora.model import LoraDenoiser
 
 # Drawn at once: two images of 512 px, or thirty-two of 128 px.
 PIXELS_AT_ONCE = 2 * 512 * 512
-
-
-class DrawingError(ValueError):
-    """What was drawn is no picture; the message says what to do."""
 
 
 def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffusionPipeline:
@@ -63,7 +58,7 @@ def generate(
     """One image a prompt, at the base's size. Each depends on its prompt and seed, not on what it is drawn with.
 
     Raises:
-        DrawingError: if the model's numbers overflow, of which the library makes black pictures.
+        DrawingError: if the model's numbers overflow.
     """
     batch_size = images_at_once(pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -76,15 +71,9 @@ def generate(
             guidance_scale=guidance_scale,
             # On the CPU, one for each: a seed is the same noise on every device, in every batch, for base and LoRA.
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
-            # As numbers: of a NaN, as a LoRA with too high a learning rate gives, the library makes a black picture.
             output_type="np",
         ).images
-        if not np.isfinite(pixels).all():
-            raise DrawingError(
-                "The pictures have values that are not finite: if they are a LoRA's, train it again with a lower "
-                "learning rate."
-            )
-        images += pipeline.image_processor.numpy_to_pil(pixels)
+        images += as_pictures(pixels)
     return images
 
 

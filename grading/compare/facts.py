@@ -14,8 +14,8 @@ import numpy as np
 
 from ..files.archive import ArchiveError, unpack
 from ..files.items import LORAS, TASK_1, WEIGHTS_FILE, Items, find_items, shown
-from ..files.lora import LoraError, check_values, digest_of, read_pairs
-from ..files.safe_tensors import TensorsError, read_tensors
+from ..files.lora import LoraError, check_values, digest_of, matrices_of, read_pairs
+from ..files.safe_tensors import TensorsError
 from ..grades.results import write_atomically
 from ..handed_out.banners import BannerError
 from ..handed_out.record import FINETUNE, ROOT, read_handed_out
@@ -85,7 +85,7 @@ def key_of(hand_in: Path) -> str:
 
 def lora_facts(path: Path, target: Path) -> LoraFacts:
     """Reads a LoRA and writes its canonical form. Raises LoraError, TensorsError, ValueError: half a sentence each."""
-    tensors = read_tensors(path)
+    tensors = matrices_of(path)
     base, pairs = read_pairs(path, tensors)
     check_values(tensors, pairs)
     save_canonical(pairs, target)

@@ -112,6 +112,12 @@ def ask_loader(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], b
     return answer
 
 
+def matrices_of(path: Path) -> dict[str, np.ndarray]:
+    """A LoRA's tensors by name, in float32, as models compute. Raises TensorsError."""
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, which `check_values` looks for
+        return {name: tensor.astype("<f4", copy=False) for name, tensor in read_tensors(path).items()}
+
+
 def read_pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Pair]]:
     """The base of a LoRA with these tensors, and its matrices by module, with alpha / rank in B. Raises LoraError."""
     answer = ask_loader(tensors, read_metadata(path), known_bases())
@@ -174,7 +180,7 @@ def size_warning(bytes_: int, rank: int, modules: int) -> str | None:
 
 def examine(path: Path, facts: dict[str, Any]) -> None:
     """Puts what is found out into `facts`, step by step. Raises LoraError or TensorsError."""
-    tensors = read_tensors(path)
+    tensors = matrices_of(path)
     facts["tensors"] = len(tensors)
     facts["said"] = said_by(read_metadata(path))
     facts["base"], pairs = read_pairs(path, tensors)
@@ -188,7 +194,7 @@ def examine(path: Path, facts: dict[str, Any]) -> None:
 
 def plain_tensors(path: Path) -> dict[str, np.ndarray]:
     """The matrices of a LoRA that `inspect_lora` called good, in the plainest layout and without anything else."""
-    _, pairs = read_pairs(path, read_tensors(path))
+    _, pairs = read_pairs(path, matrices_of(path))
     a = {f"{module}.lora_A.weight": pair.a for module, pair in pairs.items()}
     b = {f"{module}.lora_B.weight": pair.b for module, pair in pairs.items()}
     return {**a, **b}

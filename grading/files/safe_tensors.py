@@ -50,19 +50,19 @@ def header_problem(data: bytes) -> str | None:
 
 
 def to_float(name: str, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
-    """An array of float32, which is what models compute with. Raises TensorsError for other kinds of numbers."""
+    """An array of float32 or float64. Raises TensorsError for other kinds of numbers."""
     if dtype == "BF16":
         bits = np.frombuffer(data, "<u2").astype("<u4") << 16  # bfloat16 is the upper half of float32
         return bits.view("<f4").reshape(shape)
     kinds = DTYPES if math.prod(shape) != 1 else {**DTYPES, **WHOLE}
     if dtype not in kinds:
         raise TensorsError(f"has {shown(name)} in {shown(dtype)}: store the weights in float32, float16 or bfloat16")
-    with np.errstate(over="ignore"):  # too large a number becomes infinite, which is looked for
-        return np.frombuffer(data, kinds[dtype]).reshape(shape).astype("<f4", copy=False)
+    array = np.frombuffer(data, kinds[dtype]).reshape(shape)
+    return array if dtype in ("F32", "F64") else array.astype("<f4")
 
 
 def read_tensors(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file by name, as float32.
+    """All tensors of a safetensors file by name, as float32 or float64.
 
     Raises:
         TensorsError: half a sentence, to be put after the file's name, that says what is wrong and what to do.

@@ -16,7 +16,8 @@ from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, 
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from drawing import DrawingError, generate, load_pipeline
+from drawing import generate, load_pipeline
+from finetune.model.sampler import DrawingError
 from lora import files
 from lora.files import LoraFileError, load_lora
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, save_lora, save_state

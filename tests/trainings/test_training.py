@@ -120,6 +120,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
     assert "Traceback" not in run.stderr
 
 
+def test_pictures_that_are_not_finite_are_neither_shown_nor_scored(straight, tmp_path):
+    """Guidance beyond all measure stands for weights beyond it: of what overflows the library makes black pictures."""
+    flags = ("--validation_steps", "1", "--validation_guidance_scale", "1e38")
+    run = train(tmp_path, "--max_train_steps", "2", *flags)
+    assert "Step 1: The pictures have values that are not finite" in run.stdout and weights(tmp_path)
+    assert not (tmp_path / "validation").exists()
+    evaluation = run_python(
+        "evaluate.py", "--controlnet", straight / "controlnet", "--base", small_base(), "--num_conditions", "1",
+        "--num_inference_steps", "2", "--guidance_scale", "1e38", "--output_dir", tmp_path / "evaluation",
+        folder=ROOT / "task_1_controlnet",
+    )  # fmt: skip
+    assert evaluation.returncode != 0 and "values that are not finite" in evaluation.stderr
+    assert "Traceback" not in evaluation.stderr and not list(tmp_path.glob("evaluation/*.json"))
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(tmp_path):
     """A limit on the size of files stands for the full disk."""
     train(tmp_path, "--max_train_steps", "2", "--checkpointing_steps", "1")

@@ -22,8 +22,9 @@ from PIL import Image
 
 sys.path.insert(0, os.getcwd())
 
-from drawing import DrawingError, generate, load_pipeline
+from drawing import generate, load_pipeline
 from finetune.argument_types import natural_float, seed_int
+from finetune.model.sampler import DrawingError
 from finetune.setup import fail_clearly
 from hub_metrics import clip_scores, dino_scores
 from lora.files import LoraFileError, load_lora

@@ -4,8 +4,9 @@
         --base ../tiny_sd --num_conditions 32 --guidance_scale 3 --output_dir drawn
 
 writes 0.png to 4.png, the five test conditions, and scores.json: the IoU of each of them, and of each held-out
-condition. What evaluate.py draws besides, the same without ControlNet, is the same for all. Pictures and scores are
-evaluate.py's to the bit. The grader runs this; it uses the code of Task 1, in whose folder it must start.
+condition; or, where numbers overflow, what is wrong. What evaluate.py draws besides, the same without ControlNet, is
+the same for all. Pictures and scores are evaluate.py's to the bit. The grader runs this; it uses the code of Task 1,
+in whose folder it must start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from diffusion.loading import load_pipeline
 from evaluate import generate, held_out_samples, score_all
 from examples import load_test_data
 from finetune.argument_types import natural_float, positive_int
+from finetune.model.sampler import DrawingError
 from finetune.setup import fail_clearly, use_fast_attention
 
 
@@ -38,16 +40,19 @@ def main() -> None:
     for model in (pipeline.unet, pipeline.controlnet):
         use_fast_attention(model, pipeline.device)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    scores = {}
-    for name, (conditions, prompts, *_) in (
-        ("test", load_test_data()),
-        ("held_out", held_out_samples(args.num_conditions)),
-    ):
-        images = generate(pipeline, conditions, prompts, guidance_scale=args.guidance_scale)
-        scores[name] = [one.iou for one in score_all(images, conditions, prompts)]
-        if name == "test":
-            for i, image in enumerate(images):
-                image.save(args.output_dir / f"{i}.png")
+    scores: dict[str, list[float] | str] = {}
+    try:
+        for name, (conditions, prompts, *_) in (
+            ("test", load_test_data()),
+            ("held_out", held_out_samples(args.num_conditions)),
+        ):
+            images = generate(pipeline, conditions, prompts, guidance_scale=args.guidance_scale)
+            scores[name] = [one.iou for one in score_all(images, conditions, prompts)]
+            if name == "test":
+                for i, image in enumerate(images):
+                    image.save(args.output_dir / f"{i}.png")
+    except DrawingError:
+        scores["problem"] = "the trained ControlNet draws what is not finite: the training diverged."
     (args.output_dir / "scores.json").write_text(json.dumps(scores))
 
 

@@ -89,6 +89,11 @@ class Reader:
     def __init__(self, grammar: Grammar, tree: ast.Module) -> None:
         self.grammar = grammar
         self.nodes = list(ast.walk(tree))
+        # An operator has no line of its own: that of the sum it stands in, the first if there are several.
+        self.lines: dict[int, int] = {}
+        for node in self.nodes:
+            for child in ast.iter_child_nodes(node):
+                self.lines.setdefault(id(child), getattr(child, "lineno", self.lines.get(id(node), 0)))
         functions = [node for node in self.nodes if isinstance(node, (ast.FunctionDef, ast.Lambda))]
         self.functions = {node.name for node in functions if isinstance(node, ast.FunctionDef)}
         self.arguments = {node.arg for node in self.nodes if isinstance(node, ast.arg)}
@@ -139,11 +144,11 @@ class Reader:
         kinds = WHILE_BUILDING if self.grammar.building else ALWAYS
         for node in self.nodes:
             if not isinstance(node, kinds):
-                yield f"`{type(node).__name__}` in line {getattr(node, 'lineno', '?')}"
+                yield f"`{type(node).__name__}` in line {self.lines.get(id(node), 0)}"
             check = getattr(self, f"check_{type(node).__name__.lower()}", None)
             fault = check(node) if check else None
             if fault:
-                yield f"{fault} in line {getattr(node, 'lineno', '?')}"
+                yield f"{fault} in line {self.lines.get(id(node), 0)}"
 
     def check_name(self, node: ast.Name) -> str | None:
         known = self.grammar.names | self.grammar.callables | self.stored | self.arguments | self.functions

@@ -20,11 +20,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.numpy import save
 
 from grading.autograder import run as autograder
 from grading.autograder import todos
+from grading.autograder.alignment import MODEL, WEIGHTS, Shared, evaluate
 from grading.autograder.job import supervise
 from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
 from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
@@ -42,6 +44,7 @@ from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.trusted import GraderError, run_trusted
 from hand_ins import LORA_2, hand_in, lora_tensors, write_zip
 from hub_models import save_small_clip, save_small_dino
+from small_bases import small_base
 from stand_ins import ready_at_once
 
 NUMBERS = Numbers()
@@ -243,6 +246,17 @@ def test_loras_of_stable_diffusion_are_drawn_and_scored_where_the_models_are(war
     scores = re.findall(r"by (-?[0-9.]+) \((CLIP-T|DINO)\), without it by (-?[0-9.]+)\.", judged["lora_1"].facts)
     assert [name for _, name, _ in scores] == ["CLIP-T", "DINO"]
     assert all(-1 <= float(value) <= 1 for own, _, without in scores for value in (own, without))
+
+
+def test_a_controlnet_that_draws_what_is_not_finite_has_diverged(warm_programs, tmp_path):
+    """Guidance beyond all measure stands for weights that are finite and whose sums are not."""
+    unet = UNet2DConditionModel.from_pretrained(small_base(), subfolder="unet")
+    ControlNetModel.from_unet(unet).save_pretrained(tmp_path / MODEL)
+    (tmp_path / "work").mkdir()
+    shared, numbers = Shared(tmp_path, Path(small_base())), replace(NUMBERS, guidance_scale=1e38, held_out=1)
+    found = evaluate(tmp_path / MODEL / WEIGHTS, shared, numbers, 300, tmp_path / "work")
+    assert "not finite: the training diverged" in found.problem and not found.ious
+    assert graded(replace(EVIDENCE, alignment=found))[0] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from grading.autograder.grade import quick_judges, real_judges
 from grading.autograder.proof import prove as reference
 from grading.autograder.proof.plain import unusual
 from grading.autograder.proof.prove import Reference, keep_alignment, made_of, prove, same_bits
+from grading.files.items import TASK_1
 from grading.grades.numbers import Numbers, with_settings
 from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade
-from grading.handed_out.banners import TODOS
+from grading.handed_out.banners import TODOS, fill, read_code
 from grading.handed_out.record import ROOT
 from grading.sandbox.sandbox import Sandbox
 from grading.sandbox.start import warm_python
@@ -146,6 +148,15 @@ AROUND = {
 def test_a_text_that_reaches_beyond_its_banners_is_not_plain(name):
     todo, text = AROUND[name]
     assert unusual({**SOLUTION, todo: text})
+
+
+def test_what_is_not_plain_is_told_with_its_line():
+    """An operator has no line of its own in the syntax tree."""
+    parts = with_text("4-2", "sample = sample + mid_block_additional_residual\nsample = sample - sample")
+    found = re.fullmatch(r"TODO \(4-2\) has `Sub` in line (\d+)", unusual(parts) or "")
+    own = read_code(ROOT / TASK_1 / "diffusion" / "unets" / "unet_2d_condition.py")
+    lines = fill(own, {todo: parts[todo] for todo in ("4-1", "4-2")}).splitlines()
+    assert found and lines[int(found[1]) - 1].strip() == "sample = sample - sample"
 
 
 def test_a_bomb_for_the_parser_is_not_plain():
