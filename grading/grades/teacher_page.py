@@ -16,7 +16,7 @@ from .rules import BY_HAND, Rules
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; width: 100%; overflow-wrap: anywhere; }
 th, td { text-align: left; padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.points, th.points { text-align: right; white-space: nowrap; }
 section { border-top: 3px solid #222; margin-top: 2.5em; }
@@ -28,6 +28,8 @@ figcaption { font-size: 12px; color: #555; }
 .rows { display: flex; flex-wrap: wrap; gap: 0 2em; } .row p { margin: .4em 0; font-size: 13px; }
 .wrong { color: #a4231a; font-weight: 600; } .right { color: #1d6b2a; }
 """
+
+LONGEST_WHY = 240  # letters of a reason in the table on top
 
 INTRO = (
     "Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 "
@@ -81,13 +83,25 @@ def kind(score: float) -> str:
     return "full" if score == FULL else "zero" if score == 0 else "half"
 
 
+def in_brief(result: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    """What the table on top says of a task: the verdict, and of what is wrong the first; the rest stands below."""
+    verdict = first_line(task["output"]).partition(" Trained for ")[0]
+    group = f"{task['name'].partition(':')[0]}: "
+    for test in result["tests"]:
+        other = test["name"] == "Hand-in" or test["name"].startswith(group) and test is not task
+        why = first_line(test["output"])
+        if other and test["status"] != "passed" and why not in verdict:
+            return f"{verdict} {why if len(why) <= LONGEST_WHY else why[: LONGEST_WHY - 1] + '…'}"
+    return verdict
+
+
 def summary_row(name: str, number: int, result: Mapping[str, Any], rules: Rules) -> str:
     graded = is_graded(result)
     total = f"{result['score']:g}" if graded else ""
     link = f'<a href="#hand-in-{number}">{escape(name)}</a>'
     cells = [f'<td>{link}</td><td class="points"><b data-cell="{number}:total">{total}</b></td>']
     for task, test in zip(("task_1", "task_2"), tasks_of(result)):
-        reason = escape(first_line(test["output"]))
+        reason = escape(in_brief(result, test))
         points, style = (f"{test['score']:g}", kind(test["score"])) if graded else ("", "")
         cells.append(f'<td class="points {style}" data-cell="{number}:{task}">{points}</td><td>{reason}</td>')
     cells += [f'<td class="points" data-cell="{number}:{field}"></td>' for field in more_columns(rules)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import io
 import json
 import os
@@ -469,6 +470,23 @@ class Reader(HTMLParser):
 
     def handle_data(self, data) -> None:
         self.words.append(data)
+
+
+def test_the_table_on_top_says_briefly_what_is_wrong_with_each():
+    unreadable, no_lora = replace(EVIDENCE, unreadable="It is no zip."), {"lora_2": "The LoRA of Task 2-2 is missing."}
+    evidences = {
+        "a": EVIDENCE,
+        "b": replace(EVIDENCE, todos=WRONG),
+        "c": unreadable,
+        "d": replace(EVIDENCE, missing=no_lora),
+    }
+    results = {name: results_of(grade(evidence, NUMBERS), NUMBERS, 1, []) for name, evidence in evidences.items()}
+    shown = page(results, dict.fromkeys(results, ()), NUMBERS).split("</table>")[0].split("<tr>")[2:]
+    rows = [[html.unescape(cell) for cell in re.findall("<td>([^<]*)</td>", row)] for row in shown]
+    assert rows[0] == ["The generated images align with the conditions.", "Both LoRAs are good."]
+    assert "TODO (3) is wrong" in rows[1][0] and rows[1][0].endswith("TODO (3): the residuals are not kept.")
+    assert rows[2] == ["The hand-in cannot be read. It is no zip."] * 2
+    assert all("The LoRA of Task 2-2 is missing." in reason for reason in rows[3])
 
 
 def test_the_page_holds_everything_and_runs_nothing_but_its_own_script():
