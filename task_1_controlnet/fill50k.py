@@ -59,6 +59,10 @@ class Dataset:
         """All texts, where they may be any and are known without making the samples."""
         return []
 
+    def contents(self) -> list[str]:
+        """For each sample a string that is equal where the pictures are, in all data sets of its kind."""
+        raise NotImplementedError
+
 
 def load_data(
     dataset_name: str,
@@ -113,6 +117,9 @@ class Pairs(Dataset):
 
     def sources(self) -> list[Any]:
         return self.listing.sources()
+
+    def contents(self) -> list[str]:
+        return self.listing.contents()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # A list's rules: -1 is the last sample, and what is too large an IndexError.
@@ -275,6 +282,9 @@ class RenderedFill50K(Dataset):
 
     def __len__(self) -> int:
         return self.size
+
+    def contents(self) -> list[str]:
+        return [f"rendered {self.number(index)}" for index in range(len(self))]
 
     def number(self, index: int) -> int:
         return SPLITS[self.split] + range(self.size)[index]

@@ -9,7 +9,7 @@ from typing import Any, Collection, Sequence
 
 from PIL import Image, ImageOps
 
-from finetune.data.files import Files, open_files
+from finetune.data.files import Files, contents_of, open_files
 from finetune.data.hub import HubListing
 from finetune.data.images import open_image, to_rgb
 from finetune.data.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
@@ -63,6 +63,9 @@ class CaptionedImages:
 
     def sources(self) -> list[Any]:
         return self.listing.sources()
+
+    def contents(self) -> list[str]:
+        return self.listing.contents()
 
 
 def read_captions(folder: str | Path) -> dict[str, list[str]]:
@@ -149,6 +152,9 @@ class SubjectImages:
 
     def sources(self) -> list[str]:
         return self.names
+
+    def contents(self) -> list[str]:
+        return contents_of((self.files, name) for name in self.names)
 
 
 def training_images(folder: str | Path, listed_only: bool, image_column: str = "image") -> list[Image.Image]:

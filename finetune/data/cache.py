@@ -85,16 +85,20 @@ class Samples(Dataset):
 def held_out_from(args: Any, data: Any, load: Callable[[str], Any], part_class: type = Part) -> tuple[Any, Any]:
     """What is trained on of `data`, and what the flags hold out: a share of them, a folder that `load` opens, or None.
 
-    Raises ValueError if nothing would be left, or if the folder holds what is trained on.
+    Raises ValueError if nothing would be left, or if the folder holds a picture that is trained on.
     """
     if args.validation_split is not None:
         return split_off(data, args.validation_split, part_class)
     if args.validation_data_dir is None:
         return data, None
     held_out = load(args.validation_data_dir)
-    if held_out.fingerprint == data.fingerprint:
+    # By picture: a part of them, or the same with another caption, is trained on, too.
+    trained_on = set(data.contents())
+    shared = sum(content in trained_on for content in held_out.contents())
+    if shared:
         raise ValueError(
-            f"--validation_data_dir {args.validation_data_dir} holds what is trained on: nothing is held out."
+            f"--validation_data_dir {args.validation_data_dir} holds what is trained on: {shared} of its "
+            f"{len(held_out)} samples, which are not held out."
         )
     return data, held_out
 

@@ -153,6 +153,17 @@ class Archive:
 Files = Union[Folder, Archive]
 
 
+def contents_of(pictures: Iterable[tuple[Files, str]]) -> list[str]:
+    """What files hold, the same wherever they lie and whatever they are called."""
+    found: dict[tuple[int, str], str] = {}
+    contents = []
+    for files, name in pictures:
+        if (id(files), name) not in found:
+            found[id(files), name] = hashlib.sha256(files.read(name)).hexdigest()
+        contents.append(found[id(files), name])
+    return contents
+
+
 def open_files(path: str | Path) -> Files:
     """What is in a folder or a zip archive. Raises OSError if there is none, or if the archive cannot be read."""
     path = os.path.abspath(os.path.expanduser(path))  # as the process may go elsewhere before a worker opens it

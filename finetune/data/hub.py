@@ -45,6 +45,7 @@ class HubListing:
         self.size = min(len(data), max_samples or len(data))
         # The library's own, of the files that it has loaded.
         self.fingerprint = repr((name, data._fingerprint, self.columns, self.size))
+        self.pictures = repr((name, data._fingerprint, self.columns[0]))
         # Else every sample would be read with all of its columns, other pictures among them.
         data = data.select_columns(list(dict.fromkeys(columns)))
         for column in columns[:-1]:
@@ -81,6 +82,10 @@ class HubListing:
     def sources(self) -> list[int]:
         """The picture of each sample, which has no name here: none is known to be another's."""
         return list(range(self.size))
+
+    def contents(self) -> list[str]:
+        """For each sample a string that is equal where the pictures are the same of the same data set."""
+        return [f"{self.pictures} {index}" for index in range(self.size)]
 
     def where(self, index: int, column: int = 0) -> str:
         return f"{self.columns[column]!r} of sample {index} of {self.name}"

@@ -16,7 +16,7 @@ from typing import Any, Iterator, NamedTuple, Sequence, Tuple
 from PIL import Image
 
 from ..run.notes import say_empty, say_once, some
-from .files import Files, open_files
+from .files import Files, contents_of, open_files
 from .images import load_image
 from .metadata import decode, reader_for
 
@@ -264,6 +264,10 @@ class Listing:
     def sources(self) -> list[str]:
         """The picture of each sample: that of its first column."""
         return [pictures[0][1] for pictures in self.pictures]
+
+    def contents(self) -> list[str]:
+        """What the picture of each sample holds, wherever it lies."""
+        return contents_of(pictures[0] for pictures in self.pictures)
 
     def tell_empty(self) -> None:
         """Says which texts are empty."""

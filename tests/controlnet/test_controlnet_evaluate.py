@@ -138,6 +138,12 @@ def test_what_was_trained_on_is_never_called_held_out(tmp_path, monkeypatch, cap
         assert set(results) == {label, f"{label}_without_controlnet"}
         assert ("held_out" in capsys.readouterr().out) == (label == "held_out")
         assert results[label]["mean_edge_f1"] == 1
+    again = Path(edges) / "metadata.jsonl"
+    row = {"file_name": "0.png", "conditioning_image_file_name": "edges_0.png", "text": "again"}
+    again.write_text(f"{again.read_text()}\n{json.dumps(row)}")
+    controlnet = keep_run(tmp_path / "again", edges, 4)
+    results = evaluate.evaluate_edges(None, controlnet, edges, COLUMNS, 2, {}, tmp_path)
+    assert set(results) == {"trained_on", "trained_on_without_controlnet"}, "a picture with another caption is the same"
     nowhere = str(tmp_path / "nowhere" / "controlnet")
     results = evaluate.evaluate_edges(None, nowhere, edges, COLUMNS, 2, {}, tmp_path)
     assert set(results) == {"last_samples", "last_samples_without_controlnet"}

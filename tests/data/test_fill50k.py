@@ -476,6 +476,7 @@ def test_any_data_set_of_the_hub(hub_data):
     assert len(data) == 3 and all(same(data[i], SAMPLES[i]) for i in range(3))
     part = load_data(**{**hub_data, "max_samples": 2})
     assert len(part) == 2 and same(part[-1], SAMPLES[1]) and len(list(part)) == 2
+    assert part.contents() == data.contents()[:2] and len(set(data.contents())) == 3
     with pytest.raises(IndexError):
         part[2]
     same_column = load_data(**{**hub_data, "conditioning_image_column": "picture"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import train_dreambooth_lora
 import train_lora
 from examples import load_test_data
+from finetune.data.cache import held_out_from
 from finetune.objective import HeldOut, diffusion_loss, split_off, timestep_weights
 from finetune.run.records import Best, Record, commit, read_stats
 from metrics import chance, not_aligned_yet
@@ -140,13 +142,31 @@ def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_p
     common = [*SMALL, "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1"]
     flags = ["--output_dir", str(tmp_path / "run"), "--validation_data_dir"]
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(data))
-    assert status == 1 and "holds what is trained on" in said
+    assert status == 1 and "holds what is trained on: 12 of its 12 samples" in said
     Image.new("RGB", (64, 64), "pink").save(tmp_path / "other.png")
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(tmp_path))
     assert status == 0 and "Step 1: held-out loss" in said, said
     assert re.search(r"parameters \(lora\); work: [\d.,]+ GFLOP a step, forward and backward, of each process", said)
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(tmp_path), "--validation_split", "0.5")
     assert status == 2 and "give one of them" in said
+
+
+@pytest.mark.parametrize("case", ["some of it", "a part in an archive", "another caption"])
+def test_no_picture_that_is_trained_on_is_held_out_from_a_folder(data, tmp_path, case):
+    captioned = CaptionedImages(None, str(data), "image", "text", 4 if case == "some of it" else None)
+    place = data if case == "some of it" else tmp_path / "other"
+    if case != "some of it":
+        place.mkdir()
+        Image.new("RGB", (64, 64), "pink").save(place / "pink.png")
+        shutil.copy(data / "blue.png", place / "sky.png")
+        rows = [{"file_name": name, "text": "a new caption"} for name in ("pink.png", "sky.png")]
+        (place / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if case == "a part in an archive":
+        place = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", place))
+    flags = Namespace(validation_split=None, validation_data_dir=str(place))
+    count = "4 of its 8" if case == "some of it" else "1 of its 2"
+    with pytest.raises(ValueError, match=f"holds what is trained on: {count} samples"):
+        held_out_from(flags, captioned, lambda folder: CaptionedImages(None, folder, "image", "text"))
 
 
 def test_noise_and_timesteps_are_fixed_and_lie_as_those_of_training():
