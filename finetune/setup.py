@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from .devices import GPUS, HALF, bf16_is_fast, device_name, fast_precision, is_gpu, pick_device, takes
 from .model.base import EMBEDDED_BASE, BaseModelError
 from .model.dtypes import cast
-from .model.single_file import is_single_file
+from .model.single_file import SUFFIXES, is_single_file
 from .objective import NonFiniteLossError
 from .optimizer import SetupError
 from .run.checkpoints import CheckpointError
@@ -51,7 +51,8 @@ def without_traceback(error: Exception) -> str:
 
 def looks_local(name: str) -> bool:
     """Whether a base model's name can only be meant as a path: names of the hub are OWNER/NAME."""
-    return Path(name).exists() or name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
+    is_path = name.startswith((".", "/", "~")) or name.endswith(SUFFIXES) or "\\" in name
+    return is_path or name.count("/") != 1 or Path(name).exists()
 
 
 def would_run_on(base_model: str) -> torch.device:
@@ -67,8 +68,8 @@ def require_hardware(base_model: str) -> None:
         return
     if looks_local(base_model):
         raise SetupError(
-            f"There is no folder {base_model!r} in {Path.cwd()}: correct the base model's name. It must be a folder as "
-            "diffusers saves it, a .safetensors or .ckpt file, or OWNER/NAME of the Hugging Face hub; or use "
+            f"There is no folder or file {base_model!r} in {Path.cwd()}: correct the base model's name. It must be a "
+            "folder as diffusers saves it, a .safetensors or .ckpt file, or OWNER/NAME of the Hugging Face hub; or use "
             f"{EMBEDDED_BASE}."
         )
     if not is_gpu(pick_device()):

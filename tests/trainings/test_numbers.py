@@ -174,9 +174,11 @@ def test_help_says_what_a_flag_is_for(monkeypatch, capsys):
     assert "{linear,cosine," in said and "0x" not in said
 
 
-@pytest.mark.parametrize("name", ["tiny_sdd", "../tiny_sdd", "/nowhere/base", "./base", "C:\\base", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["tiny_sdd", "../tiny_sdd", "/nowhere/base", "./base", "C:\\base", "a/b/c", "runs/base.ckpt"]
+)
 def test_a_mistyped_folder_is_not_a_missing_gpu(name):
-    with pytest.raises(RuntimeError, match="There is no folder") as error:
+    with pytest.raises(RuntimeError, match="There is no folder or file") as error:
         require_hardware(name)
     assert "CUDA" not in str(error.value)
 
