@@ -74,16 +74,27 @@ def find_lora(item: str, given: Path | None) -> Path:
         if found:
             names = ", ".join(str(path.parent) for path in found)
             raise Missing(f"There are several LoRAs of {LORAS[item]} ({names}): choose one with {option}.")
+        # Not the LoRA of another folder in place of the one that its script is still to make.
+        if goes_on(RUNS / pattern):
+            raise Missing(
+                f"The training in {RUNS / pattern} is not finished: start it again, and it goes on; or name another "
+                f"LoRA with {option}."
+            )
     raise Missing(
         f"The LoRA of {LORAS[item]} is missing: train it (`cd task_2_lora && sh scripts/{LORA_SCRIPTS[item]}`), or "
         f"name its folder with {option}."
     )
 
 
+def goes_on(folder: Path) -> bool:
+    """Whether a training in a folder was started and is not finished."""
+    run = read_run(folder)
+    return run["settings"] is not None and run["finished"] is None
+
+
 def require_finished(lora: Path, option: str) -> Path:
     """The file, unless a training in its folder goes on: then it is what an earlier one left there."""
-    run = read_run(lora.parent)
-    if run["settings"] is not None and run["finished"] is None:
+    if goes_on(lora.parent):
         raise Missing(
             f"{lora} is not by the training in {lora.parent}, which is not finished: start that again, and it goes on; "
             f"or name another LoRA with {option}."

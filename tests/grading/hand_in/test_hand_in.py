@@ -256,6 +256,10 @@ def test_a_lora_of_an_earlier_training_is_not_packed(repository, call):
     file.write_text(json.dumps(run))
     assert_refused(call, "is not by the training in runs/lora-custom, which is not finished: start that again")
     assert_refused(call, "or name another LoRA with --lora-1", "--lora-1", "runs/lora-custom")
+    (repository / "runs" / "lora-older").mkdir()
+    shutil.move(file.parent / WEIGHTS, repository / "runs" / "lora-older" / WEIGHTS)
+    assert_refused(call, "The training in runs/lora-custom is not finished: start it again")
+    shutil.move(repository / "runs" / "lora-older" / WEIGHTS, file.parent / WEIGHTS)
     file.write_text(json.dumps({**run, "finished": 500, "result": WEIGHTS}))
     status, output = call(*WHO)
     assert status == 0 and f"lora-custom/{WEIGHTS}, trained for 500 steps on 4 samples of cats." in output
