@@ -127,6 +127,8 @@ def test_grading_passes_on_how_many_at_a_time_if_that_is_said(started, more, pas
 @pytest.mark.parametrize("said, passed_on", [([], ""), (["JOBS=2"], "--jobs 2")])
 def test_make_grade_passes_on_the_jobs_of_its_command_line(monkeypatch, said, passed_on):
     monkeypatch.setenv("JOBS", "7")
+    for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS"):  # these tests may run under `make test`
+        monkeypatch.delenv(name, raising=False)
     shown = subprocess.run(["make", "-n", "grade", "HAND_INS=a b", *said], cwd=ROOT, stdout=subprocess.PIPE, check=True)
     assert shlex.split(shown.stdout.decode())[1:] == shlex.split(f"-m kit grade {passed_on} 'a b'")
 
