@@ -67,14 +67,19 @@ def outcome(alignment: Alignment, todos: Todos, numbers: Numbers) -> dict[str, A
     return {"problem": alignment.problem, "ious": ious, "points": points(alignment, todos, numbers)}
 
 
-def both_ways(case: Case, shared: Shared, reference: Reference, numbers: Numbers, everything: bool) -> dict[str, Any]:
-    """The outcome by proof, if there is one, and by the whole run, with the seconds that both took."""
+def both_ways(
+    case: Case, fault: str | None, shared: Shared, reference: Reference, numbers: Numbers, everything: bool
+) -> dict[str, Any]:
+    """The outcome by proof, if there is one, and by the whole run, with the seconds that both took.
+
+    `fault` is what `unusual` found in the texts.
+    """
     seen: dict[str, Any] = {"name": case.name, "right": case.right}
     with private_folder() as work:
         todos = check_todos(case.parts, numbers, [work])
         weights, start = work / "weights.safetensors", time.monotonic()
         hidden = [work, reference.folder]
-        known = prove(case.parts, shared, reference, numbers, hidden, weights, unusual(case.parts))
+        known = prove(case.parts, shared, reference, numbers, hidden, weights, fault)
         seen["proof_seconds"] = time.monotonic() - start
         seen["by_proof"] = None if isinstance(known, str) else outcome(known, todos, numbers)
         seen["why_whole"] = known if isinstance(known, str) else ""
@@ -137,7 +142,10 @@ def run(waiting: list[Case], args: argparse.Namespace, numbers: Numbers) -> None
     with warm_python(PLAIN_ENVIRONMENT), ready(args.prepared, numbers, PREPARE_SECONDS) as means:
         shared, reference = Shared(means.shared), Reference(means.reference)
         start, pool = time.monotonic(), ThreadPoolExecutor(args.jobs)
-        running = [pool.submit(both_ways, case, shared, reference, numbers, args.all) for case in waiting]
+        # `ast.parse` in several threads at once ends now and then in a SystemError (CPython 3.11.7).
+        faults = [unusual(case.parts) for case in waiting]
+        means_and_ways = (shared, reference, numbers, args.all)
+        running = [pool.submit(both_ways, case, fault, *means_and_ways) for case, fault in zip(waiting, faults)]
         try:
             for number, future in enumerate(as_completed(running), 1):
                 seen = future.result()
