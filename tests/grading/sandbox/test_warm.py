@@ -257,7 +257,12 @@ def test_when_the_warm_python_ends_it_is_said(tmp_path, monkeypatch):
         servers = [child for child in psutil.Process().children() if any("warm.py" in word for word in child.cmdline())]
         server = max(servers, key=psutil.Process.create_time)
         with open(tmp_path / "out", "wb") as out:
-            process = start_python(["-c", "import time; time.sleep(300)"], tmp_path, dict(os.environ), out.fileno())
+            code = "import time; print('up', flush=True); time.sleep(300)"
+            process = start_python(["-c", code], tmp_path, dict(os.environ), out.fileno())
+            # Killed before, between its two forks, the one that was begun would outlive it and tell its end as usual.
+            end = time.monotonic() + 60
+            while (tmp_path / "out").read_text() != "up\n" and time.monotonic() < end:
+                time.sleep(0.01)
             server.kill()
             server.wait()
             with pytest.raises(SandboxError, match="has lost a program"):
