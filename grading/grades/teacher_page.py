@@ -16,12 +16,14 @@ from .rules import BY_HAND, Rules
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; width: 100%; overflow-wrap: anywhere; }
+table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; padding: .3em .7em; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.points, th.points { text-align: right; white-space: nowrap; }
 section { border-top: 3px solid #222; margin-top: 2.5em; }
 .full { background: #e2f2e4; } .half { background: #fff3cf; } .zero { background: #fbdfdc; }
-pre { background: #f4f4f4; padding: .6em; overflow-x: auto; font-size: 12px; max-height: 24em; }
+.reason { width: 30%; min-width: 11em; overflow-wrap: anywhere; }
+pre { background: #f4f4f4; padding: .6em; overflow: auto; font-size: 12px; max-height: 24em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { display: inline-block; margin: 0 .6em .8em 0; }
 figure img { width: 128px; height: 128px; display: block; background: #eee; }
 figcaption { font-size: 12px; color: #555; }
@@ -29,7 +31,7 @@ figcaption { font-size: 12px; color: #555; }
 .wrong { color: #a4231a; font-weight: 600; } .right { color: #1d6b2a; }
 """
 
-LONGEST_WHY = 240  # letters of a reason in the table on top
+LONGEST = 240  # letters of a sentence in the table on top
 
 INTRO = (
     "Whether pictures have the style or the subject of their training data only a person can say: the points of Task 2 "
@@ -91,8 +93,12 @@ def in_brief(result: Mapping[str, Any], task: Mapping[str, Any]) -> str:
         other = test["name"] == "Hand-in" or test["name"].startswith(group) and test is not task
         why = first_line(test["output"])
         if other and test["status"] != "passed" and why not in verdict:
-            return f"{verdict} {why if len(why) <= LONGEST_WHY else why[: LONGEST_WHY - 1] + '…'}"
-    return verdict
+            return f"{shortened(verdict)} {shortened(why)}"
+    return shortened(verdict)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def summary_row(name: str, number: int, result: Mapping[str, Any], rules: Rules) -> str:
@@ -103,7 +109,8 @@ def summary_row(name: str, number: int, result: Mapping[str, Any], rules: Rules)
     for task, test in zip(("task_1", "task_2"), tasks_of(result)):
         reason = escape(in_brief(result, test))
         points, style = (f"{test['score']:g}", kind(test["score"])) if graded else ("", "")
-        cells.append(f'<td class="points {style}" data-cell="{number}:{task}">{points}</td><td>{reason}</td>')
+        cells.append(f'<td class="points {style}" data-cell="{number}:{task}">{points}</td>')
+        cells.append(f'<td class="reason">{reason}</td>')
     cells += [f'<td class="points" data-cell="{number}:{field}"></td>' for field in more_columns(rules)]
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -197,7 +204,9 @@ def page(
     """
     quick = any(result["extra_data"].get("quick") for result in results.values())
     rules, points = numbers.rules.without_points_by_hand() if quick else numbers.rules, points or Points("")
-    heads = "".join(f'<th class="points">{escape(task.partition(":")[0])}</th><th>reason</th>' for task in TASKS)
+    heads = "".join(
+        f'<th class="points">{escape(task.partition(":")[0])}</th><th class="reason">reason</th>' for task in TASKS
+    )
     heads += "".join(f'<th class="points">{BY_HAND[field]}</th>' for field in more_columns(rules))
     summary = "".join(summary_row(name, i, result, rules) for i, (name, result) in enumerate(results.items()))
     sections = "".join(

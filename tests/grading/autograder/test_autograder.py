@@ -482,7 +482,7 @@ def test_the_table_on_top_says_briefly_what_is_wrong_with_each():
     }
     results = {name: results_of(grade(evidence, NUMBERS), NUMBERS, 1, []) for name, evidence in evidences.items()}
     shown = page(results, dict.fromkeys(results, ()), NUMBERS).split("</table>")[0].split("<tr>")[2:]
-    rows = [[html.unescape(cell) for cell in re.findall("<td>([^<]*)</td>", row)] for row in shown]
+    rows = [[html.unescape(cell) for cell in re.findall('<td class="reason">([^<]*)</td>', row)] for row in shown]
     assert rows[0] == ["The generated images align with the conditions.", "Both LoRAs are good."]
     assert "TODO (3) is wrong" in rows[1][0] and rows[1][0].endswith("TODO (3): the residuals are not kept.")
     assert rows[2] == ["The hand-in cannot be read. It is no zip."] * 2
