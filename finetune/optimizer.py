@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
 import torch
 
@@ -19,16 +19,33 @@ class SetupError(RuntimeError):
 HYPERPARAMETERS: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
 
 
+def parameter_groups(model: torch.nn.Module, lr_ratios: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The trained parameters, in a group for each ratio of their learning rate to the usual one.
+
+    `lr_ratios` has the ratios of those whose names begin with a key; the others have the usual rate.
+    """
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            ratio = next((ratio for start, ratio in lr_ratios.items() if name.startswith(start)), 1.0)
+            groups.setdefault(ratio, []).append(parameter)
+    return [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in groups.items()]
+
+
 def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now."""
     for group in optimizer.param_groups:
-        group.update(HYPERPARAMETERS, lr=learning_rate, initial_lr=learning_rate)
+        rate = learning_rate * group.get("lr_ratio", 1.0)  # checkpoints of earlier releases have no ratios
+        group.update(HYPERPARAMETERS, lr=rate, initial_lr=rate)
 
 
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], learning_rate: float, use_8bit_adam: bool, device: torch.device
+    parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
+    learning_rate: float,
+    use_8bit_adam: bool,
+    device: torch.device,
 ) -> torch.optim.Optimizer:
-    """AdamW with the settings of Stable Diffusion's fine-tunings; fused where PyTorch can.
+    """AdamW with the settings of Stable Diffusion's fine-tunings, for parameters or groups of them; fused if possible.
 
     Raises:
         SetupError: if 8-bit Adam is asked for and bitsandbytes is not installed, or the device is MPS.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from .estimate import Rehearsal, in_millions, work_in_words
 from .flags import Plan
 from .objective import HeldOut, mean_loss, own_batches, require_finite, seed_for
-from .optimizer import build_optimizer, set_hyperparameters
+from .optimizer import build_optimizer, parameter_groups, set_hyperparameters
 from .run.checkpoints import find_checkpoint, read_state
 from .run.folder import finished_words
 from .run.progress import progress_bar
@@ -45,6 +45,7 @@ class Training:
         model_name: the folder's name for what `save_model` writes.
         settings: what makes the training what it is, those of its `Run`; what changes in them is reported.
         options: all flags, to be kept in `training_options.json`.
+        lr_ratios: of parameters whose names begin so, the learning rate over the plan's.
 
     Raises:
         SetupError: if the optimiser asked for is not installed.
@@ -62,11 +63,12 @@ class Training:
         model_name: str,
         settings: dict[str, Any],
         options: dict[str, Any] | None = None,
+        lr_ratios: Mapping[str, float] | None = None,
     ) -> None:
         self.plan = plan
         # Kept besides what `prepare` wraps around it: rates are set, and parameters counted, here.
         self.plain_optimizer = build_optimizer(
-            [p for p in model.parameters() if p.requires_grad],
+            parameter_groups(model, lr_ratios or {}),
             plan.learning_rate,
             plan.use_8bit_adam,
             accelerator.device,
@@ -218,7 +220,7 @@ class Training:
         if self.accelerator.is_main_process:
             # From the first step on an older result is void: killed now, the run must not pass for a finished one.
             keep(self.output_dir, self.settings, finished=None, result=None)
-        number = sum(p.numel() for p in self.plain_optimizer.param_groups[0]["params"])
+        number = sum(p.numel() for group in self.plain_optimizer.param_groups for p in group["params"])
         self.accelerator.print(f"Trained: {in_millions(number)} parameters ({self.model_name}){self.work()}")
         self.record.begin(self.step)
 

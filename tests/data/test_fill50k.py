@@ -18,10 +18,12 @@ import datasets
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fill50k
 import finetune.data.files
+import train
 from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.data.colors import COLORS
 from rendered_discs import Disc, Line, render_condition
@@ -755,3 +757,14 @@ def test_conditions_alone_are_those_of_the_samples():
 
 def assert_same_picture(one, other):
     assert np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_a_condition_is_made_small_once_as_long_as_there_is_room(monkeypatch):
+    asked, rendered = [], RenderedFill50K("train", COUNT, resolution=64)
+    make = rendered.conditioning_image
+    monkeypatch.setattr(rendered, "conditioning_image", lambda index: asked.append(index) or make(index))
+    monkeypatch.setattr(train, "KEPT_PIXELS", 2 * 32**2)
+    samples = train.ControlNetSamples(rendered, 32, None)
+    first, again = ([samples[i]["condition"] for i in range(3)] for _ in range(2))
+    assert asked == [0, 1, 2, 2]
+    assert all(torch.equal(one, other) for one, other in zip(first, again))

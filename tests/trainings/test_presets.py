@@ -54,10 +54,10 @@ def test_a_preset_is_what_could_be_typed(name, monkeypatch):
 
 
 def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
-    args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "demo-128", "--snr_gamma", "none",
-                  "--controlnet_model_name_or_path", "none")  # fmt: skip
+    args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "canny-tiny-128",
+                  "--snr_gamma", "none", "--controlnet_model_name_or_path", "none")  # fmt: skip
     assert (args.max_train_steps, args.snr_gamma, args.controlnet_model_name_or_path) == (7, None, None)
-    assert args.conditioning_channels == [8, 16, 32, 64] and args.output_dir == Path("../runs/demo")
+    assert args.conditioning_channels == [8, 16, 32, 64] and args.output_dir == Path("../runs/controlnet-canny")
     args = parsed(monkeypatch, "train.py", "--preset", "sd14", "--gradient_checkpointing", "no")
     assert args.gradient_checkpointing is False
     args = parsed(monkeypatch, "train_lora.py", "--preset", "style-tiny", "--dataset_name=OWNER/NAME")
@@ -66,12 +66,12 @@ def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
 
 def test_a_preset_of_another_program_or_a_wrong_switch_is_refused_in_a_sentence(monkeypatch, capsys):
     for words, said in (
-        (["--preset", "style-tiny"], "invalid choice: 'style-tiny' (choose from 'demo-64'"),
+        (["--preset", "style-tiny"], "invalid choice: 'style-tiny' (choose from 'demo'"),
         (["--preset", "sd14", "--compile", "maybe"], "argument --compile: must be yes or no, not 'maybe'"),
     ):
         with pytest.raises(SystemExit) as end:
             parsed(monkeypatch, "train.py", *words)
-        message = capsys.readouterr().err.splitlines()[-1].replace("choose from demo-64", "choose from 'demo-64'")
+        message = capsys.readouterr().err.splitlines()[-1].replace("choose from demo", "choose from 'demo'")
         assert end.value.code == 2 and said in message
 
 
@@ -117,15 +117,15 @@ def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monk
     from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 
     monkeypatch.chdir(ROOT / "task_1_controlnet")
-    flags = ["--preset", "demo-64", "--dry_run", "--output_dir", str(tmp_path / "run"), "--train_batch_size", "2"]
+    flags = ["--preset", "demo", "--dry_run", "--output_dir", str(tmp_path / "run"), "--train_batch_size", "2"]
     status, said = call(train.main, *flags, "--gradient_accumulation_steps", "3", "--max_train_samples", "13")
     assert status == 0, said
     unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
     trained = ControlNetModel.from_unet(unet, [8, 16, 32, 64]).num_parameters()
     words = f"Trained: {trained / 1e6:.2f} M parameters, beside {unet.num_parameters() / 1e6:.2f} M that are frozen"
     assert words in said
-    assert "Steps: 900, each of 6 samples; 13 samples are an epoch of 3 steps, 300.0 epochs in all" in said
-    assert re.search(r"learning_rate +0.0006\n", said) and re.search(r"preset +demo-64\n", said)
+    assert "Steps: 400, each of 6 samples; 13 samples are an epoch of 3 steps, 133.3 epochs in all" in said
+    assert re.search(r"learning_rate +0.001\n", said) and re.search(r"preset +demo\n", said)
     # Weights alone are 4 bytes a parameter, and AdamW's averages are twice those of what is trained.
     parts = [float(number) for number in re.findall(r"[:+] ([\d.]+) [gwo]", said.split("Memory")[1])]
     expected = [number / 2**30 for number in (4 * (trained + unet.num_parameters()), 8 * trained)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ PROGRAM = Program("task_1_controlnet", "train.py", [
     "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
     "--conditioning_channels", "8", "8", "8", "8", "--learning_rate", "1e-3", "--lr_scheduler", "cosine",
     "--validation_steps", "0", "--proportion_empty_prompts", "0.5",
+    "--new_layers_lr_ratio", "5",
 ], small_base)  # fmt: skip
 train, start = PROGRAM.train, PROGRAM.start
 
@@ -57,6 +59,17 @@ def test_a_run_leaves_a_controlnet_that_was_trained(straight):
     assert len(moved) == 2 * sum(1 for name in state if name.startswith("controlnet_down_blocks") and "weight" in name)
     assert losses(straight)
     assert sorted(path.name for path in straight.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-6"]
+
+
+def test_new_layers_have_a_rate_of_their_own_and_the_schedule_of_all(straight):
+    """What the copy of the UNet lacks moves so many times as fast, at the first step and on the way down."""
+    optimizer = torch.load(straight / "checkpoint-6" / "optimizer.bin", weights_only=True)
+    rates = {group["lr_ratio"]: group["lr"] for group in optimizer["param_groups"]}
+    half_way = 1e-3 * (1 + math.cos(math.pi * 6 / 12)) / 2
+    assert rates == pytest.approx({1.0: half_way, 5.0: 5 * half_way})
+    state = weights(straight)
+    new = sum(name.startswith("controlnet_") for name in state)
+    assert {g["lr_ratio"]: len(g["params"]) for g in optimizer["param_groups"]} == {1.0: len(state) - new, 5.0: new}
 
 
 def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path):
