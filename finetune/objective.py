@@ -267,7 +267,7 @@ def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch
         return torch.ones_like(snr)
     # In terms of z_0 the loss of a predicted noise counts SNR times, that of a velocity SNR + 1 times: to count
     # min(SNR, gamma) it is divided by that. Nine draws of ten are of timesteps from 175 on with the paper's gamma of 5,
-    # from 595 on with the demo's 0.05.
+    # from 716 on with the demo's 0.01.
     return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
