@@ -38,7 +38,7 @@ from finetune.setup import fail_clearly, use_fast_attention
 
 # As `make demo` draws, and of as many samples of the rendered Fill50K as it sees.
 DRAWING = {"guidance_scale": 3.0, "num_inference_steps": 8}
-SAMPLES = 1600
+SAMPLES = 2000
 
 
 class Ended(Exception):
