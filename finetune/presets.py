@@ -62,7 +62,7 @@ PRESETS = {
     # time, in place of 0.944 (one thread). New layers at five times the rate of 1e-3: after 300 steps 0.92, else 0.88.
     # snr_gamma 0.2: 0.900, 0.05: 0.945, 0.01: 0.952. What is missed are small discs, which the first steps decide.
     "demo": Preset(CONTROLNET, "`make demo`: discs at 128 px, embedded base", {
-        **DEMO, "max_train_steps": 340, "checkpointing_steps": 100, "validation_steps": 170,
+        **DEMO, "max_train_steps": 400, "checkpointing_steps": 100, "validation_steps": 200,
         "output_dir": "../runs/demo"}),
     "canny-tiny-64": Preset(CONTROLNET, "edges, first stage at 64 px, embedded base", {
         **CANNY, **FIRST_STAGE, "max_train_steps": 1000,
