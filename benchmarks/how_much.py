@@ -1,6 +1,6 @@
 """How many pictures does a ControlNet need, and which rank a LoRA? Two tables from the embedded base.
 
-    python benchmarks/how_much.py samples        # the demo's first stage with fewer and more samples: IoU
+    python benchmarks/how_much.py samples        # the demo with fewer and more samples: IoU
     python benchmarks/how_much.py rank           # both of Task 2's LoRAs by rank: closeness, drift, seconds, file size
 
 Trainings and evaluations are those of the presets, each in its folder below runs/how_much/. Whoever stops it (Ctrl-C)
