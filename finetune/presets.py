@@ -22,7 +22,8 @@ TINY_CONTROLNET: Options = {**TINY, "conditioning_channels": [8, 16, 32, 64], "t
 DEMO: Options = {**TINY_CONTROLNET, "dataset_name": "rendered", "resolution": 128, "max_train_samples": 2000,
                  "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 20,
                  "new_layers_lr_ratio": 5.0, "snr_gamma": 0.01, "validation_guidance_scale": 3.0}  # fmt: skip
-# Edges are learnt in two stages: at 64 px a step costs a quarter, and where things are does not depend on the size.
+# Edges are learnt in two stages, 1,000 steps at 64 px before 500 at 128 px: an F1 of 0.83; the 500 alone, as discs are
+# learnt now, came to 0.82, with snr_gamma 0.01 too (2026-12-01).
 FIRST_STAGE: Options = {"resolution": 64, "lr_scheduler": "constant_with_warmup"}
 SECOND_STAGE: Options = {"resolution": 128, "lr_scheduler": "cosine"}
 # No discs are there to be drawn and scored, hence no validation_steps.
