@@ -105,7 +105,7 @@ class ControlNetSamples(Samples):
         return {"condition": to_tensor(self.condition(index)), **super().__getitem__(index)}
 
     def condition(self, index: int) -> Image.Image:
-        """Made small once, as long as there is room for it: rendered Fill50K's take 6 % of a step at 128 px."""
+        """Made small once, as long as there is room for it: of the rendered Fill50K it takes 1.3 ms each time."""
         if index in self.kept:
             return self.kept[index]
         condition = square(self.data.conditioning_image(index), self.resolution)
