@@ -37,7 +37,7 @@ from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly, use_fast_attention
 
 # As `make demo` draws, and of as many samples of the rendered Fill50K as it sees.
-DRAWING = {"guidance_scale": 3.0, "num_inference_steps": 8}
+DRAWING = {"guidance_scale": 1.5, "num_inference_steps": 8}
 SAMPLES = 2000
 
 
