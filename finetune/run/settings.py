@@ -87,7 +87,7 @@ def data_behind(model: Path) -> list[str] | None:
     settings = _settings_of_model(model)
     if settings is None:
         return None
-    # The second stage began from what the first has learnt: what that was trained on is not held out, either.
+    # A second stage begins from what the first has learnt: what that was trained on is not held out, either.
     before = (settings.get("start") or {"data": []})["data"]
     return None if before is None else [*before, settings["data"]["identity"]]
 
