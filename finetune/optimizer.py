@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 
@@ -32,11 +32,14 @@ def parameter_groups(model: torch.nn.Module, lr_ratios: Mapping[str, float]) -> 
     return [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in groups.items()]
 
 
-def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now."""
-    for group in optimizer.param_groups:
-        rate = learning_rate * group.get("lr_ratio", 1.0)  # checkpoints of earlier releases have no ratios
-        group.update(HYPERPARAMETERS, lr=rate, initial_lr=rate)
+def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, lr_ratios: Sequence[float]) -> None:
+    """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now.
+
+    `lr_ratios` are those of the groups, in their order: in the groups themselves a checkpoint's would stand.
+    """
+    for group, ratio in zip(optimizer.param_groups, lr_ratios):
+        rate = learning_rate * ratio
+        group.update(HYPERPARAMETERS, lr_ratio=ratio, lr=rate, initial_lr=rate)
 
 
 def build_optimizer(
