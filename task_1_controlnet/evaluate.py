@@ -26,6 +26,7 @@ from examples import draw_grid, load_test_data
 from fill50k import RenderedFill50K, load_data
 from finetune.argument_types import natural_float, natural_int, sampling_steps, seed_int
 from finetune.data.images import square
+from finetune.model.base import drawn_size
 from finetune.model.sampler import as_pictures
 from finetune.model.single_file import as_folder
 from finetune.run.progress import progress_bar
@@ -66,7 +67,7 @@ def generate(
         DrawingError: if the model's numbers overflow.
     """
     # The size that the base was trained at: smaller or larger ones it draws worse, and figures would not compare.
-    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    resolution = drawn_size(pipeline)
     batch_size = max(1, PIXELS_AT_ONCE // resolution**2)
     conditions = [square(condition, resolution) for condition in conditions]
     pipeline.set_progress_bar_config(disable=True)

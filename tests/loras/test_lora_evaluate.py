@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,13 +17,14 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from closeness import means_of
+from drawing import PIXELS_AT_ONCE, images_at_once
 from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
 from lora.model import save_lora, save_state
 from made_loras import random_lora
 from processes import ROOT, run_python
-from small_bases import small_base
+from small_bases import base_of_size, small_base
 
 TASK = ROOT / "task_2_lora"
 NOTEBOOK = TASK / "inference.ipynb"
@@ -58,6 +60,12 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
+
+
+@pytest.mark.parametrize("size", [8, [8, 8]])
+def test_a_bases_size_is_a_number_or_a_pair(size):
+    pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)), vae_scale_factor=8)
+    assert images_at_once(pipeline) == PIXELS_AT_ONCE // 64**2
 
 
 @pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0)])
