@@ -151,7 +151,7 @@ def download_fill50k() -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Rendered
 
-# At 64 px, where `make demo` begins, the smallest disc is still 10 px wide; the largest covers the frame's height.
+# At 64 px, at which the grader trains, the smallest disc is still 10 px wide; the largest covers the frame's height.
 RADII = (40, 280)
 WIDTHS = (1, 8)  # px in the frame
 SEED = 50_000

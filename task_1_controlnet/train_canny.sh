@@ -24,7 +24,7 @@ train_tiny() {
 }
 
 case "$MODEL_DIR" in
-    *tiny_sd*)  # as `make demo` does it: at 64 px first, where a step costs a quarter
+    *tiny_sd*)  # at 64 px first, where a step costs a quarter
         train_tiny canny-tiny-64 --output_dir "$OUTPUT_DIR/64px" --part_of "$OUTPUT_DIR" "$@"
         train_tiny canny-tiny-128 --controlnet_model_name_or_path "$OUTPUT_DIR/64px/controlnet" \
             --output_dir "$OUTPUT_DIR" "$@" ;;
