@@ -22,7 +22,7 @@ from .model.base import EMBEDDED_BASE, BaseModelError
 from .model.dtypes import cast
 from .model.single_file import SUFFIXES, is_single_file
 from .objective import NonFiniteLossError
-from .optimizer import SetupError
+from .optimizer import SetupError, eight_bit_adam
 from .run.checkpoints import CheckpointError
 from .run.folder import RunFinished
 from .run.processes import is_main_process, processes_started
@@ -159,11 +159,13 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
 
     Raises:
         SetupError: if the processes that were started do not train together, the GPU does not take the precision, or
-            the tracker is not installed.
+            the tracker or 8-bit Adam is not installed.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
     require_precision(precision_here(args.mixed_precision))
+    if args.use_8bit_adam:
+        eight_bit_adam(pick_device())  # before the data are encoded, which may take hours
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(args.gradient_accumulation_steps)
