@@ -15,6 +15,7 @@ from finetune.model.base import factor_of, load_configs, load_part
 from finetune.setup import frozen_dtype, place_frozen, use_fast_attention
 
 from .controlnet import ControlNetModel
+from .loading import load_controlnet
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 
@@ -26,7 +27,7 @@ def load_models(
     if args.controlnet_model_name_or_path is None:
         trained = ControlNetModel.from_unet(unet, args.conditioning_channels)
     else:
-        trained = ControlNetModel.from_pretrained(args.controlnet_model_name_or_path, dtype=torch.float32)
+        trained = load_controlnet(args.controlnet_model_name_or_path, unet, torch.float32)
     trained.train()
     # After the copy, which is to be float32: on a GPU the UNet's own weights are rounded here to half precision.
     place_frozen(unet, accelerator)

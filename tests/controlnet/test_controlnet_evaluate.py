@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from test_metrics import disc_of, drawing
 
 from diffusion.controlnet import ControlNetModel
-from diffusion.loading import load_pipeline
+from diffusion.loading import load_controlnet, load_pipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from examples import load_test_data
 from fill50k import TEST_DISCS, load_data, write_test_data
@@ -22,7 +23,7 @@ from finetune.data.colors import COLORS
 from finetune.model.base import BaseModelError
 from finetune.run.settings import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
-from processes import ROOT
+from processes import BASE, ROOT
 from rendered_discs import draw, render_condition
 from small_bases import base_of_size, small_base
 
@@ -53,6 +54,17 @@ def test_a_base_whose_size_is_a_pair_draws_as_one_with_a_number(tmp_path):
     for size in ((8, 16), None):
         with pytest.raises(BaseModelError, match="sample_size of .*, but pictures are drawn in squares"):
             evaluate.generate(load_pipeline(bases[size], net), *drawn)
+
+
+def test_a_controlnet_that_is_not_there_or_of_another_base_is_named(tmp_path):
+    with pytest.raises(BaseModelError, match="(?s)runs/none': there is no such folder in .*controlnet. of its --outp"):
+        load_pipeline(small_base(), "../runs/none")
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    ControlNetModel.from_unet(unet, [8] * 4).save_pretrained(tmp_path / "net")
+    with pytest.raises(BaseModelError, match="is for another base: its in_channels is 16, the base's is 4. Give"):
+        load_pipeline(small_base(), tmp_path / "net")
+    loaded = load_controlnet(tmp_path / "net", unet, torch.float32)
+    assert loaded.config.in_channels == 16
 
 
 def drawn_right(pipeline, conditions, prompts, conditioning_scale=1.0, **settings):

@@ -24,7 +24,7 @@ from hub_models import save_small_clip, save_small_dino
 from lora.model import save_lora, save_state
 from made_loras import random_lora
 from processes import ROOT, run_python
-from small_bases import base_of_size, small_base
+from small_bases import small_base
 
 TASK = ROOT / "task_2_lora"
 NOTEBOOK = TASK / "inference.ipynb"
