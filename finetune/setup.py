@@ -59,7 +59,8 @@ def would_run_on(base_model: str) -> torch.device:
     """The device that a training of this base is for: a GPU where the hardware here does not do."""
     device = pick_device()
     # A dry run on a laptop is asked what the GPU will need: the hub's models are not trained without one.
-    return device if is_gpu(device) or Path(base_model).is_dir() else torch.device("cuda")
+    here = Path(base_model).is_dir() or is_single_file(base_model)
+    return device if is_gpu(device) or here else torch.device("cuda")
 
 
 def require_hardware(base_model: str) -> None:

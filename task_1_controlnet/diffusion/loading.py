@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Mapping
 
 import torch
 
@@ -34,15 +35,19 @@ def read_controlnet(name: str | Path, dtype: torch.dtype = torch.float32) -> Con
 def load_controlnet(name: str | Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
     """A trained ControlNet for this UNet. Raises BaseModelError if there is none, or if it is for another base."""
     controlnet = read_controlnet(name, dtype)
-    for field in SHARED:
-        sizes = (model.config[field] for model in (controlnet, unet))
-        own, wanted = (size if isinstance(size, int) else list(size) for size in sizes)
+    require_fit(name, controlnet.config, unet.config)
+    return controlnet
+
+
+def require_fit(name: str | Path, config: Mapping[str, Any], of_unet: Mapping[str, Any]) -> None:
+    """Raises BaseModelError if a ControlNet is, by the configurations, for another base."""
+    for field in (name for name in SHARED if name in config and name in of_unet):  # files may leave defaults out
+        own, wanted = (size if isinstance(size, int) else list(size) for size in (config[field], of_unet[field]))
         if own != wanted:
             raise BaseModelError(
                 f"The ControlNet {str(name)!r} is for another base: its {field} is {own}, the base's is {wanted}. Give "
                 f"the base that it was trained on."
             )
-    return controlnet
 
 
 def load_pipeline(

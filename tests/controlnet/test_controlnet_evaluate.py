@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from test_metrics import disc_of, drawing
 
+import train
 from diffusion.controlnet import ControlNetModel
 from diffusion.loading import load_controlnet, load_pipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
@@ -23,7 +24,7 @@ from finetune.data.colors import COLORS
 from finetune.model.base import BaseModelError
 from finetune.run.settings import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
-from processes import BASE, ROOT
+from processes import BASE, ROOT, call
 from rendered_discs import draw, render_condition
 from small_bases import base_of_size, small_base
 
@@ -63,6 +64,9 @@ def test_a_controlnet_that_is_not_there_or_of_another_base_is_named(tmp_path):
     ControlNetModel.from_unet(unet, [8] * 4).save_pretrained(tmp_path / "net")
     with pytest.raises(BaseModelError, match="is for another base: its in_channels is 16, the base's is 4. Give"):
         load_pipeline(small_base(), tmp_path / "net")
+    flags = ["--preset", "demo", "--dry_run", "--pretrained_model_name_or_path", small_base()]
+    status, said = call(train.main, *flags, "--controlnet_model_name_or_path", str(tmp_path / "net"))
+    assert status == 1 and "is for another base" in said and "Traceback" not in said
     loaded = load_controlnet(tmp_path / "net", unet, torch.float32)
     assert loaded.config.in_channels == 16
 
