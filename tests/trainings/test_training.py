@@ -91,6 +91,10 @@ def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
         del content["settings"]["new_layers_lr_ratio"]
         file.write_text(json.dumps(content))
     checkpoint = earlier / "checkpoint-1"
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    (group,) = optimizer["param_groups"]
+    del group["lr_ratio"]
+    torch.save(optimizer, checkpoint / "optimizer.bin")
     flags = ("--max_train_steps", "2", "--resume_from_checkpoint", str(checkpoint))
     here, elsewhere = PROGRAM.run(earlier, *flags), PROGRAM.run(tmp_path / "elsewhere", *flags)
     assert here.returncode != 0 and "--new_layers_lr_ratio was 1.0, is 5.0" in here.stderr
