@@ -13,9 +13,9 @@ class SetupError(RuntimeError):
     """This machine or installation lacks something; the message says what to do."""
 
 
-# Of Stable Diffusion's fine-tunings.
-# Averages over about 10 gradients and 1,000 squares, and eps, as Kingma & Ba, 2015, suggest; decay apart from the
-# gradient (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101), at PyTorch's default.
+# Those of Stable Diffusion's fine-tunings: averages over about 10 gradients and 1,000 squares, and eps, as Kingma & Ba,
+# 2015, suggest; decay apart from the gradient (Loshchilov & Hutter, 2019, https://arxiv.org/abs/1711.05101), at
+# PyTorch's default.
 HYPERPARAMETERS: dict[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
 
 

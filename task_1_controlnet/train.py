@@ -10,7 +10,6 @@ Objective: Zhang et al., 2023, https://arxiv.org/abs/2302.05543, section 3.3.
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -67,7 +66,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from diffusion.controlnet import ControlNetModel
-from diffusion.denoiser import load_models, predict_noise, rehearsal
+from diffusion.denoiser import check_sizes, load_models, predict_noise, rehearsal
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all
@@ -112,19 +111,6 @@ class ControlNetSamples(Samples):
         if len(self.kept) < KEPT_PIXELS // self.resolution**2:
             self.kept[index] = condition
         return condition
-
-
-def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[int] | None) -> None:
-    """Raises ValueError where pictures and conditions would not come down to the latents' size. None: is not asked."""
-    base.require_size(resolution)
-    # Each width after the first halves the condition: a ControlNet with another number of them would only fail in its
-    # first step, after the data were encoded.
-    widths = 1 + int(math.log2(base.factor))
-    if conditioning_channels is not None and len(conditioning_channels) != widths:
-        raise ValueError(
-            f"--conditioning_channels needs {widths} widths, as the base makes one latent of {base.factor} px, not "
-            f"{len(conditioning_channels)}."
-        )
 
 
 def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Tensor], folder: Path) -> None:

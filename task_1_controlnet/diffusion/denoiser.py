@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -11,13 +12,26 @@ import torch
 from accelerate import Accelerator
 
 from finetune.estimate import Rehearsal, cast_frozen
-from finetune.model.base import factor_of, load_part
+from finetune.model.base import BaseModel, factor_of, load_part
 from finetune.model.single_file import configs_of
 from finetune.setup import frozen_dtype, place_frozen, use_fast_attention
 
 from .controlnet import ControlNetModel
 from .loading import load_controlnet, require_fit
 from .unets.unet_2d_condition import UNet2DConditionModel
+
+
+def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[int] | None) -> None:
+    """Raises ValueError where pictures and conditions would not come down to the latents' size. None: is not asked."""
+    base.require_size(resolution)
+    # Each width after the first halves the condition: a ControlNet with another number of them would only fail in its
+    # first step, after the data were encoded.
+    widths = 1 + int(math.log2(base.factor))
+    if conditioning_channels is not None and len(conditioning_channels) != widths:
+        raise ValueError(
+            f"--conditioning_channels needs {widths} widths, as the base makes one latent of {base.factor} px, not "
+            f"{len(conditioning_channels)}."
+        )
 
 
 def load_models(

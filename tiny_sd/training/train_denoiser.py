@@ -97,6 +97,7 @@ def train(
     learning_rate: float,
     state_file: Path,
     compiled: bool,
+    average_over: int,
     seconds: float | None = None,
 ) -> None:
     """One stage: trains `networks` on the latents of all scenes and leaves their moving average in them.
@@ -106,7 +107,9 @@ def train(
     device = bank.device
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     modules = torch.nn.ModuleDict({**networks, "reader": PictureReader(networks["text_encoder"], bank)})
-    run = LongRun(modules, learning_rate, steps, state_file, max_grad_norm=3.0, seconds=seconds)
+    run = LongRun(
+        modules, learning_rate, steps, state_file, average_over=average_over, max_grad_norm=3.0, seconds=seconds
+    )
     unet = torch.compile(networks["unet"], dynamic=False) if compiled and not run.done else networks["unet"]
     balanced = BalancedError(device)
     progress = progress_bar(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px")
@@ -155,6 +158,7 @@ def parse_args() -> argparse.Namespace:
     add("--output_dir", type=Path, default=BASE)
     add("--start", type=Path, help="start from a pipeline folder's weights, such as tiny_sd")
     add("--draw_only", action="store_true", help="draw and keep the pictures, so that a GPU need not wait")
+    add("--average_over", type=positive_int, default=1000, help="steps that the moving average of the weights spans")
     add("--compile", action="store_true", help="compile the UNet: slow to start, then a third faster")
     return parser.parse_args()
 
@@ -213,7 +217,7 @@ def main() -> None:
     for resolution, stage, seconds in zip((64, 128), stages, args.seconds or (None, None)):
         if stage[0]:
             state_file = args.output_dir / f"state_{resolution}.pt"
-            train(networks, latents(resolution), prompts, *stage, state_file, args.compile, seconds)
+            train(networks, latents(resolution), prompts, *stage, state_file, args.compile, args.average_over, seconds)
     save(args.output_dir, vae.cpu(), networks["text_encoder"].cpu(), tokenizer, networks["unet"].cpu())
 
 
