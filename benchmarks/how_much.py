@@ -83,7 +83,7 @@ def controlnet_of(number: int, seed: int, more: Sequence[str]) -> tuple[dict[str
     flags = ["--preset", "demo", "--max_train_samples", str(number), "--seed", str(seed), "--validation_steps", "0"]
     flags += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
     run(TASK_1, ["train.py", *flags, *more])
-    drawn = ["--controlnet", str(folder / "controlnet"), "--guidance_scale", "3", "--num_inference_steps", "8"]
+    drawn = ["--controlnet", str(folder / "controlnet"), "--guidance_scale", "1.5", "--num_inference_steps", "8"]
     return measured(folder, drawn, TASK_1)["held_out"], options_of(folder)
 
 

@@ -36,7 +36,8 @@ from finetune.objective import batches_of_indices, seed_for
 from finetune.run.checkpoints import write_file
 from finetune.setup import fail_clearly, use_fast_attention
 
-# As `make demo` draws, and of as many samples of the rendered Fill50K as it sees.
+# All recipes are drawn alike, with the guidance that the base's model card recommends and the demo's steps, and learn
+# from as many samples of the rendered Fill50K as the demo.
 DRAWING = {"guidance_scale": 3.0, "num_inference_steps": 8}
 SAMPLES = 2000
 

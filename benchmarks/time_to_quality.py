@@ -71,7 +71,7 @@ def train_ours(args: argparse.Namespace, seed: int, limit: float) -> dict[str, A
         journal, started, before = Path(folder) / "journal.json", time.monotonic(), []
         for number, stage in enumerate(args.stage or OURS):
             place = Path(folder) / f"stage-{number}"
-            flags = [*shlex.split(stage), "--seed", str(seed), "--output_dir", str(place), "--part_of", "None", *before]
+            flags = [*shlex.split(stage), "--seed", str(seed), "--output_dir", str(place), *before]
             found = start({"recipe": "ours", "flags": flags, "started": started}, args, journal, limit)
             if found["reached"] or found["checks"][-1]["seconds"] > limit:
                 break

@@ -31,12 +31,6 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add(
-        "--part_of",
-        type=or_none(Path),
-        default=None,
-        help="of an earlier one of several stages: output_dir of the last one",
-    )
-    add(
         "--controlnet_model_name_or_path",
         type=or_none(str),
         default=None,

@@ -26,7 +26,6 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.output_dir: Path = args.output_dir
-        self.whole: Path = getattr(args, "part_of", None) or args.output_dir  # what there is one of for all stages
         self.resume_from: str | None = args.resume_from_checkpoint
         self.settings = settings_of(args)
 
@@ -53,7 +52,7 @@ class Run:
             )
         state = read_state(chosen) if chosen else finished
         if state is None:
-            return self._require_no_later_stage(0)
+            return
         if elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
             self._require_same_groups(chosen, state)
         else:
@@ -65,7 +64,6 @@ class Run:
                 f"The run in {chosen.parent if chosen else self.output_dir} is at step {step} already, beyond "
                 f"--max_train_steps {wanted}: nothing was trained.{what_to_do}"
             )
-        self._require_no_later_stage(step)
 
     def end_if_finished(self) -> None:
         """After `check`: if this run is finished and kept no checkpoint, there is nothing to do.
@@ -98,7 +96,7 @@ class Run:
         return chosen, None if run["finished"] is None else {**run, "step": run["finished"]}
 
     def _ways(self) -> str:
-        return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.whole}"
+        return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
 
     def _require_same_groups(self, chosen: Path, state: dict[str, Any]) -> None:
         """Raises CheckpointError if a checkpoint's optimiser has new layers in a group of their own and this one's has
@@ -110,15 +108,6 @@ class Run:
                 f"{chosen} was trained with --{name} {was:g}, and the optimiser's averages in it do not fit {now:g}: "
                 f"give --{name} {was:g}, or begin with its weights alone by --controlnet_model_name_or_path "
                 f"{chosen / 'controlnet'} in place of --resume_from_checkpoint."
-            )
-
-    def _require_no_later_stage(self, step: int) -> None:
-        """Raises CheckpointError if there is a later stage, which would stop, though this one has steps to go."""
-        wanted = self.settings["max_train_steps"]
-        if step < wanted and self.whole != self.output_dir and holds_run(self.whole):
-            raise CheckpointError(
-                f"There is a run in {self.whole} already, while its earlier stage in {self.output_dir} is at step "
-                f"{step} of {wanted}: {self._ways()}."
             )
 
     def _require_same(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ NAMES = {
 }  # fmt: skip
 # Flags on which nothing depends that is learnt, but for rounding and other noise.
 FREE = {
-    "preset", "dry_run", "output_dir", "part_of", "resume_from_checkpoint",
+    "preset", "dry_run", "output_dir", "resume_from_checkpoint",
     "checkpointing_steps", "checkpoints_total_limit", "report_to", "mixed_precision_asked",
     "validation_data_dir", "validation_loss_steps",  # of samples that are not trained on
     "dataloader_num_workers", "gradient_checkpointing", "fit_memory", "compile", "no_cache", "also_save",
@@ -89,7 +89,7 @@ def data_behind(model: Path) -> list[str] | None:
     settings = _settings_of_model(model)
     if settings is None:
         return None
-    # The second stage began from what the first has learnt: what that was trained on is not held out, either.
+    # A second stage begins from what the first has learnt: what that was trained on is not held out, either.
     before = (settings.get("start") or {"data": []})["data"]
     return None if before is None else [*before, settings["data"]["identity"]]
 

@@ -35,7 +35,7 @@ REFUSED: Mapping[str, str] = {
     "dataloader_num_workers": "all compute with the same number of threads, and workers are more of them",
     "compile": "compiling starts processes of its own",
     "use_8bit_adam": "it needs a GPU",
-    **dict.fromkeys(("output_dir", "part_of", "resume_from_checkpoint", "checkpointing_steps"), SET_BY_CONTEST),
+    **dict.fromkeys(("output_dir", "resume_from_checkpoint", "checkpointing_steps"), SET_BY_CONTEST),
     **dict.fromkeys(("checkpoints_total_limit", "validation_steps", "validation_guidance_scale"), SET_BY_CONTEST),
 }
 

@@ -154,11 +154,11 @@ class StableDiffusionControlNetPipeline(PipelineParts):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The text embeddings, (B, T, D), or with guidance the negative ones and then they; and the negative ones."""
         guided, lora_scale = self.do_classifier_free_guidance, (self.cross_attention_kwargs or {}).get("scale")
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt, self._execution_device, num_images_per_prompt, guided, negative_prompt,
-            prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, lora_scale=lora_scale,
-            clip_skip=self.clip_skip,
-        )  # fmt: skip
+        with lora_scaled(self.text_encoder, lora_scale):
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt, self._execution_device, num_images_per_prompt, guided, negative_prompt,
+                prompt_embeds=prompt_embeds, negative_prompt_embeds=negative_prompt_embeds, clip_skip=self.clip_skip,
+            )  # fmt: skip
         if guided:
             prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2 * B, T, D)
         return prompt_embeds, negative_prompt_embeds

@@ -8,7 +8,7 @@ from typing import Callable, Iterator
 
 import torch
 from diffusers.models.attention_processor import Attention
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils import scale_lora_layers
 
 
 @contextmanager
@@ -25,16 +25,20 @@ def text_model_found(text_encoder: torch.nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
+def lora_scaled(model: torch.nn.Module | None, scale: float | None) -> Iterator[None]:
     """Within this context the model's LoRA layers count `scale` times what they did."""
-    if scale is None:
+    if scale is None or model is None:
         yield
         return
+    # Kept, not divided out again, as diffusers 0.42 does: after a scale of 0 that leaves every adapter at 1.
+    scalings = [layer.scaling for layer in model.modules() if isinstance(getattr(layer, "scaling", None), dict)]
+    before = [dict(scaling) for scaling in scalings]  # of each of PEFT's layers, by adapter
     scale_lora_layers(model, scale)
     try:
         yield
     finally:
-        unscale_lora_layers(model, scale)
+        for scaling, kept in zip(scalings, before):
+            scaling.update(kept)
 
 
 @contextmanager

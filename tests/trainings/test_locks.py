@@ -78,29 +78,11 @@ def test_where_there_are_no_locks_it_is_said_and_trained(tmp_path, monkeypatch):
     assert status == 0 and said.count("has no locks") == 1 and "The trained ControlNet" in said, said
 
 
-def stage(output_dir: Path, *flags: str) -> tuple[int, str]:
-    return call(train.main, *CONTROLNET, "--max_train_steps", "1", *LATEST, "--output_dir", str(output_dir), *flags)
-
-
-def test_a_stage_that_is_another_training_names_the_folder_of_all(tmp_path):
-    whole = tmp_path / "run"
-    first = ["--part_of", str(whole)]
-    assert stage(whole / "64px", *first)[0] == 0
+def test_another_training_in_a_finished_ones_folder_names_the_folder(tmp_path):
+    folder = tmp_path / "run"
+    one_step = [*CONTROLNET, "--max_train_steps", "1", *LATEST, "--output_dir", str(folder)]
+    assert call(train.main, *one_step)[0] == 0
     for flags in (["--seed", "7"], ["--resolution", "72"]):
-        status, said = stage(whole / "64px", *first, *flags)
-        assert status == 1 and f"or remove {whole}." in said, said
-    assert "nothing was trained" in stage(whole / "64px", *first)[1]
-
-
-def test_an_earlier_stage_is_not_trained_where_the_last_one_would_stop(tmp_path):
-    whole, first = tmp_path / "run", ["--part_of", str(tmp_path / "run")]
-    assert stage(whole)[0] == 0
-    status, said = stage(whole / "64px", *first)
-    assert status == 1 and f"There is a run in {whole} already" in said and f"or remove {whole}." in said, said
-    assert not (whole / "64px" / "run.json").exists()
-
-    whole, first = tmp_path / "both", ["--part_of", str(tmp_path / "both")]
-    assert stage(whole / "64px", *first)[0] == 0
-    assert stage(whole, "--controlnet_model_name_or_path", str(whole / "64px" / "controlnet"))[0] == 0
-    status, said = stage(whole / "64px", *first, "--max_train_steps", "2")
-    assert status == 1 and "is at step 1 of 2" in said and f"or remove {whole}." in said, said
+        status, said = call(train.main, *one_step, *flags)
+        assert status == 1 and f"or remove {folder}." in said, said
+    assert "nothing was trained" in call(train.main, *one_step)[1]

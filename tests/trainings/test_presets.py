@@ -54,9 +54,9 @@ def test_a_preset_is_what_could_be_typed(name, monkeypatch):
 
 
 def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
-    args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "canny-tiny-128",
-                  "--snr_gamma", "none", "--controlnet_model_name_or_path", "none")  # fmt: skip
-    assert (args.max_train_steps, args.snr_gamma, args.controlnet_model_name_or_path) == (7, None, None)
+    args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "canny-tiny",
+                  "--snr_gamma", "none")  # fmt: skip
+    assert (args.max_train_steps, args.snr_gamma) == (7, None)
     assert args.conditioning_channels == [8, 16, 32, 64] and args.output_dir == Path("../runs/controlnet-canny")
     args = parsed(monkeypatch, "train.py", "--preset", "sd14", "--gradient_checkpointing", "no")
     assert args.gradient_checkpointing is False
@@ -97,6 +97,8 @@ def test_scripts_name_presets_and_pass_on_what_is_given(tmp_path):
     for script, more, expected in (
         ("task_1_controlnet/train.sh", {}, "train.py|--preset|sd14|--output_dir|my run|"),
         ("task_1_controlnet/train_canny.sh", {}, "train.py|--preset|canny-sd14|--output_dir|my run|"),
+        ("task_1_controlnet/train_canny.sh", {"MODEL_DIR": "../tiny_sd"},
+         "train.py|--preset|canny-tiny|--pretrained_model_name_or_path|../tiny_sd|--output_dir|my run|"),
         ("task_2_lora/scripts/train_lora.sh", {}, "train_lora.py|--preset|style-hub|--output_dir|my run|"),
         ("task_2_lora/scripts/train_lora_custom.sh", {"MODEL_NAME": "../tiny_sd", "TRAIN_DATA_DIR": "a b"},
          "train_lora.py|--preset|style-tiny|--pretrained_model_name_or_path|../tiny_sd|--train_data_dir|a b|"),

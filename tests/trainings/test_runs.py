@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Callable
 
@@ -20,7 +19,7 @@ from finetune.model.base import BaseModel
 from finetune.run import checkpoints
 from finetune.run.settings import data_behind, fingerprint
 from lora.model import KOHYA_FILE
-from processes import BASE, ROOT, assert_same, call, losses
+from processes import BASE, assert_same, call, losses
 
 RESULT = "pytorch_lora_weights.safetensors"
 STEPS = 3
@@ -309,21 +308,3 @@ def test_files_of_models_have_the_rights_that_the_umask_gives(style, tmp_path):
         os.umask(old)
     weights = list(tmp_path.rglob("*.safetensors"))
     assert len(weights) == 3 and {path.stat().st_mode & 0o777 for path in weights} == {0o640}
-
-
-def test_two_stages_have_two_folders(tmp_path):
-    """train_canny.sh, with a program in Python's place that says what it was called with."""
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    python.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(python), "MODEL_DIR": "../tiny_sd", "OUTPUT_DIR": "elsewhere"}
-    for flags in (["--output_dir", "own"], ["--output_dir=own"]):
-        run = subprocess.run(
-            ["sh", "train_canny.sh", "--seed", "3", *flags, "--max_train_samples", "9"],
-            cwd=ROOT / "task_1_controlnet", env=environment, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
-        first, second = run.stdout.splitlines()
-        assert "--output_dir own/64px --part_of own --seed 3 --max_train_samples 9" in first
-        assert "--controlnet_model_name_or_path own/64px/controlnet" in second
-        assert "--output_dir own --seed 3 --max_train_samples 9" in second
-        assert "elsewhere" not in run.stdout

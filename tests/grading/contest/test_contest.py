@@ -56,7 +56,7 @@ def test_a_recipe_sets_flags_of_the_training_and_no_place_or_name(monkeypatch):
     assert set(ALLOWED) <= set(known) and not set(ALLOWED) & set(REFUSED)
     assert not [name for name in ALLOWED if known[name].type in (Path, None, str) and not known[name].choices
                 and known[name].nargs != 0]  # fmt: skip
-    named = ("base", "name_or_path", "dir", "column", "dataset", "checkpoint", "part_of", "workers")
+    named = ("base", "name_or_path", "dir", "column", "dataset", "checkpoint", "workers")
     assert not [name for name in ALLOWED if any(part in name for part in named) and name != "gradient_checkpointing"]
 
 
