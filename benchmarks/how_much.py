@@ -47,9 +47,11 @@ def run(folder: Path, command: Sequence[str]) -> None:
 
 
 def measured(folder: Path, evaluate: Sequence[str], task: Path) -> dict[str, Any]:
-    """The figures of a folder's evaluation, made now if they are not there."""
+    """The figures of the evaluation in a training's folder, made now if they are not there."""
+    trained, folder = folder / "training_options.json", folder / "evaluation"
     file = folder / "metrics.json"
-    if not file.is_file():
+    # Older than what was trained last: the training has gone on since, by more --max_train_steps.
+    if not file.is_file() or file.stat().st_mtime < trained.stat().st_mtime:
         run(task, ["evaluate.py", *evaluate, *BASE, "--output_dir", str(folder)])
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -68,20 +70,21 @@ def by_samples(numbers: Sequence[int], more: Sequence[str]) -> str:
         found = [controlnet_of(number, seed, more) for seed in SEEDS]
         ious = sorted(one["mean_iou"] for one, _ in found)
         above = statistics.mean(one["share_above_0.8"] for one, _ in found)
-        seen = found[0][1]["max_train_steps"] * found[0][1]["train_batch_size"] / number
+        trained = found[0][1]
+        seen = trained["options"]["max_train_steps"] * trained["samples_per_step"] / number
         shown = f"{statistics.mean(ious):.3f} ({ious[0]:.3f} to {ious[-1]:.3f})"
         rows.append(f"| {number:,} | {seen:,.1f} times | {shown} | {above:.0%} |")
     return "\n".join(rows)
 
 
 def controlnet_of(number: int, seed: int, more: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a ControlNet's held-out pictures reached, and the flags that it was trained with."""
+    """What a ControlNet's held-out pictures reached, and what it was trained with."""
     folder = RUNS / f"samples-{number}" / f"seed-{seed}"
     flags = ["--preset", "demo", "--max_train_samples", str(number), "--seed", str(seed), "--validation_steps", "0"]
     flags += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
     run(TASK_1, ["train.py", *flags, *more])
     drawn = ["--controlnet", str(folder / "controlnet"), "--guidance_scale", "1.5", "--num_inference_steps", "8"]
-    return measured(folder / "evaluation", drawn, TASK_1)["held_out"], options_of(folder)["options"]
+    return measured(folder, drawn, TASK_1)["held_out"], options_of(folder)
 
 
 def lora_of(preset: str, rank: int, more: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -93,7 +96,7 @@ def lora_of(preset: str, rank: int, more: Sequence[str]) -> tuple[Path, dict[str
         flags += ["--class_data_dir", str(RUNS / "class-images")]
     run(TASK_2, [program, *flags, "--resume_from_checkpoint", "latest", *more])
     drawn = ["--measure", measure, "--lora", str(folder), "--train_data_dir", data, "--guidance_scale", "2.5"]
-    return folder, measured(folder / "evaluation", drawn, TASK_2)
+    return folder, measured(folder, drawn, TASK_2)
 
 
 def with_marks(folder: Path) -> float:

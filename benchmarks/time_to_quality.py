@@ -12,7 +12,8 @@ library: the usual example script's step (see train_step.py) at 128 px, with the
          is best after --pilot_steps steps; pictures are rendered and decoded before the time starts
 course:  the assignment's recipe (see train_step.py), at its learning rate of 1e-5
 
-What is there in --output is not measured again, so that a second start goes on.
+What is there in --output is not measured again, so that a second start goes on; other stages, or another rate, want
+another --output.
 """
 
 from __future__ import annotations
@@ -91,12 +92,20 @@ def best_rate(args: argparse.Namespace, results: dict[str, Any]) -> float:
     """The learning rate of the library's step with the highest IoU after the pilot's steps."""
     pilots = results.setdefault("pilots", {})
     for rate in RATES:
-        if str(rate) not in pilots:
+        known = pilots.get(str(rate))
+        if not known or known[-1]["steps"] != args.pilot_steps and known[-1]["iou"] < args.target:
             print(f"\nlibrary, {args.pilot_steps} steps at {rate:g}", flush=True)
             run = train_other(args, "library", args.seeds[0], rate, float("inf"), args.pilot_steps)
             pilots[str(rate)] = run["checks"]
             keep(args.output, results)
     return float(max(pilots, key=lambda rate: pilots[rate][-1]["iou"]))
+
+
+def is_other(args: argparse.Namespace, recipe: str, run: dict[str, Any]) -> bool:
+    """Whether a run that is there was made by other flags than those of now."""
+    if recipe == "ours":
+        return run["stages"] != list(args.stage or OURS)
+    return recipe == "library" and args.rate not in (None, run["rate"])
 
 
 def keep(file: Path, results: dict[str, Any]) -> None:
@@ -152,6 +161,8 @@ def main() -> None:
         sys.exit(f"{args.output} was measured with {results['settings']}: name another --output.")
     for recipe in args.recipes:
         runs = results["runs"].setdefault(recipe, [])
+        if any(is_other(args, recipe, run) for run in runs):
+            sys.exit(f"{args.output} has runs of {recipe!r} with other flags than these: name another --output.")
         ours = seconds_of(results["runs"].get("ours", []))
         limit = args.limit or (PATIENCE * statistics.median(ours) if ours and recipe != "ours" else 3600.0)
         rate = COURSE_RATE if recipe == "course" else args.rate

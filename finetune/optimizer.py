@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 
@@ -32,11 +32,25 @@ def parameter_groups(model: torch.nn.Module, lr_ratios: Mapping[str, float]) -> 
     return [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in groups.items()]
 
 
-def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now."""
-    for group in optimizer.param_groups:
-        rate = learning_rate * group.get("lr_ratio", 1.0)  # checkpoints of earlier releases have no ratios
-        group.update(HYPERPARAMETERS, lr=rate, initial_lr=rate)
+def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, lr_ratios: Sequence[float]) -> None:
+    """All that a checkpoint of the optimiser overwrites with what held when it was written, as it is to be now.
+
+    `lr_ratios` are those of the groups, in their order: in the groups themselves a checkpoint's would stand.
+    """
+    for group, ratio in zip(optimizer.param_groups, lr_ratios):
+        rate = learning_rate * ratio
+        group.update(HYPERPARAMETERS, lr_ratio=ratio, lr=rate, initial_lr=rate)
+
+
+def eight_bit_adam(device: torch.device) -> type:
+    """The class of 8-bit Adam. Raises SetupError if bitsandbytes is not installed, or the device is MPS."""
+    if device.type == "mps":
+        raise SetupError("--use_8bit_adam needs bitsandbytes, whose optimisers do not run on MPS: leave it away.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
+    return AdamW8bit
 
 
 def build_optimizer(
@@ -52,14 +66,8 @@ def build_optimizer(
     """
     settings = {"lr": learning_rate, **HYPERPARAMETERS}
     if use_8bit_adam:
-        if device.type == "mps":
-            raise SetupError("--use_8bit_adam needs bitsandbytes, whose optimisers do not run on MPS: leave it away.")
         # Both averages in a byte each, not in four (Dettmers et al., 2022, https://arxiv.org/abs/2110.02861): weights,
         # gradients and averages of Stable Diffusion's ControlNet take 3.6 GB in place of 5.8.
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise SetupError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes") from error
-        return AdamW8bit(list(parameters), **settings)
+        return eight_bit_adam(device)(list(parameters), **settings)
     # Fused, all weights in one pass: on a CPU (PyTorch 2.4) 74 images a second in place of 69 (AMX, 2026-11-25).
     return torch.optim.AdamW(parameters, fused=can_fuse(device), **settings)

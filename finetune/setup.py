@@ -22,7 +22,7 @@ from .model.base import EMBEDDED_BASE, BaseModelError
 from .model.dtypes import cast
 from .model.single_file import SUFFIXES, is_single_file
 from .objective import NonFiniteLossError
-from .optimizer import SetupError
+from .optimizer import SetupError, eight_bit_adam
 from .run.checkpoints import CheckpointError
 from .run.folder import RunFinished
 from .run.processes import is_main_process, processes_started
@@ -59,7 +59,8 @@ def would_run_on(base_model: str) -> torch.device:
     """The device that a training of this base is for: a GPU where the hardware here does not do."""
     device = pick_device()
     # A dry run on a laptop is asked what the GPU will need: the hub's models are not trained without one.
-    return device if is_gpu(device) or Path(base_model).is_dir() else torch.device("cuda")
+    here = Path(base_model).is_dir() or is_single_file(base_model)
+    return device if is_gpu(device) or here else torch.device("cuda")
 
 
 def require_hardware(base_model: str) -> None:
@@ -159,11 +160,13 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
 
     Raises:
         SetupError: if the processes that were started do not train together, the GPU does not take the precision, or
-            the tracker is not installed.
+            the tracker or 8-bit Adam is not installed.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
     require_precision(precision_here(args.mixed_precision))
+    if args.use_8bit_adam:
+        eight_bit_adam(pick_device())  # before the data are encoded, which may take hours
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(args.gradient_accumulation_steps)

@@ -66,13 +66,10 @@ class Training:
         lr_ratios: Mapping[str, float] | None = None,
     ) -> None:
         self.plan = plan
+        groups = parameter_groups(model, lr_ratios or {})
+        self.lr_ratios = [group["lr_ratio"] for group in groups]
         # Kept besides what `prepare` wraps around it: rates are set, and parameters counted, here.
-        self.plain_optimizer = build_optimizer(
-            parameter_groups(model, lr_ratios or {}),
-            plan.learning_rate,
-            plan.use_8bit_adam,
-            accelerator.device,
-        )
+        self.plain_optimizer = build_optimizer(groups, plan.learning_rate, plan.use_8bit_adam, accelerator.device)
         self.step = 0
         self.start_schedule()
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which asks the loader, and ours is not prepared
@@ -106,7 +103,7 @@ class Training:
     def start_schedule(self) -> None:
         """The learning rate as the plan says, from this step on: a function of the step, there is no state to load."""
         # First, as a schedule multiplies the rate that it finds in the optimiser.
-        set_hyperparameters(self.plain_optimizer, self.plan.learning_rate)
+        set_hyperparameters(self.plain_optimizer, self.plan.learning_rate, self.lr_ratios)
         self.lr_scheduler = get_scheduler(
             self.plan.lr_scheduler,
             self.plain_optimizer,

@@ -21,7 +21,7 @@ from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from drawing import load_pipeline
 from finetune.data.images import square
 from finetune.devices import bf16_is_fast, drawing_dtype, pick_device
-from finetune.model.base import load_part
+from finetune.model.base import drawn_size, load_part
 from finetune.model.sampler import as_pictures, sampling_scheduler
 from finetune.run.checkpoints import read_state
 from finetune.setup import use_fast_attention
@@ -65,7 +65,7 @@ class Studio:
     def __init__(self, base: str, device: torch.device | None = None) -> None:
         self.base, self.device = base, device or pick_device()
         self.plain = prepared(load_pipeline(base, self.device))
-        self.resolution: int = self.plain.unet.config.sample_size * self.plain.vae_scale_factor
+        self.resolution: int = drawn_size(self.plain)
         self.preview = LinearPreview(self.plain.vae)
         self.lock = threading.Lock()
         self.steered: StableDiffusionControlNetPipeline | None = None

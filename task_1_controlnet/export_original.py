@@ -18,7 +18,7 @@ from typing import Any, Mapping
 import torch
 from safetensors.torch import save_file
 
-from diffusion.controlnet import ControlNetModel
+from diffusion.loading import read_controlnet
 from finetune.model.cards import read_texts, write_texts
 from finetune.run.checkpoints import give_rights
 from finetune.setup import fail_clearly
@@ -56,8 +56,9 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
     names = dict(OUTSIDE)
     # Number 0 is conv_in; then layers and halvings are counted through, whatever block they are in.
     levels, layers, count = len(config["block_out_channels"]), config["layers_per_block"], 1
+    layers = [layers] * levels if isinstance(layers, int) else list(layers)
     for i in range(levels):
-        for j in range(layers):
+        for j in range(layers[i]):
             names[f"down_blocks.{i}.resnets.{j}"] = f"input_blocks.{count}.0"
             names[f"down_blocks.{i}.attentions.{j}"] = f"input_blocks.{count}.1"
             count += 1
@@ -65,9 +66,10 @@ def module_names(config: Mapping[str, Any]) -> dict[str, str]:
             names[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{count}.0.op"
             count += 1
     names.update({f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(count)})
+    count = 0
     for i, kind in enumerate(config.get("up_block_types", ())):
-        for j in range(layers + 1):
-            block = f"output_blocks.{i * (layers + 1) + j}"
+        for j in range(layers[-1 - i] + 1):  # from the inside out, one more than in the encoder
+            block, count = f"output_blocks.{count}", count + 1
             names[f"up_blocks.{i}.resnets.{j}"] = f"{block}.0"
             names[f"up_blocks.{i}.attentions.{j}"] = f"{block}.1"
         # The doubling stands behind the block's last layer: third where that has attention, else second.
@@ -97,9 +99,9 @@ def export(folder: Path, file: Path) -> None:
     """Writes the ControlNet of a folder to a file, which is there when it is whole; with the texts that it had.
 
     Raises:
-        OSError: if there is no ControlNet, or no room.
+        BaseModelError: if there is no ControlNet; OSError: if there is no room.
     """
-    controlnet = ControlNetModel.from_pretrained(folder)
+    controlnet = read_controlnet(folder)
     weights = to_original(controlnet.state_dict(), controlnet.config, PREFIX)
     sources = sorted(folder.glob("*.safetensors"))
     texts = {**(read_texts(sources[0]) if sources else {}), "format": "pt"}

@@ -97,7 +97,7 @@ def load_data(
         listing = Listing(path if os.path.exists(path) else download_fill50k(), columns, CHOOSE, max_samples)
     # Names of the hub are OWNER/NAME: a mistyped path is not to become a question to the hub.
     elif os.path.isabs(path) or path.startswith(".") or path.endswith(".zip") or path.count("/") > 1:
-        raise FileNotFoundError(f"there is no folder or zip archive {path}: correct --dataset_name")
+        raise FileNotFoundError(f"there is no folder or zip archive {path}: correct its name")
     else:
         listing = HubListing(dataset_name, columns, CHOOSE, WITHOUT_HUB, max_samples)
     # Before anything is trained: samples that are left out in silence would only show in the pictures.

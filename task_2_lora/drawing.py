@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
 from finetune.devices import drawing_dtype, pick_device
-from finetune.model.base import BaseModel, load_part
+from finetune.model.base import BaseModel, drawn_size, load_part
 from finetune.model.dtypes import dtype_argument
 from finetune.model.sampler import DrawingError, as_pictures, sampling_scheduler
 from finetune.run.progress import progress_bar
@@ -44,7 +44,7 @@ def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffus
 
 
 def images_at_once(pipeline: StableDiffusionPipeline) -> int:
-    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    resolution = drawn_size(pipeline)
     return max(1, PIXELS_AT_ONCE // resolution**2)
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from closeness import drift, means_of, style_distances, subject_scores
 from drawing import generate, in_a_row, load_pipeline
 from finetune.argument_types import natural_float, positive_int, sampling_steps
+from finetune.model.base import drawn_size
 from finetune.model.single_file import as_folder
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
 from hub_metrics import clip_scores, dino_scores
@@ -67,7 +68,7 @@ def compare(
     pipeline: StableDiffusionPipeline, measure: str, images: Sequence[Image.Image], training: Sequence[Image.Image]
 ) -> list[float]:
     """Each picture's style distance (low is good) or subject score (high is good)."""
-    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    resolution = drawn_size(pipeline)
     function = {"style": style_distances, "subject": subject_scores}[measure]
     return function(pipeline.vae, images, training, resolution)
 
@@ -135,7 +136,7 @@ def drift_of_class(
         return []
     for name, some in images.items():
         save(some, [args.class_prompt] * args.num_seeds, args.output_dir / f"class-{name}")
-    resolution = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    resolution = drawn_size(pipeline)
     return drift(pipeline.vae, images["base"], images["lora"], training, resolution)
 
 

@@ -44,7 +44,7 @@ class CaptionedImages:
         if folder is None:
             self.listing = HubListing(dataset_name, columns, CHOOSE, "a folder: --train_data_dir", max_samples)
         elif not Path(folder).exists():
-            raise ValueError(f"There is no folder {folder}. --train_data_dir must hold {LAYOUT}.")
+            raise ValueError(f"There is no folder or zip archive {folder}: correct its name. It must hold {LAYOUT}.")
         else:
             self.listing = Listing(folder, columns, CHOOSE, max_samples)
         self.listing.tell()

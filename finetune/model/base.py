@@ -50,6 +50,19 @@ def factor_of(vae_config: dict[str, Any]) -> int:
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
+def drawn_size(pipeline: Any) -> int:
+    """The side of the pictures that the base in a pipeline was trained on, px. Raises BaseModelError."""
+    # One number, or height and width: configurations have either.
+    size = pipeline.unet.config.sample_size
+    sides = {size} if isinstance(size, int) else set(size or ())
+    if len(sides) != 1:
+        raise BaseModelError(
+            f"The base's unet/config.json has a sample_size of {size}, but pictures are drawn in squares: write the "
+            f"side of the latents there, one number."
+        )
+    return sides.pop() * pipeline.vae_scale_factor
+
+
 @contextmanager
 def loading(name: str, subfolder: str) -> Iterator[None]:
     """Raises BaseModelError, which says what to do, where a part of a base model cannot be had."""

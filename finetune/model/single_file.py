@@ -18,10 +18,11 @@ from accelerate.utils import compare_versions
 from diffusers import StableDiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig
 
 from ..run.checkpoints import write_folder
 from ..run.processes import is_main_process
-from .base import BaseModelError
+from .base import BaseModelError, load_configs
 from .dtypes import dtype_argument
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -80,6 +81,17 @@ def as_folder(name: str) -> str:
 
         write_folder(folder, write)
     return str(folder)
+
+
+def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
+    """As `load_configs`, of one file, too, beside which nothing is written. Raises BaseModelError."""
+    if not is_single_file(name):
+        return load_configs(name)
+    file = Path(name)
+    with tempfile.TemporaryDirectory() as work:
+        weights = file if file.suffix == ".safetensors" else from_pickle(file, Path(work) / "weights.safetensors")
+        kind = kind_of(*read_header(weights, file), file)
+        return load_configs(str(write_configuration(kind, Path(work) / "configuration")))
 
 
 def made_of(folder: Path, source: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .checkpoints import CheckpointError, find_checkpoint, read_state
 from .locks import lock
-from .settings import data_identity, differences, known_as, read_run, settings_of
+from .settings import BEFORE, data_identity, differences, known_as, read_run, settings_of
 
 
 class RunFinished(Exception):
@@ -53,7 +53,9 @@ class Run:
         state = read_state(chosen) if chosen else finished
         if state is None:
             return
-        if not elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
+        if elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
+            self._require_same_groups(chosen, state)
+        else:
             self._require_same(state)
         step, wanted = state["step"], self.settings["max_train_steps"]
         if step > wanted:
@@ -95,6 +97,18 @@ class Run:
 
     def _ways(self) -> str:
         return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
+
+    def _require_same_groups(self, chosen: Path, state: dict[str, Any]) -> None:
+        """Raises CheckpointError if a checkpoint's optimiser has new layers in a group of their own and this one's has
+        not, or the other way round."""
+        name = "new_layers_lr_ratio"
+        was, now = ({**BEFORE, **settings}.get(name) for settings in (state["settings"], self.settings))
+        if (was == 1.0) != (now == 1.0):
+            raise CheckpointError(
+                f"{chosen} was trained with --{name} {was:g}, and the optimiser's averages in it do not fit {now:g}: "
+                f"give --{name} {was:g}, or begin with its weights alone by --controlnet_model_name_or_path "
+                f"{chosen / 'controlnet'} in place of --resume_from_checkpoint."
+            )
 
     def _require_same(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if a checkpoint, or a finished run, is of another training than this one."""

@@ -34,6 +34,8 @@ FREE = {
 }  # fmt: skip
 # Flags that may change as a run goes on: they take effect, and it is said.
 CHANGEABLE = {"learning_rate", "max_grad_norm", "max_train_steps"}
+# What flags were before they were there, where a run of an earlier release was trained by that.
+BEFORE = {"new_layers_lr_ratio": 1.0}
 WORDS = {
     "program": "the program",
     "base": "the base model",
@@ -119,9 +121,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def differences(was: dict[str, Any], now: dict[str, Any], changeable: bool) -> list[str]:
     """How the settings differ that both know, in words: those that may change, or those that make another training."""
-    found = []
+    found, was = [], {**BEFORE, **was}
     for name in now:
-        # Only what both know: a flag that came with a later release stops no run of an earlier one.
+        # Only what both know: other flags that came with a later release stop no run of an earlier one.
         if name in was and _identity(was[name]) != _identity(now[name]) and (name in CHANGEABLE) == changeable:
             before, after = _in_words(was[name]), _in_words(now[name])
             change = f"was {before}, is {after}" if before != after else f"is still {after}, but holds something else"

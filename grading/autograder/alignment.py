@@ -64,7 +64,7 @@ class Shared:
 
 
 def training_flags(numbers: Numbers, base: Path, output: Path | str, steps: int) -> list[str]:
-    """What train.py is started with; as in `make demo`, but shorter and without pictures."""
+    """What train.py is started with: the preset `grade` on this base, for so many steps from a fixed seed."""
     settings = {
         "preset": "grade",
         "pretrained_model_name_or_path": base,

@@ -159,10 +159,11 @@ def in_words(result: Mapping[str, Any]) -> str:
     )
 
 
-def write_table(output: Path) -> None:
+def write_table(output: Path, conditions: Conditions) -> None:
     """Writes contest.csv, the fastest first; whoever did not reach the target is last."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in output.glob(f"*/{RESULT}")]
-    compared = [result for result in results if "of_reference" in result]
+    # Those that were put aside, as they ran under other conditions, cannot be compared with these.
+    results = [read_result(file.parent, conditions) for file in output.glob(f"*/{RESULT}")]
+    compared = [result for result in results if result and "of_reference" in result]
     compared.sort(key=lambda result: (result["of_reference"] is None, result["of_reference"], result["recipe"]))
     with (output / TABLE).open("w", newline="", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
@@ -232,7 +233,7 @@ def hold(args: argparse.Namespace) -> None:
             place_of(recipe, args.output, conditions)
         for recipe in recipes:
             print(in_words(contest(recipe, args.output, conditions, args.reference_hours)), flush=True)
-            write_table(args.output)
+            write_table(args.output, conditions)
     print(f"The table: {args.output / TABLE}")
 
 

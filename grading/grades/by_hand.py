@@ -11,7 +11,7 @@ import math
 import re
 import secrets
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -24,6 +24,8 @@ DOWNLOADS = "points_by_hand*.json"
 FORMAT = 1
 MAX_BYTES = 20_000_000
 MAX_NAME = 1000
+# Clocks of people who grade together may differ so much.
+CLOCKS_DIFFER = timedelta(hours=1)
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 
 
@@ -143,6 +145,18 @@ def unused(points: Points, rules: Rules, names: Iterable[str]) -> list[str]:
         elif not rules.by_hand[field].allows(value):
             sentences.append(f"Points by hand: {what}, as by the rules it is {rules.by_hand[field].words()}.")
     return sentences
+
+
+def ahead(points: Points, now: datetime) -> list[str]:
+    """A sentence for every value that counts and whose time is yet to come: others that are entered later do not."""
+    latest = (now.astimezone(timezone.utc) + CLOCKS_DIFFER).strftime("%Y-%m-%dT%H:%M:%S.999Z")
+    last = {(entry.hand_in, entry.field): entry for entry in points.entries}
+    return [
+        f"Points by hand: {BY_HAND[field]} of {name!r} was entered at {entry.time}, by a clock that is ahead, so "
+        f"nothing that others enter before then counts. Look at it, and set it right on this grading's page."
+        for (name, field), entry in sorted(last.items())
+        if entry.time > latest
+    ]
 
 
 def fields_in_use(rules: Rules) -> Sequence[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import asdict
+from datetime import datetime, timezone
 from typing import Any, Iterable, Mapping, Sequence
 
 from . import form
-from .by_hand import Points, fields_in_use, unused
+from .by_hand import Points, ahead, fields_in_use, unused
 from .numbers import Numbers
 from .results import first_line, in_short, is_graded, share_left, tasks_of
 from .rubric import FULL, TASKS
@@ -215,7 +216,8 @@ def page(
     used = asdict(numbers)
     used.update(used.pop("rules"))
     settings = "\n".join(f"{name} = {value!r}" for name, value in used.items())
-    said = [*left_out, *unused(points, numbers.rules, results)]
+    told = [*unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
+    said = [*left_out, *told]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
 <title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>

@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Sequence
 
-from ..grades.by_hand import Points, PointsError, read_file, read_folder, require_allowed, unused, write_store
+from ..grades.by_hand import Points, PointsError, ahead, read_file, read_folder, require_allowed, unused, write_store
 from ..grades.form import DATA_END, DATA_START, data_block
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import write_atomically, write_table
@@ -55,7 +56,7 @@ def merge(grades: Path, files: Sequence[Path], rules: Rules) -> Points:
 
 
 def update(grades: Path, points: Points, rules: Rules) -> list[str]:
-    """Writes table and page anew with these points; sentences about those that count for nothing.
+    """Writes table and page anew with these points; sentences about those that count for nothing, or too much.
 
     Raises:
         PointsError: if the page is of an older release.
@@ -67,7 +68,7 @@ def update(grades: Path, points: Points, rules: Rules) -> list[str]:
     data["entries"] = points.as_json()["entries"]
     write_table(grades / TABLE, results, {name: points.given(name, rules) for name in names})
     write_atomically(grades / PAGE, f"{before}{data_block(data)}{after}")
-    return unused(points, rules, names)
+    return [*unused(points, rules, names), *ahead(points, datetime.now(timezone.utc))]
 
 
 def main() -> None:

@@ -12,10 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from finetune.estimate import Rehearsal, cast_frozen
-from finetune.model.base import BaseModel, factor_of, load_configs, load_part
+from finetune.model.base import BaseModel, factor_of, load_part
+from finetune.model.single_file import configs_of
 from finetune.setup import frozen_dtype, place_frozen, use_fast_attention
 
 from .controlnet import ControlNetModel
+from .loading import load_controlnet, require_fit
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 
@@ -40,7 +42,7 @@ def load_models(
     if args.controlnet_model_name_or_path is None:
         trained = ControlNetModel.from_unet(unet, args.conditioning_channels)
     else:
-        trained = ControlNetModel.from_pretrained(args.controlnet_model_name_or_path, dtype=torch.float32)
+        trained = load_controlnet(args.controlnet_model_name_or_path, unet, torch.float32)
     trained.train()
     # After the copy, which is to be float32: on a GPU the UNet's own weights are rounded here to half precision.
     place_frozen(unet, accelerator)
@@ -72,9 +74,11 @@ def predict_noise(
 
 def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
     """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
-    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    unet_config, vae_config, text_config = configs_of(args.pretrained_model_name_or_path)
     start = args.controlnet_model_name_or_path
     config = ControlNetModel.load_config(start) if start and Path(start).is_dir() else None
+    if config:
+        require_fit(start, config, unet_config)
     batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
 
     def make(precision: str) -> Rehearsal:

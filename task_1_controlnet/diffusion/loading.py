@@ -1,8 +1,9 @@
-"""The pipeline with our UNet in it, ready to draw."""
+"""A trained ControlNet, and the pipeline with our UNet and it, ready to draw."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Mapping
 
 import torch
 
@@ -10,8 +11,43 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.devices import drawing_dtype, pick_device
-from finetune.model.base import load_part
+from finetune.model.base import BaseModelError, load_part
 from finetune.model.sampler import sampling_scheduler
+from finetune.setup import looks_local
+
+# What ControlNet and UNet share: the latents, the text, and the features to which residuals are added.
+SHARED = ("in_channels", "cross_attention_dim", "block_out_channels")
+
+
+def read_controlnet(name: str | Path, dtype: torch.dtype = torch.float32) -> ControlNetModel:
+    """A trained ControlNet. Raises BaseModelError if there is none."""
+    try:
+        return ControlNetModel.from_pretrained(name, dtype=dtype)
+    except OSError as error:
+        is_missing = looks_local(str(name)) and not Path(name).is_dir()  # of which the library says that it is offline
+        why = f"there is no such folder in {Path.cwd()}." if is_missing else str(error).splitlines()[0]
+        raise BaseModelError(
+            f"Cannot load the ControlNet {str(name)!r}: {why}\n- A training writes it when it ends, into the folder "
+            f"`controlnet` of its --output_dir; before, into `controlnet` of its checkpoints."
+        ) from error
+
+
+def load_controlnet(name: str | Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
+    """A trained ControlNet for this UNet. Raises BaseModelError if there is none, or if it is for another base."""
+    controlnet = read_controlnet(name, dtype)
+    require_fit(name, controlnet.config, unet.config)
+    return controlnet
+
+
+def require_fit(name: str | Path, config: Mapping[str, Any], of_unet: Mapping[str, Any]) -> None:
+    """Raises BaseModelError if a ControlNet is, by the configurations, for another base."""
+    for field in (name for name in SHARED if name in config and name in of_unet):  # files may leave defaults out
+        own, wanted = (size if isinstance(size, int) else list(size) for size in (config[field], of_unet[field]))
+        if own != wanted:
+            raise BaseModelError(
+                f"The ControlNet {str(name)!r} is for another base: its {field} is {own}, the base's is {wanted}. Give "
+                f"the base that it was trained on."
+            )
 
 
 def load_pipeline(
@@ -27,7 +63,7 @@ def load_pipeline(
     dtype = drawing_dtype(device)
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)
     if not isinstance(controlnet, ControlNetModel):
-        controlnet = ControlNetModel.from_pretrained(controlnet, dtype=dtype)
+        controlnet = load_controlnet(controlnet, unet, dtype)
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         base, unet=unet, controlnet=controlnet, dtype=dtype, safety_checker=None, requires_safety_checker=False
     )

@@ -174,23 +174,33 @@ def settings_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
-def alpha_in(settings: Mapping[str, Any], module: str) -> Any:
-    """A module's alpha by PEFT's rules, or None if the settings have none."""
+def setting_of(settings: Mapping[str, Any], module: str, name: str) -> Any:
+    """A module's `alpha` or `rank` by PEFT's rules, or None if the settings have none."""
     part, _, path = module.partition(".")
-    pattern = settings.get(f"{part}.alpha_pattern") or {}
+    pattern = settings.get(f"{part}.{name}_pattern") or {}
     if not isinstance(pattern, dict) or not all(re.fullmatch(r"\^?[\w.]+", key) for key in pattern):
-        raise LoraFileError(f"has an alpha_pattern in its {METADATA_KEY} that is not read", AS_WRITTEN)
-    for key, alpha in pattern.items():
+        raise LoraFileError(f"has some {name}_pattern in its {METADATA_KEY} that is not read", AS_WRITTEN)
+    for key, value in pattern.items():
         # PEFT's rule: the first key counts by which the module's name ends, or which, with a ^, it is as a whole.
         whole = key.lstrip("^").replace("text_model.", "", 1)
         if path == whole or (whole == key and path.endswith(f".{key}")):
-            return alpha
-    return settings.get(f"{part}.lora_alpha")
+            return value
+    return settings.get(f"{part}.{'lora_alpha' if name == 'alpha' else 'r'}")
 
 
 def scale_of(module: str, rank: int, alpha: Any, settings: Mapping[str, Any]) -> float:
-    """alpha / rank; diffusers' settings win over the tensor `alpha`, and without both alpha is the rank."""
-    by_settings = alpha_in(settings, module)
+    """alpha / rank; diffusers' settings win over the tensor `alpha`, and without both alpha is the rank.
+
+    Raises LoraFileError for an alpha that is none, and for settings with another rank.
+    """
+    stated = setting_of(settings, module, "rank")
+    # diffusers builds matrices of that rank, into which these do not go: the file was put together from two.
+    if stated is not None and stated != rank:
+        raise LoraFileError(
+            f"has matrices of rank {rank} at {shown(module)}, by its {METADATA_KEY} of rank {shown(str(stated))}",
+            AS_WRITTEN,
+        )
+    by_settings = setting_of(settings, module, "alpha")
     alpha = by_settings if by_settings is not None else rank if alpha is None else alpha
     # 0 too: to some readers it is no LoRA, to Kohya's own the rank. Not: infinite, and not a number.
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < abs(alpha) < 1e30:

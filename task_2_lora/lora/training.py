@@ -20,8 +20,9 @@ from finetune import estimate
 from finetune.data.cache import Samples, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen
 from finetune.flags import Plan, of_same_names, plan_of
-from finetune.model.base import BaseModel, factor_of, load_configs
+from finetune.model.base import BaseModel, factor_of
 from finetune.model.cards import Origin, architecture_of, file_texts, write_card
+from finetune.model.single_file import configs_of
 from finetune.model.upload import Upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.optimizer import SetupError
@@ -66,7 +67,7 @@ def lora_plan_of(args: argparse.Namespace) -> LoraPlan:
 
 def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str], Rehearsal]:
     """What makes one batch's step in a precision, for an estimate, without weights. Raises BaseModelError."""
-    unet_config, vae_config, text_config = load_configs(args.pretrained_model_name_or_path)
+    unet_config, vae_config, text_config = configs_of(args.pretrained_model_name_or_path)
     side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
     with_class = getattr(args, "with_prior_preservation", False)
     samples = args.train_batch_size * (2 if with_class else 1)  # each item is two samples then

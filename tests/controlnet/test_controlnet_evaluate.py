@@ -10,16 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 from test_metrics import disc_of, drawing
 
+import train
+from diffusion.controlnet import ControlNetModel
+from diffusion.loading import load_controlnet, load_pipeline
+from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from examples import load_test_data
 from fill50k import TEST_DISCS, load_data, write_test_data
 from finetune.data.colors import COLORS
+from finetune.model.base import BaseModelError
 from finetune.run.settings import data_identity
 from metrics import DiscScore, canny_edges, inside_outline, overlap, summary
-from processes import ROOT
+from processes import BASE, ROOT, call
 from rendered_discs import draw, render_condition
+from small_bases import base_of_size, small_base
 
 spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
 evaluate = importlib.util.module_from_spec(spec)  # by its path, as Task 2 has a program of the same name
@@ -34,6 +41,34 @@ def test_a_condition_that_is_no_square_is_scored_as_it_was_drawn(shape):
         image = draw(disc, 512, "RGB", COLORS["white"], (0, COLORS["red"])).resize((128, 128), Image.BOX)
         (found,) = evaluate.score_all([image], [wide], ["red circle with white background"])
         assert found.iou > 0.97
+
+
+def test_a_base_whose_size_is_a_pair_draws_as_one_with_a_number(tmp_path):
+    net = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(small_base(), subfolder="unet"), [8] * 4)
+    drawn = ([render_condition(TEST_DISCS[0])], ["a disc"])
+    bases = {size: base_of_size(tmp_path / str(size), size) for size in ((8, 8), (8, 16), None)}
+    expected, found = (
+        evaluate.generate(load_pipeline(base, net), *drawn, num_inference_steps=2)[0]
+        for base in (small_base(), bases[8, 8])
+    )
+    assert found.size == (64, 64) and np.array_equal(found, expected)
+    for size in ((8, 16), None):
+        with pytest.raises(BaseModelError, match="sample_size of .*, but pictures are drawn in squares"):
+            evaluate.generate(load_pipeline(bases[size], net), *drawn)
+
+
+def test_a_controlnet_that_is_not_there_or_of_another_base_is_named(tmp_path):
+    with pytest.raises(BaseModelError, match="(?s)runs/none': there is no such folder in .*controlnet. of its --outp"):
+        load_pipeline(small_base(), "../runs/none")
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
+    ControlNetModel.from_unet(unet, [8] * 4).save_pretrained(tmp_path / "net")
+    with pytest.raises(BaseModelError, match="is for another base: its in_channels is 16, the base's is 4. Give"):
+        load_pipeline(small_base(), tmp_path / "net")
+    flags = ["--preset", "demo", "--dry_run", "--pretrained_model_name_or_path", small_base()]
+    status, said = call(train.main, *flags, "--controlnet_model_name_or_path", str(tmp_path / "net"))
+    assert status == 1 and "is for another base" in said and "Traceback" not in said
+    loaded = load_controlnet(tmp_path / "net", unet, torch.float32)
+    assert loaded.config.in_channels == 16
 
 
 def drawn_right(pipeline, conditions, prompts, conditioning_scale=1.0, **settings):

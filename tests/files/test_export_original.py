@@ -85,6 +85,24 @@ def test_the_original_layout_has_the_authors_names_and_shapes(shapes):
     }  # fmt: skip
 
 
+def test_levels_with_their_own_numbers_of_layers_are_counted_through():
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=(1, 2), norm_num_groups=4, attention_head_dim=2,
+        cross_attention_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    original = to_original(unet.state_dict(), unet.config, "")
+    assert len(original) == len(unet.state_dict())
+    assert count(original, r"input_blocks\.(\d+)\.") == 5 and count(original, r"output_blocks\.(\d+)\.") == 5
+    for name, own in {
+        "input_blocks.2.0.op.weight": unet.down_blocks[0].downsamplers[0].conv,
+        "input_blocks.4.0.in_layers.2.weight": unet.down_blocks[1].resnets[1].conv1,
+        "output_blocks.2.1.conv.weight": unet.up_blocks[0].upsamplers[0].conv,
+        "output_blocks.4.0.in_layers.2.weight": unet.up_blocks[1].resnets[1].conv1,
+    }.items():
+        assert torch.equal(original[name], own.weight), name
+
+
 def test_diffusers_reads_the_export_back_to_the_bit(tmp_path):
     unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet")
     torch.manual_seed(0)

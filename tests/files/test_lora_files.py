@@ -196,6 +196,13 @@ def test_the_alpha_of_the_settings_wins(pipeline, tmp_path):
     assert_adds(pipeline, pairs, scales)
 
 
+def test_a_rank_that_differs_from_the_usual_one_is_that_of_its_module(pipeline, tmp_path):
+    pairs = random_pairs(pipeline, ATTENTION[:1], ranks=(4,))
+    settings = {"unet.r": 8, "unet.lora_alpha": 8, "unet.rank_pattern": {ATTENTION[0].replace("unet.", "^", 1): 4}}
+    load_lora(pipeline, written(as_diffusers(pairs), tmp_path, settings))
+    assert_adds(pipeline, pairs, {ATTENTION[0]: 2.0})
+
+
 def test_half_precision_and_kernels_written_for_linear_layers(pipeline, tmp_path):
     pairs = random_pairs(pipeline, ATTENTION)
     pairs = {module: tuple(matrix.half() for matrix in pair) for module, pair in pairs.items()}
@@ -346,6 +353,8 @@ def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_pat
         ({"unet.lora_alpha": [8]}, "no usable number: 'list'"),
         ({"unet.lora_alpha": float("inf")}, "has an alpha at"),
         ({"unet.alpha_pattern": {"(a+)+": 2}}, "alpha_pattern in its lora_adapter_metadata that is not read"),
+        ({"unet.r": 8, "unet.lora_alpha": 8}, "has matrices of rank 4 at"),
+        ({"unet.r": 4, "unet.rank_pattern": {"attn1.to_q": 8}}, "by its lora_adapter_metadata of rank '8'"),
         ([1], "is not a JSON object"),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+import train
 import train_lora
 from export_original import to_original
 from finetune.model import single_file
@@ -70,6 +71,16 @@ def test_a_training_takes_the_file(small, weights, tmp_path):
         train_lora.main, "--pretrained_model_name_or_path", str(file), "--output_dir", str(tmp_path / "run"), *own
     )
     assert status == 0 and "The trained LoRA" in said, said
+
+
+def test_a_dry_run_takes_the_file_and_writes_nothing(small, weights, tmp_path):
+    file = tmp_path / "base.safetensors"
+    save_file(weights, str(file))
+    for program, preset in ((train, "demo"), (train_lora, "style-tiny")):
+        flags = ["--dry_run", "--preset", preset, "--dataset_name", "OWNER/NAME", "--pretrained_model_name_or_path"]
+        folder, one = (call(program.main, *flags, name)[1].partition("Trained:")[2] for name in (BASE, str(file)))
+        assert folder == one and "on this CPU" in one
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @SAFE_PICKLES

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from closeness import means_of
+from drawing import PIXELS_AT_ONCE, images_at_once
 from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
@@ -58,6 +60,12 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
+
+
+@pytest.mark.parametrize("size", [8, [8, 8]])
+def test_a_bases_size_is_a_number_or_a_pair(size):
+    pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(sample_size=size)), vae_scale_factor=8)
+    assert images_at_once(pipeline) == PIXELS_AT_ONCE // 64**2
 
 
 @pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import sys
 
 import pytest
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import caching
 import checkpoint
+import how_much
 import sample
 import time_to_quality
 from fill50k import RenderedFill50K
@@ -113,3 +116,68 @@ def test_who_did_not_arrive_has_no_time_and_gives_a_bound():
     assert "2 of 3 within 3000" in time_to_quality.row("library", ended, ended)
     assert time_to_quality.ratio_in_words([run_of(0, 1, False)], arrived) == "–"
     assert "| 150 (100 to 200) |" in time_to_quality.row("ours", ours, [])
+
+
+def test_what_was_measured_with_other_stages_is_not_shown_as_these(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def train(args, seed, limit):
+        made.append(args.stage)
+        return {**run_of(seed, 100, True), "stages": list(args.stage or time_to_quality.OURS)}
+
+    monkeypatch.setattr(time_to_quality, "train_ours", train)
+    program = ["time_to_quality.py", "--recipes", "ours", "--seeds", "0", "--output", str(tmp_path / "found.json")]
+    stage = ["--stage", "--preset demo --learning_rate 2e-3"]
+    for flags in ([], [], [*stage, "--output", str(tmp_path / "other.json")]):
+        monkeypatch.setattr(sys, "argv", [*program, *flags])
+        time_to_quality.main()
+    assert made == [None, stage[1:]], "what is there is not measured again"
+    monkeypatch.setattr(sys, "argv", [*program, *stage])
+    with pytest.raises(SystemExit, match="runs of 'ours' with other flags than these: name another --output"):
+        time_to_quality.main()
+    assert time_to_quality.is_other(time_to_quality.parse_args(), "library", {"rate": 1e-3}) is False
+    monkeypatch.setattr(sys, "argv", [*program, "--rate", "1e-4"])
+    assert time_to_quality.is_other(time_to_quality.parse_args(), "library", {"rate": 1e-3}) is True
+
+
+def test_rates_that_were_tried_for_fewer_steps_are_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["time_to_quality.py", "--output", str(tmp_path / "found.json")])
+    args, tried = time_to_quality.parse_args(), []
+
+    def train(args, recipe, seed, rate, limit, steps):
+        tried.append((rate, steps))
+        return {"checks": [{"steps": steps, "iou": 0.3 - rate}]}
+
+    monkeypatch.setattr(time_to_quality, "train_other", train)
+    pilots = {str(rate): [{"steps": 2, "iou": rate}] for rate in time_to_quality.RATES}
+    for _ in range(2):
+        assert time_to_quality.best_rate(args, {"pilots": pilots}) == 1e-5
+    assert tried == [(rate, 500) for rate in time_to_quality.RATES]
+
+
+def test_figures_are_those_of_the_training_as_it_is_now(tmp_path, monkeypatch):
+    """A training that went on is drawn again; one that did not is not. How often a sample was seen counts them all."""
+    monkeypatch.setattr(how_much, "RUNS", tmp_path)
+    folder, ran, steps = tmp_path / "samples-8" / "seed-0", [], 2
+
+    def run(place, command):
+        ran.append(command[0])
+        file = folder / ("training_options.json" if command[0] == "train.py" else "evaluation/metrics.json")
+        if (
+            command[0] == "train.py"
+            and file.exists()
+            and json.loads(file.read_text())["options"]["max_train_steps"] == steps
+        ):
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        trained = {"options": {"max_train_steps": steps, "train_batch_size": 2}, "samples_per_step": 4}
+        drawn = {"held_out": {"mean_iou": steps / 10, "share_above_0.8": 1.0}}
+        file.write_text(json.dumps(trained if command[0] == "train.py" else drawn))
+        os.utime(file, (len(ran), len(ran)))
+
+    monkeypatch.setattr(how_much, "run", run)
+    monkeypatch.setattr(how_much, "SEEDS", (0,))
+    for steps in (2, 2, 6):
+        row = how_much.by_samples([8], []).splitlines()[-1]
+        assert row == f"| 8 | {steps * 4 / 8:.1f} times | 0.{steps}00 (0.{steps}00 to 0.{steps}00) | 100% |"
+    assert ran == ["train.py", "evaluate.py", "train.py", "train.py", "evaluate.py"]

@@ -6,10 +6,12 @@ the data are those of every other base.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -50,3 +52,11 @@ def small_base() -> str:
     """Its folder: one for all the tests of this process."""
     _kept.append(tempfile.TemporaryDirectory(prefix="small-base-"))
     return save_small_base(Path(_kept[-1].name) / "base")
+
+
+def base_of_size(folder: Path, sample_size: Any) -> str:
+    """The small base, whose UNet's configuration says this of the latents' size."""
+    shutil.copytree(small_base(), folder)
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sample_size": sample_size}))
+    return str(folder)

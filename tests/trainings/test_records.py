@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 import train_dreambooth_lora
 import train_lora
 from examples import load_test_data
+from fill50k import load_data
 from finetune.data.cache import held_out_from
 from finetune.objective import HeldOut, diffusion_loss, split_off, timestep_weights
 from finetune.run.records import Best, Record, commit, read_stats
@@ -228,6 +230,23 @@ def test_what_follows_no_condition_is_said_to_follow_none():
     words = not_aligned_yet(0.17, by_chance, 8000)
     assert "8,000 samples were seen" in words and "16,000 to 24,000 samples" in words and "\n" not in words
     assert not_aligned_yet(0.9, by_chance, 8000) is None
+
+
+def test_a_folder_to_hold_out_that_is_not_there_is_not_called_by_another_flags_name(data, tmp_path):
+    flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "run"), "--validation_data_dir", "./nowhere"]
+    status, said = call(train_lora.main, *SMALL, *flags)
+    assert status == 1 and "no folder or zip archive ./nowhere: correct its name" in said
+    assert "--train_data_dir" not in said
+    with pytest.raises(FileNotFoundError, match="no folder or zip archive ./nowhere: correct its name$"):
+        load_data("./nowhere")  # as of --edges, --validation_data_dir and --dataset_name
+
+
+def test_an_optimiser_that_is_not_installed_is_named_before_anything_is_encoded(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "run"), "--use_8bit_adam"]
+    status, said = call(train_lora.main, *SMALL, *flags)
+    assert status == 1 and "--use_8bit_adam needs bitsandbytes: pip install bitsandbytes" in said
+    assert not (tmp_path / "run" / "cache").exists()
 
 
 def test_a_tracker_that_is_not_installed_is_named(data, tmp_path):

@@ -72,6 +72,37 @@ def test_new_layers_have_a_rate_of_their_own_and_the_schedule_of_all(straight):
     assert {g["lr_ratio"]: len(g["params"]) for g in optimizer["param_groups"]} == {1.0: len(state) - new, 5.0: new}
 
 
+def test_a_run_that_goes_on_elsewhere_with_another_ratio_trains_by_that_one(straight, tmp_path):
+    """And not by the one that the checkpoint's optimiser knows."""
+    flags = ("--max_train_steps", "12", "--checkpointing_steps", "7", "--new_layers_lr_ratio", "2")
+    said = train(tmp_path, *flags, "--resume_from_checkpoint", str(straight / "checkpoint-6")).stdout
+    assert "Note: --new_layers_lr_ratio was 5.0, is 2.0" in said
+    optimizer = torch.load(tmp_path / "checkpoint-7" / "optimizer.bin", weights_only=True)
+    usual, new = ((group["lr_ratio"], group["lr"]) for group in optimizer["param_groups"])
+    assert usual == (1.0, pytest.approx(1e-3 * (1 + math.cos(math.pi * 7 / 12)) / 2))
+    assert new == (2.0, pytest.approx(2 * usual[1]))
+
+
+def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
+    earlier = tmp_path / "earlier"
+    train(earlier, "--max_train_steps", "1", "--new_layers_lr_ratio", "1")
+    for file in (earlier / "run.json", earlier / "checkpoint-1" / "trainer_state.json"):
+        content = json.loads(file.read_text())
+        del content["settings"]["new_layers_lr_ratio"]
+        file.write_text(json.dumps(content))
+    checkpoint = earlier / "checkpoint-1"
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    (group,) = optimizer["param_groups"]
+    del group["lr_ratio"]
+    torch.save(optimizer, checkpoint / "optimizer.bin")
+    flags = ("--max_train_steps", "2", "--resume_from_checkpoint", str(checkpoint))
+    here, elsewhere = PROGRAM.run(earlier, *flags), PROGRAM.run(tmp_path / "elsewhere", *flags)
+    assert here.returncode != 0 and "--new_layers_lr_ratio was 1.0, is 5.0" in here.stderr
+    assert elsewhere.returncode != 0 and "give --new_layers_lr_ratio 1, or begin with its weights" in elsewhere.stderr
+    train(tmp_path / "elsewhere", *flags, "--new_layers_lr_ratio", "1")
+    train(earlier, *flags, "--new_layers_lr_ratio", "1")
+
+
 def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path):
     flags = ("--max_train_steps", "12", "--checkpointing_steps", "1")
     process = start(tmp_path, *flags)

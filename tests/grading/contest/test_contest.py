@@ -336,8 +336,10 @@ def test_what_was_measured_is_not_measured_again_unless_the_reference_is_old(tmp
     assert ran == ["reference", "mine", "other"]
     held(tmp_path, monkeypatch, "--reference-hours", "1e-9", third="seed = 70")
     assert ran[3:] == ["reference", "third"]
+    assert [row[0] for row in rows(tmp_path)] == ["mine", "other", "third"]
     held(tmp_path, monkeypatch, "--threads", "1", mine="seed = 50")  # other conditions: what was is put aside, and kept
     assert ran[5:] == ["reference", "mine"] and len(list((tmp_path / "out").glob("mine-*"))) == 2
+    assert [row[:3] for row in rows(tmp_path)] == [["mine", "0.500", "50.0"]], "others cannot be compared with it"
 
 
 def test_a_reference_that_does_not_get_there_is_an_error(tmp_path, monkeypatch, ran):

@@ -6,12 +6,13 @@ import csv
 import json
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from browser import CHROMIUM, Browser
-from grading.grades.by_hand import STORE, Entry, Points, PointsError, read_file, read_folder
+from grading.grades.by_hand import STORE, Entry, Points, PointsError, ahead, read_file, read_folder
 from grading.grades.form import data_block, form_data
 from grading.grades.numbers import Numbers
 from grading.grades.results import marks, not_graded, results_of, write_atomically
@@ -150,6 +151,23 @@ def test_points_of_a_hand_in_that_is_gone_are_kept_and_told(tmp_path, monkeypatc
     assert table(output)["Kim"]["total"] == "20"
 
 
+def test_a_clock_that_is_ahead_is_told(tmp_path, monkeypatch, capsys):
+    """What it entered counts before all that others enter until then."""
+    output = tmp_path / "grades"
+    grade_into(output)
+    ahead_of_all = Entry("2999-01-01T00:00:00.000Z", "Kim", "task_2", 0)
+    files = (saved(tmp_path / "a.json", ahead_of_all), saved(tmp_path / "b.json", entry(1, "Kim", "task_2", 10)))
+    points_command(monkeypatch, *files, "--grades", output)
+    said = "was entered at 2999-01-01T00:00:00.000Z, by a clock that is ahead"
+    assert capsys.readouterr().out.count(f"Task 2 of 'Kim' {said}") == 1
+    grade_into(output)
+    assert said in (output / "index.html").read_text(encoding="utf-8")
+    noon = datetime(2026, 11, 30, 12, tzinfo=timezone.utc)
+    for hour, number in ((11, 0), (12, 0), (14, 1)):
+        points = Points("").with_entries([Entry(f"2026-11-30T{hour}:00:00.000Z", "Kim", "task_2", 0)])
+        assert len(ahead(points, noon)) == number
+
+
 def test_points_can_be_merged_before_there_is_a_page(tmp_path, monkeypatch, capsys):
     points_command(monkeypatch, saved(tmp_path / "a.json", entry(1, "Kim", "task_2", 10)), "--grades", tmp_path)
     assert "the next grading uses them" in capsys.readouterr().out
@@ -276,6 +294,23 @@ def test_a_teacher_gives_points_on_the_page(browser, tmp_path, monkeypatch, caps
     assert browser.evaluate("document.getElementById('points-bar').hidden")
     assert [cell(browser, f"{i}:total") for i in range(5)] == totals
     assert browser.evaluate("document.title") == "Grades" and not browser.errors
+
+
+def test_what_a_clock_ahead_entered_is_set_right_on_the_page_and_takes_no_other_field_along(
+    browser, tmp_path, monkeypatch
+):
+    browser, _ = browser
+    grade_into(tmp_path)
+    file = saved(tmp_path / "a.json", Entry("2999-01-01T00:00:00.000Z", "Kim", "task_2", 0))
+    points_command(monkeypatch, file, "--grades", tmp_path)
+    browser.open(tmp_path / "index.html")
+    put(browser, "0:task_2", "10")
+    put(browser, "0:report", "-1")
+    assert cell(browser, "0:total") == "19"
+    kept = "Object.values(localStorage).filter((text) => text.includes('2999')).flatMap((text) => JSON.parse(text))"
+    times = browser.evaluate(f"{kept}.map((entry) => entry.field + ' ' + entry.time).sort().join()")
+    report, task_2 = times.split(",")
+    assert task_2 == "task_2 2999-01-01T00:00:00.001Z" and report < "report 2999"
 
 
 def test_points_that_the_browser_keeps_of_a_deleted_grading_are_offered(browser, tmp_path):
