@@ -196,6 +196,7 @@ def diffusion_loss(
     latents: torch.Tensor,
     snr_gamma: float | None = None,
     noise_offset: float = 0.0,
+    noise_alone: float = 0.0,
     sample_weights: torch.Tensor | None = None,
     held_out: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -213,6 +214,7 @@ def diffusion_loss(
         snr_gamma: weight the timesteps by min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
         noise_offset: add noise of this deviation that is the same all over a channel, so that very dark and very
             bright pictures can be learnt (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
+        noise_alone: the share of samples of which `predict` sees what sampling starts from: `from_noise_alone`.
         sample_weights: (batch,) how much each sample counts.
         held_out: a batch of `HeldOut`, which has its noise and timesteps with it.
 
@@ -226,6 +228,10 @@ def diffusion_loss(
         noise, timesteps = random_draws(latents, weights, noise_offset)  # (B, 4, h, w), (B,)
     # z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) noise, with a_t = alphas_cumprod[t] (Ho et al., 2020, eq. 4), at once.
     noisy_latents = scheduler.add_noise(latents, noise, timesteps)  # (B, 4, h, w)
+    if noise_alone and held_out is None:
+        noisy_latents, noise, timesteps = from_noise_alone(
+            scheduler, latents, noisy_latents, noise, timesteps, noise_alone
+        )
     prediction_type = scheduler.config.prediction_type
     if prediction_type == "epsilon":
         target = noise
@@ -241,6 +247,33 @@ def diffusion_loss(
     if sample_weights is not None:
         error = error * sample_weights  # (B,)
     return error.mean()
+
+
+def from_noise_alone(
+    scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    noisy_latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    share: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Shows a random `share` of the samples as sampling begins: noise alone, at the last timestep.
+
+    Stable Diffusion's last timestep has 0.005 of the picture's variance left, enough to see where things are. Training
+    learns to trust that; sampling starts without, and takes what its noise happens to look like for it (Lin et al.,
+    2023, https://arxiv.org/abs/2305.08891, section 3.1). To those shown here prompt and condition alone can tell.
+
+    Returns the noisy latents, the noise that is to be predicted of them, and the timesteps.
+    """
+    chance = own_part(lambda number: torch.rand(number, device=latents.device), len(latents))
+    last = len(scheduler.alphas_cumprod) - 1
+    alpha = scheduler.alphas_cumprod[last].to(latents.device)
+    # All that is shown is the noise; the picture is right, if this is the noise in it (Ho et al., 2020, eq. 4).
+    in_it = (noise - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+    chosen = chance < share
+    wide = chosen.reshape(-1, *[1] * (latents.dim() - 1))  # (B, 1, 1, 1)
+    timesteps = torch.where(chosen, torch.full_like(timesteps, last), timesteps)
+    return torch.where(wide, noise, noisy_latents), torch.where(wide, in_it, noise), timesteps
 
 
 def random_draws(

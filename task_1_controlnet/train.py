@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from finetune.argument_types import natural_int, or_none, positive_float, positive_int
+from finetune.argument_types import natural_int, or_none, positive_float, positive_int, share
 from finetune.flags import parse, plan_of, training_parser
 
 
@@ -42,6 +42,7 @@ def parse_args() -> argparse.Namespace:
         default=1.0,
         help="rate of zero convolutions and the condition's embedding over that of the UNet's copy",
     )
+    add("--noise_alone", type=share, default=0.0, help="share of samples shown as sampling starts: as noise alone")
     add("--conditioning_channels", type=positive_int, nargs="+", default=[16, 32, 96, 256], help="embedding's widths")
     add("--dataset_name", default="fusing/fill50k", help="'rendered' (no download), folder, zip, or hub name")
     add("--image_column", default="image", help="the data's column of images")
@@ -221,7 +222,9 @@ def compute_loss(
         text_embeddings = drop_prompts(text_embeddings, no_prompt, args.proportion_empty_prompts)
     predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
     with accelerator.autocast():
-        return diffusion_loss(predict, base.scheduler, latents, args.snr_gamma, held_out=measured)
+        return diffusion_loss(
+            predict, base.scheduler, latents, args.snr_gamma, noise_alone=args.noise_alone, held_out=measured
+        )
 
 
 def finish(

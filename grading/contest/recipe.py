@@ -23,8 +23,9 @@ MAX_STAGES = 8
 STAGE = "stage"
 ALLOWED = (
     "resolution", "train_batch_size", "gradient_accumulation_steps", "max_train_steps", "learning_rate",
-    "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "proportion_empty_prompts", "snr_gamma", "mixed_precision",
-    "gradient_checkpointing", "no_cache", "conditioning_channels", "max_train_samples", "seed", "new_layers_lr_ratio",
+    "lr_scheduler", "lr_warmup_steps", "max_grad_norm", "proportion_empty_prompts", "snr_gamma", "noise_alone",
+    "mixed_precision", "gradient_checkpointing", "no_cache", "conditioning_channels", "max_train_samples", "seed",
+    "new_layers_lr_ratio",
 )  # fmt: skip
 # Of what train.py knows and a recipe may not set, what stands for it; the rest is named as it is.
 SET_BY_CONTEST = "the contest sets it, the same for all"

@@ -56,6 +56,30 @@ def test_drawing_timesteps_by_weight_gives_the_weighted_loss(prediction_type):
     assert loss == pytest.approx((weights * errors).mean().item(), rel=0.01)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_of_a_share_only_noise_is_shown_at_the_last_timestep(prediction_type):
+    """The share that was asked for has nothing of its picture, and whoever knows that predicts it without an error."""
+    scheduler = DDPMScheduler(**BETAS, prediction_type=prediction_type)
+    latents, seen = torch.full((4000, 1, 4, 4), 100.0), []
+
+    def predict(noisy, timesteps):
+        seen.append((noisy, timesteps))
+        alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        noise = (noisy - alphas.sqrt() * latents) / (1 - alphas).sqrt()
+        return noise if prediction_type == "epsilon" else alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
+
+    for share in (0.0, 0.25):
+        torch.manual_seed(0)
+        loss = diffusion_loss(predict, scheduler, latents, noise_alone=share)
+        assert loss.item() == pytest.approx(0, abs=1e-4)
+    (before, timesteps_before), (noisy, timesteps) = seen
+    shown = noisy.mean((1, 2, 3)).abs() < 3  # of the others at least 0.068 times 100 is left
+    assert not (before.mean((1, 2, 3)).abs() < 3).any()
+    assert 0.22 < shown.float().mean() < 0.28 and (timesteps[shown] == 999).all()
+    assert noisy[shown].std().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(noisy[~shown], before[~shown]) and torch.equal(timesteps[~shown], timesteps_before[~shown])
+
+
 def test_noise_offset_is_the_same_all_over_a_channel():
     scheduler = DDPMScheduler(**BETAS)
     seen = {}
