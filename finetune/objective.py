@@ -196,9 +196,9 @@ def diffusion_loss(
     latents: torch.Tensor,
     snr_gamma: float | None = None,
     noise_offset: float = 0.0,
-    noise_alone: float = 0.0,
     sample_weights: torch.Tensor | None = None,
     held_out: Mapping[str, torch.Tensor] | None = None,
+    noise_alone: float = 0.0,
 ) -> torch.Tensor:
     """The mean squared error of the predicted noise or velocity at random timesteps.
 
@@ -214,9 +214,9 @@ def diffusion_loss(
         snr_gamma: weight the timesteps by min-SNR (Hang et al., 2023, https://arxiv.org/abs/2303.09556).
         noise_offset: add noise of this deviation that is the same all over a channel, so that very dark and very
             bright pictures can be learnt (https://www.crosslabs.org/blog/diffusion-with-offset-noise).
-        noise_alone: the share of samples of which `predict` sees what sampling starts from: `from_noise_alone`.
         sample_weights: (batch,) how much each sample counts.
         held_out: a batch of `HeldOut`, which has its noise and timesteps with it.
+        noise_alone: the share of samples of which `predict` sees what sampling starts from: `from_noise_alone`.
 
     Raises:
         ValueError: for another prediction type.

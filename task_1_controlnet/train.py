@@ -223,7 +223,7 @@ def compute_loss(
     predict = partial(denoise, text_embeddings=text_embeddings, condition=condition)
     with accelerator.autocast():
         return diffusion_loss(
-            predict, base.scheduler, latents, args.snr_gamma, noise_alone=args.noise_alone, held_out=measured
+            predict, base.scheduler, latents, args.snr_gamma, held_out=measured, noise_alone=args.noise_alone
         )
 
 
