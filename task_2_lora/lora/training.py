@@ -213,10 +213,10 @@ class LoraTraining:
                 self.base.scheduler,
                 latents,
                 self.plan.snr_gamma,
-                noise_offset,
+                noise_offset=noise_offset,
                 # (N) to (N * B): each batch's weight for each of its samples.
-                sample_weights.repeat_interleave(len(latents) // len(batches)),
-                measured,
+                sample_weights=sample_weights.repeat_interleave(len(latents) // len(batches)),
+                held_out=measured,
             )
 
     def draw(self, step: int) -> dict[str, float]:
