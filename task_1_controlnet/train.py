@@ -30,12 +30,7 @@ def parse_args() -> argparse.Namespace:
         learning_rate=1e-5,
     )
     add = parser.add_argument
-    add(
-        "--controlnet_model_name_or_path",
-        type=or_none(str),
-        default=None,
-        help="start from this ControlNet instead of the UNet's copy",
-    )
+    add("--controlnet_model_name_or_path", type=or_none(str), default=None, help="start from this, not the UNet's copy")
     add(
         "--new_layers_lr_ratio",
         type=positive_float,
