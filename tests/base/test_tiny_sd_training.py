@@ -15,6 +15,7 @@ from transformers import CLIPTextModel
 pytest.importorskip("resvg_py")
 
 from finetune.data.colors import COLORS
+from processes import ROOT, run_python, run_two
 from tiny_sd.pictures.doodles import doodle
 from tiny_sd.training import long_run as long_run_module
 from tiny_sd.training import networks, train_denoiser, train_vae, words
@@ -102,6 +103,17 @@ def test_a_run_with_so_many_seconds_uses_them_up_and_no_more(tmp_path, monkeypat
         run.save()
     assert steps == 302, "300 seconds, and a first step of each start"
     assert max(rates) == rates[100] == rates[180] == 1e-2 and rates[-1] < 1e-3
+
+
+def test_processes_train_together_as_one_that_sees_all_samples(tmp_path):
+    """Gradients are averaged, matrices shared out to Muon and gathered, and all stop by the clock of the first."""
+    program = ROOT / "tests" / "support" / "wrappers" / "share_of_a_run.py"
+    assert run_python(program, "alone.pt", folder=tmp_path).returncode == 0
+    said = run_two(program, "together.pt", folder=tmp_path)
+    alone, together = (torch.load(tmp_path / f"{name}.pt") for name in ("alone", "together"))
+    assert alone["step"] == together["step"] == 7, said
+    for name in ("trained", "average"):
+        assert all(torch.allclose(*pair, atol=2e-3) for pair in zip(alone[name], together[name]))
 
 
 def test_what_is_kept_is_made_anew_when_it_was_made_of_something_else(tmp_path):

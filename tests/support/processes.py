@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,26 @@ def run_python(
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
+
+
+def run_two(*arguments: str | Path, folder: Path, environment: dict[str, str] | None = None) -> str:
+    """Two processes of `python ARGUMENTS` that know of each other what torchrun tells them; all that they say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    told = {**(environment or {}), **told}
+    processes = [
+        start_python(*arguments, folder=folder, stderr=False, environment={**told, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=600)[0].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    return "".join(said)
 
 
 class Program:

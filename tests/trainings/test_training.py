@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import socket
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +21,7 @@ from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
 from finetune.run import checkpoints
 from finetune.training_loop import Training
-from processes import ROOT, Program, assert_same, losses, run_python, start_python, wait_for
+from processes import ROOT, Program, assert_same, losses, run_python, run_two, wait_for
 from small_bases import small_base
 
 # Small, float32 and without validation: a run takes a second.
@@ -250,25 +249,9 @@ def started_by(*launcher: str, **environment: str) -> Program:
 
 
 def in_two_processes(output_dir: Path, *flags: str, under: Sequence[str] = (), **environment: str) -> str:
-    """The training in two processes that know of each other what torchrun tells them; all that they say."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
-        start_python(
-            *under, *PROGRAM.arguments(output_dir, flags), folder=PROGRAM.folder, stderr=False,
-            environment={**PROGRAM.environment, **told, **environment, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=600)[0].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
-    return "".join(said)
+    """The training in two processes; all that they say."""
+    arguments = (*under, *PROGRAM.arguments(output_dir, flags))
+    return run_two(*arguments, folder=PROGRAM.folder, environment={**PROGRAM.environment, **environment})
 
 
 def assert_trains_as_one(train: Callable, resume: Callable[..., str], output_dir: Path, alone: Path) -> None:

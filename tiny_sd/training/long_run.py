@@ -10,16 +10,19 @@ from typing import Any, Callable
 import torch
 
 from tiny_sd.training.muon import MuonWithAdamW
+from tiny_sd.training.together import as_the_first, average_gradients, number_of_processes, rank, wait_for_all
 
 SAVE_AFTER = 180  # seconds
 
 
 def kept(file: Path, make: Callable[[], Any], made_of: Any) -> Any:
     """What `make` returns, made once: a run that goes on finds it in `file`, unless it was made of something else."""
-    if not file.is_file() or torch.load(str(file), weights_only=True, mmap=True)["made_of"] != made_of:
+    there = file.is_file() and torch.load(str(file), weights_only=True, mmap=True)["made_of"] == made_of
+    if rank() == 0 and not there:
         temporary = file.with_suffix(".tmp")
         torch.save({"made_of": made_of, "content": make()}, temporary)
         temporary.replace(file)
+    wait_for_all()
     return torch.load(str(file), weights_only=True, mmap=True)["content"]
 
 
@@ -88,21 +91,22 @@ class LongRun:
 
     def start_step(self) -> None:
         """Seeds what the next step draws at random: a run that goes on draws what it would have drawn."""
-        torch.manual_seed(self.step)
+        torch.manual_seed(self.step * number_of_processes() + rank())
 
     def update(self, loss: torch.Tensor) -> None:
         """One step down the gradient of `loss`."""
         rate = self.learning_rate * min(1, (self.step + 1) / 100, self.left / self.decay)
         loss.backward()
+        average_gradients(self.trained)
         torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step(rate)
         self.step += 1
         decay = min(1 - 1 / self.average_over, self.step / (self.step + 9))
         torch._foreach_lerp_(self.average, self.trained, 1 - decay)
         now = time.monotonic()
-        self.spent += now - self.clock if self.clock else 0
+        self.spent = as_the_first(self.spent + (now - self.clock if self.clock else 0))
         self.clock = now
-        if self.done or now > self.saved + SAVE_AFTER:
+        if rank() == 0 and (self.done or now > self.saved + SAVE_AFTER):
             self.save()
 
     def exchange_average(self) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Iterable
 
 import torch
 
+from tiny_sd.training.together import shared_out
+
 MOMENTUM = 0.95
 
 
@@ -37,12 +39,14 @@ class MuonWithAdamW:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """One update at this rate, after which there are no gradients."""
+        directions = []
         for group, momenta in zip(self.groups, self.momenta):
             gradients = torch.stack([_flat(p.grad, p) for p in group])
             momenta.lerp_(gradients, 1 - MOMENTUM)
-            updates = orthogonal(gradients.lerp_(momenta, MOMENTUM)).to(gradients.dtype)
+            directions.append(gradients.lerp_(momenta, MOMENTUM))
+        for group, updates in zip(self.groups, shared_out(orthogonal, directions, torch.bfloat16)):
             rate = learning_rate * 0.2 * max(updates.shape[1:]) ** 0.5
-            torch._foreach_add_([_flat(p.data, p) for p in group], list(updates), alpha=-rate)
+            torch._foreach_add_([_flat(p.data, p) for p in group], list(updates.to(group[0].dtype)), alpha=-rate)
             for parameter in group:
                 parameter.grad = None
         if self.adamw:

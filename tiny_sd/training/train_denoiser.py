@@ -1,11 +1,15 @@
 """Trains the embedded base's tokenizer, text encoder and UNet on top of its autoencoder (train_vae.py comes first).
 
     PYTHONPATH=. python tiny_sd/training/train_denoiser.py
+    OMP_NUM_THREADS=1 PYTHONPATH=. torchrun --nproc_per_node 2 -- tiny_sd/training/train_denoiser.py
 
-Started again, it goes on where it was. Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise
-prediction, scaled-linear betas, a tenth of the prompts empty so that classifier-free guidance works. Two things make it
-learn on two CPU cores: most samples are seen at 64 px, where a step costs a quarter (what a word means does not depend
-on the size), and all timesteps weigh the same in the loss, however large their errors usually are.
+The second is for a CPU with two cores: two processes of one thread see more samples a second than one of two threads.
+(Without `--`, torchrun takes `--start` for an option of its own and stops.) Started again, it goes on where it was.
+
+Everything else is latent diffusion as Stable Diffusion 1.4 does it: noise prediction, scaled-linear betas, a tenth of
+the prompts empty so that classifier-free guidance works. Two things make it learn on two CPU cores: most samples are
+seen at 64 px, where a step costs a quarter (what a word means does not depend on the size), and all timesteps weigh the
+same in the loss, however large their errors usually are.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from tiny_sd.pictures.icons import STYLES, load_subjects
 from tiny_sd.pictures.scenes import SHAPES, scene
 from tiny_sd.training.long_run import LongRun, kept
 from tiny_sd.training.networks import build_text_encoder, build_unet, save, start_from, train_tokenizer
+from tiny_sd.training.together import join, number_of_processes, rank, wait_for_all
 from tiny_sd.training.train_vae import BASE, SHARES, autocast, on_all_cores, to_range
 from tiny_sd.training.words import PictureReader, Prompts, learn_words, words_from_pictures
 
@@ -112,7 +117,7 @@ def train(
     )
     unet = torch.compile(networks["unet"], dynamic=False) if compiled and not run.done else networks["unet"]
     balanced = BalancedError(device)
-    progress = progress_bar(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px")
+    progress = progress_bar(total=steps, initial=run.step, desc=f"{bank.shape[-1] * 8} px", disable=rank() > 0)
     while not run.done:
         run.start_step()
         scenes = torch.randint(len(bank), (batch_size,), device=device)
@@ -128,7 +133,8 @@ def train(
         run.update(error + words_error)
         progress.update()
         if run.step % 50 == 0:
-            progress.set_postfix(samples=run.step * batch_size, error=f"{balanced.usual.mean().item():.4f}")
+            samples = run.step * batch_size * number_of_processes()
+            progress.set_postfix(samples=samples, error=f"{balanced.usual.mean().item():.4f}")
     run.exchange_average()
 
 
@@ -166,11 +172,13 @@ def parse_args() -> argparse.Namespace:
 def tokenizer_for(args: argparse.Namespace, captions: list[list[str]]) -> CLIPTokenizer:
     """That of --start, if its words are kept; otherwise one of the captions' words."""
     folder = args.output_dir / "tokenizer"
-    if args.start and not args.steps[0]:
+    if rank() == 0 and args.start and not args.steps[0]:
         shutil.copytree(args.start / "tokenizer", folder, dirs_exist_ok=True)
-        return CLIPTokenizer.from_pretrained(folder)
-    words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
-    return train_tokenizer([c for many in captions for c in many] + words, folder)
+    elif rank() == 0:
+        words = [*SHAPES, *STYLES, *load_subjects().values()] if args.icon_share else list(SHAPES)
+        train_tokenizer([c for many in captions for c in many] + words, folder)
+    wait_for_all()
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def networks_to_train(
@@ -189,6 +197,7 @@ def networks_to_train(
 
 def main() -> None:
     args = parse_args()
+    join()
     torch.manual_seed(0)
     device = pick_device()
     shares = (args.icon_share, args.print_share, args.place_share, args.pair_share)
@@ -218,7 +227,8 @@ def main() -> None:
         if stage[0]:
             state_file = args.output_dir / f"state_{resolution}.pt"
             train(networks, latents(resolution), prompts, *stage, state_file, args.compile, args.average_over, seconds)
-    save(args.output_dir, vae.cpu(), networks["text_encoder"].cpu(), tokenizer, networks["unet"].cpu())
+    if rank() == 0:
+        save(args.output_dir, vae.cpu(), networks["text_encoder"].cpu(), tokenizer, networks["unet"].cpu())
 
 
 if __name__ == "__main__":
