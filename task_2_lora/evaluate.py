@@ -32,7 +32,7 @@ from pictures import training_images
 
 PROMPTS = {
     # None of the four training prints shows these: what comes over can only be the style.
-    "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
+    "style": [f"a print of {thing} with rays" for thing in ("a house", "a tree", "a fish", "a rabbit", "an umbrella")],
     "subject": [  # two places of the sample pictures, and two grounds that they do not show
         "a sks cat",
         "a sks cat in a garden",

@@ -44,7 +44,7 @@ def main() -> None:
     for name, (icon_set, icon, seed) in STYLE_ICONS.items():
         icons = json.loads((args.icons / f"{icon_set}.json").read_text(encoding="utf-8"))
         in_style(icons["icons"][icon], icons["view"], seed).save(folder / f"{name}.png")
-        captions[f"{name}.png"] = f"a {name}"
+        captions[f"{name}.png"] = f"a print of a {name} with rays"
     write_captions(folder, captions)
 
     folder = HERE / "dreambooth-cat"
