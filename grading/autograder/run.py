@@ -49,6 +49,7 @@ from .loras import keep_plain
 from .proof.prove import find_reference, make_reference, prepare_once
 
 PREPARED = ROOT / "build" / "prepared"
+MOST_BYTES = 200  # of the name of a hand-in's folder: file systems take 255
 # The environment of the process that all programs are forked from.
 PLAIN_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -118,7 +119,7 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
     """A plain name of its own for the folder of each hand-in."""
     folders: dict[str, str] = {}
     for name in names:
-        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()[:MOST_BYTES].decode(errors="ignore") or "_"
         while folder in folders.values():
             folder += "_"
         folders[name] = folder
@@ -171,7 +172,12 @@ def grade_or_take_up(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results and pictures of one hand-in, from its folder if they are there already."""
     folder.mkdir(exist_ok=True)
-    key = key_of(hand_in, grader)
+    try:
+        key = key_of(hand_in, grader)
+    except OSError as error:  # no reason to stop grading the others
+        unread = not_graded(f"this machine cannot read it ({error.strerror}).", with_settings(Numbers(), settings))
+        write_results(folder / RESULTS, unread)
+        return unread, []
     known = take_up(folder, key)
     if known is None:
         known = grade_into(

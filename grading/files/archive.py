@@ -5,6 +5,7 @@ Everything that is listed is checked before a byte is written, and all that is w
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import re
@@ -39,6 +40,11 @@ RATIO_FROM_BYTES = 10 * MB
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError,
     IndexError,
+)  # fmt: skip
+# Where it is this machine that cannot read or write, and not the hand-in that is damaged.
+OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+    errno.EACCES, errno.EPERM,
 )  # fmt: skip
 ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 UTF8_FLAG = 0x800
@@ -323,6 +329,7 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
     Raises:
         ArchiveError: for everything that no honest hand-in has, and for one without any items.
         FileExistsError: if `target` is not empty.
+        OSError: if this machine cannot read the hand-in, or write: its disk is full, say.
     """
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty.")
@@ -344,6 +351,8 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
                 f"A name in the zip is not UTF-8: rename it in plain letters, and {PACK_AGAIN}."
             ) from None
         except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                raise
             raise ArchiveError(f"The hand-in cannot be read ({error}): {PACK_AGAIN}.") from error
         inside = item_folder(whole).relative_to(whole)
         whole.replace(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import html
 import io
@@ -305,6 +306,32 @@ def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path,
     assert json.loads((tmp_path / "gallery.json").read_text()) == []
 
 
+def test_a_full_disk_is_no_fault_of_the_hand_in(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr("grading.files.archive.write", full)
+    path = write_zip(hand_in(), tmp_path / "1.zip")
+    autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not is_graded(results) and "this machine cannot do it (No space left on" in results["tests"][0]["output"]
+
+
+def test_a_hand_in_that_the_machine_cannot_read_does_not_stop_the_others(tmp_path, monkeypatch, graders):
+    class Forbidden(type(Path())):
+        def open(self, *_, **__):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    names = {name: write_zip({"a": name.encode()}, tmp_path / f"{name}.zip") for name in ("Kim", "Lee")}
+    monkeypatch.setattr(autograder, "hand_ins", lambda path: {**names, "Lee": Forbidden(names["Lee"])})
+    graders(results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []))
+    grade_all(tmp_path, tmp_path / "out", tmp_path / "prepared", [], jobs=1)
+    rows = read_table(tmp_path / "out" / "grades.csv")[1:]
+    assert [row[:2] for row in rows] == [["Kim", "20"], ["Lee", ""]]
+    assert "this machine cannot read it (Permission denied)" in rows[1][COLUMNS.index("what is wrong")]
+    assert "Lee: It is not compared: this machine cannot read it" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_gradescope_gets_its_results(tmp_path, graders):
     (tmp_path / "submission").mkdir()
     results = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 12.3, ["the network can be reached"])
@@ -365,6 +392,15 @@ def read_table(path: Path) -> list[list[str]]:
 def test_no_two_hand_ins_share_a_folder():
     names = ["Kim Lee", "Kim_Lee", "..", "Kim/Lee", "김"]
     assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
+
+
+def test_a_hand_in_with_a_long_name_has_a_folder(tmp_path):
+    """As platforms name folders, in a script of three bytes a letter."""
+    names = [f"{'홍길동 제출물 ' * 10}/{'과제 ' * 20}/{i}" for i in range(2)]
+    folders = folder_names(names)
+    assert len(set(folders.values())) == 2
+    for folder in folders.values():
+        (tmp_path / folder).mkdir()
 
 
 def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, graders):
