@@ -18,22 +18,15 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Callable, Iterator, Sequence
 
-from .items import LORAS, TASK_1, Items, find_items, is_item, shown
+from .items import ARCHIVES, LORAS, READABLE, TASK_1, Items, find_items, is_dropping, is_item, shown, way_out
 
-__all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "unpack"]
+__all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "is_dropping", "unpack"]
 
 MB = 1_000_000
-# What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
-DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
-READABLE = (".zip", ".tar", ".tgz", ".gz")
-ARCHIVES = (
-    *READABLE, ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".zipx", ".001", ".7z", ".rar", ".alz", ".egg",
-)  # fmt: skip
 # Smaller files may compress as well as they like: a LoRA that was never trained is mostly zeros, and is no bomb.
 RATIO_FROM_BYTES = 10 * MB
 # What reading a damaged or crafted file may raise; OSError is also a file that cannot be read or written.
@@ -79,10 +72,6 @@ class Entry:
     size: int
     is_folder: bool
     open: Callable[[], IO[bytes]]
-
-
-def is_dropping(path: PurePosixPath) -> bool:
-    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in DROPPINGS)
 
 
 def safe_path(name: str, limits: Limits) -> PurePosixPath:
@@ -260,7 +249,8 @@ def check_sizes(entries: Sequence[Entry], limits: Limits) -> None:
     for entry in entries:
         if entry.size > limits.file_bytes:
             raise ArchiveError(
-                f"{shown(entry.path)} has {entry.size / MB:.0f} MB, of at most {limits.file_bytes // MB}: leave it out."
+                f"{shown(entry.path)} has {entry.size / MB:.0f} MB, of at most {limits.file_bytes // MB}: "
+                f"{way_out(entry.path)}."
             )
     total = sum(entry.size for entry in entries)
     if total > limits.total_bytes:

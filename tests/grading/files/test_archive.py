@@ -211,6 +211,14 @@ def test_bombs_by_size_are_refused(tmp_path):
     assert_refused(packed({**GOOD, "x": noise(4000)}, compression=0), tmp_path, "The zip has", limits)
 
 
+@pytest.mark.parametrize(
+    "name, advice", [(f"lora_1/{WEIGHTS}", "lower rank"), ("20241234.pdf", "its pictures smaller")]
+)
+def test_nobody_is_told_to_leave_out_an_item(tmp_path, name, advice):
+    limits = Limits(file_bytes=1000)
+    assert_refused(packed({**GOOD, name: noise(1001)}), tmp_path, f"has 0 MB, of at most 0: .*{advice}", limits)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("size", [1, 90_000])
 def test_sizes_that_lie_are_refused(tmp_path, compression, size):
