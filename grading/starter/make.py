@@ -198,11 +198,11 @@ def write_starter(output: Path, root: Path = ROOT, assistant_rules: bool = True)
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.starter", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder")
+    parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder (%(default)s)")
     parser.add_argument("--no-assistant-rules", action="store_true", help="leave out AGENTS.md and CLAUDE.md")
     args = parser.parse_args()
     try:
         names = write_starter(args.output, assistant_rules=not args.no_assistant_rules)
-    except (StarterError, BannerError) as error:
+    except (StarterError, BannerError, OSError) as error:
         sys.exit(f"Error: {error}")
     print(f"{len(names)} files are in {args.output}; `make test` there checks the five TODO places.")
