@@ -49,6 +49,7 @@ from .loras import keep_plain
 from .proof.prove import find_reference, make_reference, prepare_once
 
 PREPARED = ROOT / "build" / "prepared"
+GRADESCOPE = "grade what is in its submission/, as on Gradescope (/autograder), into its results/"
 MOST_BYTES = 200  # of the name of a hand-in's folder: file systems take 255
 # The environment of the process that all programs are forked from.
 PLAIN_ENVIRONMENT = {
@@ -260,18 +261,14 @@ def main() -> None:
     add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
     add("--output", type=Path, help="the folder for the results (build/grades; of a quick look build/quick)")
     add("--quick", action="store_true", help="TODO places, report and LoRA files only: what is wrong, and no points")
-    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
+    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB (%(default)s)")
     add(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="see grades/numbers.py",
-    )
-    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+        help="another number of grading/grades/numbers.py, or rule of rules.toml, for this run; may be repeated",
+    )  # fmt: skip
+    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once (build/prepared)")
     add("--prepare", action="store_true", help="compute that, and do nothing else")
-    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help="grade in its folders")
+    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help=GRADESCOPE)
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -292,6 +289,8 @@ def grade_as_asked(args: argparse.Namespace, numbers: Numbers, parser: argparse.
     if args.prepare:
         prepare_all(args.prepared, numbers, PREPARE_SECONDS)
     elif args.gradescope:
+        if args.hand_in or args.output or args.quick:
+            parser.error("--gradescope has its own folders and gives points: it takes no hand-in, --output or --quick")
         grade_on_gradescope(args.gradescope, args.prepared, args.settings)
     elif args.hand_in:
         output = args.output or Path("build") / ("quick" if args.quick else "grades")

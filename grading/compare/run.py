@@ -86,8 +86,8 @@ def main() -> None:
         "python -m grading.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a folder of hand-ins, archives or unpacked ones")
-    parser.add_argument("--output", type=Path, default=Path("build/compare"), help="the folder for the page")
-    parser.add_argument("--jobs", type=positive_int, default=usable_cores(), help="hand-ins read at the same time")
+    parser.add_argument("--output", type=Path, default=Path("build/compare"), help="for the page (%(default)s)")
+    parser.add_argument("--jobs", type=positive_int, default=usable_cores(), help="hand-ins at a time (%(default)s)")
     args = parser.parse_args()
     try:
         found = hand_ins(args.folder)

@@ -385,6 +385,20 @@ def test_a_trusted_program_has_limits(tmp_path):
 # The teacher's files
 
 
+def test_a_module_that_fails_is_called_by_its_name(tmp_path):
+    with pytest.raises(GraderError, match="^json.nothing failed: "):
+        run_trusted(["-m", "json.nothing"], tmp_path, 20)
+
+
+@pytest.mark.parametrize("more", [["--quick"], ["--output", "out"]])
+def test_what_gradescope_would_ignore_is_refused(tmp_path, monkeypatch, capsys, more):
+    monkeypatch.setattr("sys.argv", ["autograder", "--gradescope", str(tmp_path), *more])
+    with pytest.raises(SystemExit) as stopped:
+        autograder.main()
+    assert stopped.value.code == 2 and "it takes no hand-in, --output or --quick" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def read_table(path: Path) -> list[list[str]]:
     return list(csv.reader(path.open(newline="", encoding="utf-8-sig")))
 
