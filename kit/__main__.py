@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import PurePath
+from typing import Callable
 
 from . import commands
 from .environment import COURSE, TODAY, Environment, default_python
@@ -51,14 +52,18 @@ def parser() -> argparse.ArgumentParser:
     tests.add_argument("files", nargs="*", metavar="FILE", help="only the tests in these")
     add("test-course", parents=[shared], help="the tests on Python 3.8 with the course's pins, in .venv-course")
     if not commands.is_starter():
-        add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
-        add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
-        grade = add("grade", parents=[shared], help="grades hand-ins")
-        grade.add_argument("hand_ins", nargs="?", default="hand_ins", help="a folder of them, or one (%(default)s)")
-        grade.add_argument("--jobs", metavar="NUMBER", help="so many hand-ins at the same time")
-        add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
-        add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
+        add_teachers(add, shared)
     return whole
+
+
+def add_teachers(add: Callable[..., argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
+    add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
+    add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
+    grade = add("grade", parents=[shared], help="grades hand-ins")
+    grade.add_argument("hand_ins", nargs="?", default="hand_ins", help="a folder of them, or one (%(default)s)")
+    grade.add_argument("--jobs", metavar="NUMBER", help="so many hand-ins at the same time")
+    add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
+    add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
 
 
 def start(args: argparse.Namespace, environment: Environment) -> None:

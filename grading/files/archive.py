@@ -331,9 +331,8 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
             with open_entries(path, limits) as entries:
                 check_sizes(entries, limits)
                 check_names(entries)
-                for entry in entries:
-                    if not is_dropping(entry.path):
-                        write(entry, whole)
+                for entry in (one for one in entries if not is_dropping(one.path)):
+                    write(entry, whole)
         except ArchiveError:
             raise
         except UnicodeDecodeError:

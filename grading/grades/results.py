@@ -58,18 +58,19 @@ def results_of(
         "stdout_visibility": "hidden",
         "extra_data": {"gaps": list(gaps), "share_left": left},
         **({"leaderboard": board} if board else {}),
-        "tests": [
-            {
-                "name": score.name,
-                "score": score.score,
-                "max_score": score.max_score,
-                "status": "passed" if score.passed else "failed",
-                "output": score.output,
-                "output_format": "md",
-                "visibility": rules.visibility_at(score.name),
-            }
-            for score in scores
-        ],
+        "tests": [line_of(score, rules.visibility_at(score.name)) for score in scores],
+    }
+
+
+def line_of(score: Score, visibility: str) -> dict[str, Any]:
+    return {
+        "name": score.name,
+        "score": score.score,
+        "max_score": score.max_score,
+        "status": "passed" if score.passed else "failed",
+        "output": score.output,
+        "output_format": "md",
+        "visibility": visibility,
     }
 
 
