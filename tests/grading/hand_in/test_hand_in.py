@@ -144,7 +144,9 @@ def test_the_zip_has_what_the_assignment_asks_for_and_nothing_else(made):
     unwanted = ("__pycache__", ".cache", "runs", "old.safetensors", "fill50k.zip")
     there = {path.relative_to(folder / TASK_1) for path in (folder / TASK_1).rglob("*") if path.is_file()}
     wanted = {path.as_posix() for path in there if not set(unwanted).intersection(path.parts)}
-    finetune = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*.py")}
+    paths = [path for path in (ROOT / "finetune").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    finetune = {path.relative_to(ROOT).as_posix() for path in paths}
+    assert "finetune/model/single_file_data/configurations.json" in finetune, "without it no base in one file is read"
     assert code == wanted | finetune | {"requirements.txt"}
     assert {"train.py", "train.sh", "inference.ipynb", "data/test_prompts.json", "data/own.png", "my_data.py"} < code
     assert "numpy" in requirements and not any(line.startswith("-e") for line in requirements)
