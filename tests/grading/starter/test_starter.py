@@ -16,6 +16,7 @@ import pytest
 from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
 from grading.handed_out.record import HANDED_OUT
 from grading.handed_out.record import main as record_handed_out
+from grading.handed_out.taken import take_texts
 from grading.starter import make as program
 from grading.starter.make import (
     ASSISTANT_RULES,
@@ -321,6 +322,19 @@ def test_code_in_another_encoding_is_named_as_the_student_knows_it(tmp_path, enc
     (tmp_path / name).unlink()
     with pytest.raises(BannerError, match=f"^{name} is missing: copy it from what was handed out.$"):
         read_parts(tmp_path)
+
+
+def test_a_long_line_is_one_of_many_characters_whatever_bytes_they_have(tmp_path):
+    for name in TODO_FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / TASK_1 / name).read_bytes())
+    with (tmp_path / "diffusion/controlnet.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {'제어' * 400}\n")
+    assert take_texts(tmp_path, 20_000) == SOLUTION
+    with (tmp_path / "diffusion/controlnet.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {'제어' * 500}\n")
+    with pytest.raises(BannerError, match="a line of 1,002 characters, of at most 1,000"):
+        take_texts(tmp_path, 20_000)
 
 
 def test_damaged_banners_are_not_recorded_as_handed_out(tmp_path, monkeypatch):
