@@ -138,7 +138,7 @@ def grade_all(
     """
     numbers = with_settings(Numbers(), settings)
     found, others = hand_ins(path), left_out(path)
-    print(*others, sep="\n", end="\n" if others else "")
+    print(*(f"{sentence}\n" for sentence in others), sep="", end="")
     names = folder_names(found)
     files = TeacherFiles(output, names, numbers, others)
     with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:

@@ -93,7 +93,7 @@ def main() -> None:
         found = hand_ins(args.folder)
         if len(found) < 2:
             raise ValueError(f"{args.folder} has only one hand-in: name a folder with several.")
-        print(*left_out(args.folder), sep="\n", end="\n" if left_out(args.folder) else "")
+        print(*(f"{sentence}\n" for sentence in left_out(args.folder)), sep="", end="")
         comparison = compare_all(found, args.output / "work", args.jobs)
         write(comparison, args.output)
     except KeyboardInterrupt:

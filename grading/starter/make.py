@@ -20,12 +20,12 @@ import textwrap
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..files.items import TASK_1
 from ..handed_out.banners import TODO_FILES, BannerError, extract, fill, find_places, read_parts, read_source
 
 __all__ = ["StarterError", "blank", "extract", "fill", "strip_outputs", "student_makefile", "write_starter"]
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK_1 = "task_1_controlnet"
 STUDENT_TESTS = "grading/student_tests"
 # What only a starter has, in its root: what coding assistants may do there.
 ASSISTANT_RULES = ("AGENTS.md", "CLAUDE.md")
