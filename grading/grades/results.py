@@ -25,9 +25,13 @@ ASK = "Please ask the teacher, who can start the grading again."
 def write_atomically(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Writes a file that is the old one or the new one at every moment, readable by its owner only."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding=encoding, newline="") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding=encoding, newline="") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:  # on a full disk, half a file would take what is left of it
+        os.unlink(temporary)
+        raise
 
 
 def results_of(

@@ -30,12 +30,21 @@ from grading.autograder import run as autograder
 from grading.autograder import todos
 from grading.autograder.alignment import MODEL, WEIGHTS, Shared, evaluate
 from grading.autograder.job import supervise
-from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
+from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures, keep_plain
 from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
 from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.autograder.todos import Judged
 from grading.grades.numbers import Numbers, with_settings
-from grading.grades.results import COLUMNS, in_short, is_graded, not_graded, quick_look, results_of, write_table
+from grading.grades.results import (
+    COLUMNS,
+    in_short,
+    is_graded,
+    not_graded,
+    quick_look,
+    results_of,
+    write_atomically,
+    write_table,
+)
 from grading.grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Todos, block, grade, look_quickly
 from grading.grades.teacher_page import page, render
 from grading.gradescope.pack import SETUP, write_autograder
@@ -315,6 +324,28 @@ def test_a_full_disk_is_no_fault_of_the_hand_in(tmp_path, monkeypatch):
     autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
     results = json.loads((tmp_path / "results.json").read_text())
     assert not is_graded(results) and "this machine cannot do it (No space left on" in results["tests"][0]["output"]
+
+
+@pytest.mark.parametrize("call", ["replace", "fdopen"])
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch, call):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_atomically(tmp_path / "grades.csv", "old")
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "grades.csv", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_base_that_cannot_be_drawn_with_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise GraderError("draw_loras.py failed: no disk")
+
+    monkeypatch.setattr("grading.autograder.loras.run_trusted", fail)
+    with pytest.raises(GraderError):
+        keep_plain(tmp_path, NUMBERS, 10)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_hand_in_that_the_machine_cannot_read_does_not_stop_the_others(tmp_path, monkeypatch, graders):
