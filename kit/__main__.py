@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import PurePath
+from typing import Callable
 
 from . import commands
 from .environment import COURSE, TODAY, Environment, default_python
@@ -35,26 +36,34 @@ def parser() -> argparse.ArgumentParser:
     add = whole.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser
     add("environment", parents=[shared], help="only makes .venv")
     demo = add("demo", parents=[shared], help="trains a ControlNet on the embedded base, draws and scores")
-    demo.add_argument("--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR")
-    demo.add_argument("--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR")
+    demo.add_argument(
+        "--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR", help="where it all goes (%(default)s)"
+    )
+    demo.add_argument(
+        "--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR", help="the base model (%(default)s)"
+    )
     page = add("page", parents=[shared], help="a page in the browser: draw an outline, and see the ControlNet obey")
-    page.add_argument("--base", default="tiny_sd", metavar="MODEL", help="folder, file, or hub name")
-    page.add_argument("--host", default="127.0.0.1", help="listen here")
-    page.add_argument("--port", default="7860")
+    page.add_argument("--base", default="tiny_sd", metavar="MODEL", help="folder, file, or hub name (%(default)s)")
+    page.add_argument("--host", default="127.0.0.1", help="listen here (%(default)s: only for this machine)")
+    page.add_argument("--port", default="7860", help="and at this port (%(default)s)")
     tests = add(
         "test", parents=[shared], help="the checks of the TODO places" if commands.is_starter() else "all tests"
     )
     tests.add_argument("files", nargs="*", metavar="FILE", help="only the tests in these")
     add("test-course", parents=[shared], help="the tests on Python 3.8 with the course's pins, in .venv-course")
     if not commands.is_starter():
-        add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
-        add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
-        grade = add("grade", parents=[shared], help="grades hand-ins")
-        grade.add_argument("hand_ins", nargs="?", default="hand_ins")
-        grade.add_argument("--jobs", metavar="NUMBER", help="so many hand-ins at the same time")
-        add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
-        add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
+        add_teachers(add, shared)
     return whole
+
+
+def add_teachers(add: Callable[..., argparse.ArgumentParser], shared: argparse.ArgumentParser) -> None:
+    add("starter", parents=[shared], help="writes build/starter: this repository without the solution")
+    add("autograder", parents=[shared], help="writes build/autograder.zip for Gradescope")
+    grade = add("grade", parents=[shared], help="grades hand-ins")
+    grade.add_argument("hand_ins", nargs="?", default="hand_ins", help="a folder of them, or one (%(default)s)")
+    grade.add_argument("--jobs", metavar="NUMBER", help="so many hand-ins at the same time")
+    add("docs", parents=[shared], help="the lecture's pages with the code that the files hold today")
+    add("real-size", parents=[shared], help="all at Stable Diffusion 1.4's size, within 22 GB and half an hour")
 
 
 def start(args: argparse.Namespace, environment: Environment) -> None:

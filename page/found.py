@@ -117,6 +117,8 @@ def fits(config: Path, unet: Mapping[str, Any]) -> bool:
         own = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # somebody else's file, or one that is being written
         return False
+    if not isinstance(own, dict):
+        return False
     alike = (as_list(own.get(name)) == as_list(unet.get(name)) for name in SHAPE)
     return own.get("_class_name") == "ControlNetModel" and all(alike)
 

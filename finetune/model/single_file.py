@@ -180,7 +180,7 @@ def write_configuration(kind: str, folder: Path) -> Path:
         file = folder / "model_index.json" if part == "model_index" else folder / part / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
-    merges = lzma.decompress((DATA / "clip_merges.txt.xz").read_bytes()).decode()
+    merges = lzma.decompress((DATA / "clip_merges.txt.packed").read_bytes()).decode()
     (folder / "tokenizer" / "merges.txt").write_text(merges, encoding="utf-8")
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary(merges)), encoding="utf-8")
     return folder

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
+from ..files.archive import OF_THE_MACHINE
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import gallery, not_graded, quick_look, results_of, write_atomically
 from ..grades.rubric import Evidence, look_quickly, share_left
@@ -77,6 +78,10 @@ def run_job(job: Job) -> None:
                 results = results_of(scores, numbers, time.monotonic() - start, job.gaps, *known)
         except TimeoutError as error:
             results = not_graded(str(error), numbers)
+        except OSError as error:
+            if error.errno not in OF_THE_MACHINE:
+                raise
+            results = not_graded(f"this machine cannot do it ({error.strerror}).", numbers)
     (Path(job.output) / GALLERY).write_text(json.dumps(gallery(evidence, numbers)))
     (Path(job.output) / RESULTS).write_text(json.dumps(results))
 

@@ -193,9 +193,10 @@ def keep_plain(prepared: Path, numbers: Numbers, seconds: float) -> Path | None:
     made_of = json.dumps(identity([TASK_2, "finetune", "grading/autograder/programs"], settings), sort_keys=True)
     folder = prepared / f"plain-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     if not folder.is_dir():
-        work = Path(tempfile.mkdtemp(dir=prepared, prefix=".plain-"))
-        draw({}, str(ROOT / BASE), numbers.guidance_scale, numbers, seconds, work)
-        for name in ("scores.json", "refused.json"):
-            (work / name).unlink()
-        work.rename(folder)
+        with tempfile.TemporaryDirectory(dir=prepared, prefix=".plain-") as temporary:
+            work = Path(temporary) / PLAIN
+            draw({}, str(ROOT / BASE), numbers.guidance_scale, numbers, seconds, work)
+            for name in ("scores.json", "refused.json"):
+                (work / name).unlink()
+            work.rename(folder)
     return folder

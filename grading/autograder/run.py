@@ -49,6 +49,8 @@ from .loras import keep_plain
 from .proof.prove import find_reference, make_reference, prepare_once
 
 PREPARED = ROOT / "build" / "prepared"
+GRADESCOPE = "grade what is in its submission/, as on Gradescope (/autograder), into its results/"
+MOST_BYTES = 200  # of the name of a hand-in's folder: file systems take 255
 # The environment of the process that all programs are forked from.
 PLAIN_ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -118,7 +120,7 @@ def folder_names(names: Iterable[str]) -> dict[str, str]:
     """A plain name of its own for the folder of each hand-in."""
     folders: dict[str, str] = {}
     for name in names:
-        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".") or "_"
+        folder = re.sub(r"[^\w.-]", "_", name).lstrip(".").encode()[:MOST_BYTES].decode(errors="ignore") or "_"
         while folder in folders.values():
             folder += "_"
         folders[name] = folder
@@ -136,7 +138,7 @@ def grade_all(
     """
     numbers = with_settings(Numbers(), settings)
     found, others = hand_ins(path), left_out(path)
-    print(*others, sep="\n", end="\n" if others else "")
+    print(*(f"{sentence}\n" for sentence in others), sep="", end="")
     names = folder_names(found)
     files = TeacherFiles(output, names, numbers, others)
     with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:
@@ -171,7 +173,12 @@ def grade_or_take_up(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Results and pictures of one hand-in, from its folder if they are there already."""
     folder.mkdir(exist_ok=True)
-    key = key_of(hand_in, grader)
+    try:
+        key = key_of(hand_in, grader)
+    except OSError as error:  # no reason to stop grading the others
+        unread = not_graded(f"this machine cannot read it ({error.strerror}).", with_settings(Numbers(), settings))
+        write_results(folder / RESULTS, unread)
+        return unread, []
     known = take_up(folder, key)
     if known is None:
         known = grade_into(
@@ -254,18 +261,14 @@ def main() -> None:
     add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
     add("--output", type=Path, help="the folder for the results (build/grades; of a quick look build/quick)")
     add("--quick", action="store_true", help="TODO places, report and LoRA files only: what is wrong, and no points")
-    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB")
+    add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB (%(default)s)")
     add(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="see grades/numbers.py",
-    )
-    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once")
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+        help="another number of grading/grades/numbers.py, or rule of rules.toml, for this run; may be repeated",
+    )  # fmt: skip
+    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once (build/prepared)")
     add("--prepare", action="store_true", help="compute that, and do nothing else")
-    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help="grade in its folders")
+    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help=GRADESCOPE)
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -286,6 +289,8 @@ def grade_as_asked(args: argparse.Namespace, numbers: Numbers, parser: argparse.
     if args.prepare:
         prepare_all(args.prepared, numbers, PREPARE_SECONDS)
     elif args.gradescope:
+        if args.hand_in or args.output or args.quick:
+            parser.error("--gradescope has its own folders and gives points: it takes no hand-in, --output or --quick")
         grade_on_gradescope(args.gradescope, args.prepared, args.settings)
     elif args.hand_in:
         output = args.output or Path("build") / ("quick" if args.quick else "grades")

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
     parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs")
     args = parser.parse_args()
+    if not args.task_1.is_dir():
+        sys.exit(f"There is no folder {args.task_1}: start this in the repository's root, or name yours with --task-1.")
     try:
         parts = read_parts(args.task_1)
     except BannerError as error:

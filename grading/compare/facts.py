@@ -173,7 +173,10 @@ def read_facts(hand_in: Path, key: str, work: Path) -> Facts:
 
 def kept_facts(hand_in: Path, work: Path) -> Facts:
     """The facts of a hand-in, from an earlier start if it has not changed since."""
-    key = key_of(hand_in)[:32]
+    try:
+        key = key_of(hand_in)[:32]
+    except OSError as error:  # the others can be compared
+        return Facts(notes=(f"It is not compared: this machine cannot read it ({error.strerror}).",))
     file = work / f"{key}.json"
     if file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 
 from ..files.items import shown
-from ..files.report_pdf import MAX_BYTES, MAX_MEMORY, MAX_SECONDS, MAX_WAIT_SECONDS, MB, ROOT
+from ..files.report_pdf import MAX_BYTES, MAX_MEMORY, MAX_SECONDS, MAX_WAIT_SECONDS, MB, ROOT, limit_this_process
 
 SIDE = 64  # of a thumbnail, px
 MAX_PAGES, MAX_PICTURES, MAX_CHARACTERS = 10, 100, 40_000
@@ -136,8 +135,7 @@ def look_into(path: Path) -> Contents:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limit_this_process(MAX_SECONDS, MAX_MEMORY)
     print(json.dumps(read(Path(sys.argv[1]))))
 
 

@@ -86,14 +86,14 @@ def main() -> None:
         "python -m grading.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a folder of hand-ins, archives or unpacked ones")
-    parser.add_argument("--output", type=Path, default=Path("build/compare"), help="the folder for the page")
-    parser.add_argument("--jobs", type=positive_int, default=usable_cores(), help="hand-ins read at the same time")
+    parser.add_argument("--output", type=Path, default=Path("build/compare"), help="for the page (%(default)s)")
+    parser.add_argument("--jobs", type=positive_int, default=usable_cores(), help="hand-ins at a time (%(default)s)")
     args = parser.parse_args()
     try:
         found = hand_ins(args.folder)
         if len(found) < 2:
             raise ValueError(f"{args.folder} has only one hand-in: name a folder with several.")
-        print(*left_out(args.folder), sep="\n", end="\n" if left_out(args.folder) else "")
+        print(*(f"{sentence}\n" for sentence in left_out(args.folder)), sep="", end="")
         comparison = compare_all(found, args.output / "work", args.jobs)
         write(comparison, args.output)
     except KeyboardInterrupt:

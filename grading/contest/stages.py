@@ -18,11 +18,12 @@ import psutil
 from finetune.run.checkpoints import find_checkpoint, write_file
 from finetune.run.progress import progress_bar
 
+from ..files.items import TASK_1
 from ..sandbox.cores import thread_environment
 from ..sandbox.trusted import ROOT, GraderError
 from .recipe import Recipe, RecipeError
 
-TASK_1, BASE = "task_1_controlnet", "tiny_sd"
+BASE = "tiny_sd"
 PROGRAM = Path(__file__).with_name("programs") / "train_timed.py"
 JOURNAL, LOG, MODEL = "contest.json", "log.txt", "controlnet"
 MIB = 2**20

@@ -5,6 +5,7 @@ Everything that is listed is checked before a byte is written, and all that is w
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import re
@@ -17,28 +18,26 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Callable, Iterator, Sequence
 
-from .items import LORAS, TASK_1, Items, find_items, is_item, shown
+from .items import ARCHIVES, LORAS, READABLE, TASK_1, Items, find_items, is_dropping, is_item, shown, way_out
 
-__all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "unpack"]
+__all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "is_dropping", "unpack"]
 
 MB = 1_000_000
-# What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
-DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
-READABLE = (".zip", ".tar", ".tgz", ".gz")
-ARCHIVES = (
-    *READABLE, ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".zipx", ".001", ".7z", ".rar", ".alz", ".egg",
-)  # fmt: skip
 # Smaller files may compress as well as they like: a LoRA that was never trained is mostly zeros, and is no bomb.
 RATIO_FROM_BYTES = 10 * MB
 # What reading a damaged or crafted file may raise; OSError is also a file that cannot be read or written.
 DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError,
     IndexError,
+)  # fmt: skip
+# Where it is this machine that cannot read or write, and not the hand-in that is damaged.
+OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE,
+    errno.EACCES, errno.EPERM,
 )  # fmt: skip
 ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 UTF8_FLAG = 0x800
@@ -73,10 +72,6 @@ class Entry:
     size: int
     is_folder: bool
     open: Callable[[], IO[bytes]]
-
-
-def is_dropping(path: PurePosixPath) -> bool:
-    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in DROPPINGS)
 
 
 def safe_path(name: str, limits: Limits) -> PurePosixPath:
@@ -254,7 +249,8 @@ def check_sizes(entries: Sequence[Entry], limits: Limits) -> None:
     for entry in entries:
         if entry.size > limits.file_bytes:
             raise ArchiveError(
-                f"{shown(entry.path)} has {entry.size / MB:.0f} MB, of at most {limits.file_bytes // MB}: leave it out."
+                f"{shown(entry.path)} has {entry.size / MB:.0f} MB, of at most {limits.file_bytes // MB}: "
+                f"{way_out(entry.path)}."
             )
     total = sum(entry.size for entry in entries)
     if total > limits.total_bytes:
@@ -323,6 +319,7 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
     Raises:
         ArchiveError: for everything that no honest hand-in has, and for one without any items.
         FileExistsError: if `target` is not empty.
+        OSError: if this machine cannot read the hand-in, or write: its disk is full, say.
     """
     if target.exists() and any(target.iterdir()):
         raise FileExistsError(f"{target} is not empty.")
@@ -334,9 +331,8 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
             with open_entries(path, limits) as entries:
                 check_sizes(entries, limits)
                 check_names(entries)
-                for entry in entries:
-                    if not is_dropping(entry.path):
-                        write(entry, whole)
+                for entry in (one for one in entries if not is_dropping(one.path)):
+                    write(entry, whole)
         except ArchiveError:
             raise
         except UnicodeDecodeError:
@@ -344,6 +340,8 @@ def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa
                 f"A name in the zip is not UTF-8: rename it in plain letters, and {PACK_AGAIN}."
             ) from None
         except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+                raise
             raise ArchiveError(f"The hand-in cannot be read ({error}): {PACK_AGAIN}.") from error
         inside = item_folder(whole).relative_to(whole)
         whole.replace(target)

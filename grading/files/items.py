@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 
 TASK_1 = "task_1_controlnet"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 LORAS = {"lora_1": "Task 2-1", "lora_2": "Task 2-2"}
+# What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
+DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
+# How archives are called: those that are read, and all.
+READABLE = (".zip", ".tar", ".tgz", ".gz")
+ARCHIVES = (
+    *READABLE, ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".lzma", ".zst", ".zipx", ".001", ".7z", ".rar", ".alz", ".egg",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,17 @@ def shown(name: object) -> str:
     """A name as it is put into messages: quoted, unprintable characters escaped, short."""
     text = str(name)
     return ascii(text if len(text) <= 80 else text[:77] + "...")
+
+
+def is_dropping(path: PurePosixPath) -> bool:
+    return any(fnmatchcase(part, pattern) for part in path.parts for pattern in DROPPINGS)
+
+
+def way_out(path: PurePosixPath) -> str:
+    """What to do about a file that is too large: an item of the hand-in cannot be left out."""
+    if path.name == WEIGHTS_FILE:
+        return "train this LoRA with a lower rank"
+    return "make its pictures smaller" if path.suffix.lower() == ".pdf" else "leave it out"
 
 
 def is_item(path: Path) -> bool:

@@ -97,12 +97,17 @@ def inspect_report(path: Path) -> PdfReport:
         return PdfReport(False, problem)
 
 
-def main() -> None:
-    path, seconds, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def limit_this_process(seconds: int, memory: int) -> None:
+    """Computing time and memory, as far as this system knows limits on them."""
     if resource:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     if sys.platform == "linux":  # macOS takes no limit on it
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def main() -> None:
+    path, seconds, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    limit_this_process(seconds, memory)
     print(json.dumps(asdict(read_report(path))))
 
 

@@ -15,6 +15,7 @@ MB = 1_000_000
 MAX_BYTES = 200 * MB
 MAX_HEADER_BYTES = 4 * MB  # Stable Diffusion 1.4's LoRA has 0.03 MB
 LENGTH_BYTES = 8
+MAX_DIMENSIONS = 8  # of a weight; a convolution of videos has five, and NumPy takes no more than 64
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 # Of single numbers also these: some programs write a LoRA's alpha as a whole one.
 WHOLE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
@@ -50,7 +51,9 @@ def header_problem(data: bytes) -> str | None:
 
 
 def to_float(name: str, dtype: str, shape: list[int], data: bytes) -> np.ndarray:
-    """An array of float32 or float64. Raises TensorsError for other kinds of numbers."""
+    """An array of float32 or float64. Raises TensorsError for other kinds of numbers, and for what no weight is."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise TensorsError(f"has {shown(name)} in {len(shape)} dimensions: hand in the file as its training wrote it")
     if dtype == "BF16":
         bits = np.frombuffer(data, "<u2").astype("<u4") << 16  # bfloat16 is the upper half of float32
         return bits.view("<f4").reshape(shape)

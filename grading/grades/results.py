@@ -25,9 +25,13 @@ ASK = "Please ask the teacher, who can start the grading again."
 def write_atomically(path: Path, text: str, encoding: str = "utf-8") -> None:
     """Writes a file that is the old one or the new one at every moment, readable by its owner only."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding=encoding, newline="") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding=encoding, newline="") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:  # on a full disk, half a file would take what is left of it
+        os.unlink(temporary)
+        raise
 
 
 def results_of(
@@ -58,18 +62,19 @@ def results_of(
         "stdout_visibility": "hidden",
         "extra_data": {"gaps": list(gaps), "share_left": left},
         **({"leaderboard": board} if board else {}),
-        "tests": [
-            {
-                "name": score.name,
-                "score": score.score,
-                "max_score": score.max_score,
-                "status": "passed" if score.passed else "failed",
-                "output": score.output,
-                "output_format": "md",
-                "visibility": rules.visibility_at(score.name),
-            }
-            for score in scores
-        ],
+        "tests": [line_of(score, rules.visibility_at(score.name)) for score in scores],
+    }
+
+
+def line_of(score: Score, visibility: str) -> dict[str, Any]:
+    return {
+        "name": score.name,
+        "score": score.score,
+        "max_score": score.max_score,
+        "status": "passed" if score.passed else "failed",
+        "output": score.output,
+        "output_format": "md",
+        "visibility": visibility,
     }
 
 

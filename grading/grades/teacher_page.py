@@ -121,6 +121,20 @@ def more_columns(rules: Rules) -> list[str]:
     return [field for field in fields_in_use(rules) if field != "task_2"]
 
 
+def heads(rules: Rules) -> str:
+    tasks = "".join(
+        f'<th class="points">{escape(task.partition(":")[0])}</th><th class="reason">reason</th>' for task in TASKS
+    )
+    return tasks + "".join(f'<th class="points">{BY_HAND[field]}</th>' for field in more_columns(rules))
+
+
+def settings(numbers: Numbers) -> str:
+    """All numbers and rules, one a line."""
+    used = asdict(numbers)
+    used.update(used.pop("rules"))
+    return "\n".join(f"{name} = {value!r}" for name, value in used.items())
+
+
 def picture_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     """Pictures in groups, such as a condition and what was generated for it, each with its prompt."""
     shown = []
@@ -205,19 +219,11 @@ def page(
     """
     quick = any(result["extra_data"].get("quick") for result in results.values())
     rules, points = numbers.rules.without_points_by_hand() if quick else numbers.rules, points or Points("")
-    heads = "".join(
-        f'<th class="points">{escape(task.partition(":")[0])}</th><th class="reason">reason</th>' for task in TASKS
-    )
-    heads += "".join(f'<th class="points">{BY_HAND[field]}</th>' for field in more_columns(rules))
     summary = "".join(summary_row(name, i, result, rules) for i, (name, result) in enumerate(results.items()))
     sections = "".join(
         hand_in_section(name, i, result, rows[name], rules) for i, (name, result) in enumerate(results.items())
     )
-    used = asdict(numbers)
-    used.update(used.pop("rules"))
-    settings = "\n".join(f"{name} = {value!r}" for name, value in used.items())
-    told = [*unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
-    said = [*left_out, *told]
+    said = [*left_out, *unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
 <title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>
@@ -225,10 +231,10 @@ def page(
 <p>{QUICK_INTRO if quick else INTRO}</p>
 {isolation(results)}
 {"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in said)}
-<table><tr><th>hand-in</th><th class="points">total</th>{heads}</tr>{summary}</table>
+<table><tr><th>hand-in</th><th class="points">total</th>{heads(rules)}</tr>{summary}</table>
 {likeness}
 {sections}
-<section><h2>The numbers that were used</h2><pre>{escape(settings)}</pre></section>
+<section><h2>The numbers that were used</h2><pre>{escape(settings(numbers))}</pre></section>
 {"" if quick else end_of(results, folders or {}, points, rules, output)}
 </body></html>
 """

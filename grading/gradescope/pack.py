@@ -85,7 +85,7 @@ def write_autograder(output: Path, torch_index: str = "") -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.gradescope", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/autograder.zip"))
+    parser.add_argument("--output", type=Path, default=Path("build/autograder.zip"), help="the zip (%(default)s)")
     parser.add_argument(
         "--torch-index",
         default="",

@@ -30,10 +30,10 @@ from ..files.items import TASK_1
 from ..files.lora import inspect_lora
 from ..files.report_pdf import inspect_report
 from ..handed_out.record import ROOT, added_code, find_changes, read_handed_out
+from ..report.words import ID_IN_WORDS, STUDENT_ID
 from .sources import Line, Sources, sources_here, sources_in
 from .zip import write_zip, zip_contents
 
-STUDENT_ID = re.compile(r"20\d{6}", re.ASCII)
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 CHECKS_SECONDS = 600  # of computing
 MAX_WAIT_SECONDS = 3600.0  # for these on a busy computer
@@ -42,7 +42,7 @@ MAX_WAIT_SECONDS = 3600.0  # for these on a busy computer
 def naming_problem(student_id: str, name: str) -> str | None:
     """A sentence if the zip cannot be named after them."""
     if not STUDENT_ID.fullmatch(student_id):
-        return f"The student id {student_id!r} must be eight digits such as 20241234."
+        return f"The student id {student_id!r} must be {ID_IN_WORDS}."
     if not NAME.fullmatch(name):
         return (
             f"The name {name!r} must be letters from a to z, digits, _ and -: write Gildong_Hong for Gildong Hong, and "
@@ -167,21 +167,27 @@ def main() -> None:
         "python -m grading.hand_in", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--student-id", metavar="2024XXXX")
+    add("--student-id", metavar="2024XXXX", help="yours: it names the zip and the report")
     add("--name", help="letters from a to z, digits, _ and -, as in Gildong_Hong")
     add("--task-1", type=Path, metavar="DIR", help=f"your code of Task 1 (default: {TASK_1})")
     add("--lora-1", type=Path, metavar="DIR_OR_FILE", help="the LoRA of Task 2-1 (default: the one in runs/lora-*)")
     add("--lora-2", type=Path, metavar="DIR_OR_FILE", help="that of Task 2-2 (default: the one in runs/dreambooth-*)")
     add("--report", type=Path, metavar="PDF", help="the report (default: STUDENT-ID.pdf here or in runs/)")
-    add("--output", type=Path, metavar="DIR", default=Path("."), help="the folder to write the zip into")
+    add("--output", type=Path, metavar="DIR", default=Path("."), help="the folder for the zip (default: this one)")
     add("--check", type=Path, metavar="ZIP", help="check a finished zip, and do nothing else")
     args = parser.parse_args()
-    if args.check:
-        sys.exit(not check_zip(args.check))
+    try:
+        sys.exit(not check_zip(args.check) if args.check else not pack_as_asked(parser, args))
+    except OSError as error:
+        sys.exit(f"Error: {error}")
+
+
+def pack_as_asked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
+    """Whether the zip is written."""
     if not args.student_id or not args.name:
         parser.error("--student-id and --name are needed, as in --student-id 20241234 --name Gildong_Hong")
     problem = naming_problem(args.student_id, args.name)
     if problem:
         parser.error(problem)
     sources = sources_here(args.student_id, args.task_1, args.lora_1, args.lora_2, args.report)
-    sys.exit(not pack(sources, args.output / f"{args.student_id}_{args.name}.zip"))
+    return pack(sources, args.output / f"{args.student_id}_{args.name}.zip")

@@ -133,7 +133,8 @@ def sources_here(
         except Missing as missing:
             lines.append(Line("WRONG", item, str(missing)))
             return None
-        lines.append(Line("", item, f"found at {path}{training_of(path)}."))
+        trained = training_of(path) if item in LORAS else ""
+        lines.append(Line("", item, f"found at {path}{trained}."))
         return path
 
     code = found("code", find_task_1, task_1)

@@ -10,7 +10,7 @@ from typing import Mapping
 
 from ..files.archive import ARCHIVES, ArchiveError, find_items, is_dropping, unpack
 from ..files.items import TASK_1, WEIGHTS_FILE
-from ..handed_out.record import FINETUNE, ROOT, code_files
+from ..handed_out.record import FINETUNE, ROOT
 
 REQUIREMENTS = "requirements.txt"
 # Not Task 1's code or data: results, environments, and weights, which are too large.
@@ -60,7 +60,7 @@ def zip_contents(
 ) -> tuple[dict[str, bytes], list[str]]:
     """The zip's files by name, and the names of what is left out of Task 1's folder."""
     code, left_out = task_1_files(task_1)
-    code.update({f"{FINETUNE}/{name}": path for name, path in code_files(finetune).items()})
+    code.update({f"{FINETUNE}/{name}": path for name, path in task_1_files(finetune)[0].items()})
     files = {f"{TASK_1}/{name}": path.read_bytes() for name, path in code.items()}
     files[f"{TASK_1}/{REQUIREMENTS}"] = requirements()
     files[f"{student_id}.pdf"] = report.read_bytes()

@@ -35,6 +35,14 @@ class BannerError(ValueError):
     """The banner lines of a file are not the pairs that they must be; the message names the line."""
 
 
+class UnreadableSource(BannerError):
+    """A file of code is not there, or no text; `what` is half a sentence that follows its name and says what to do."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path} {what}.")
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Banner:
     """A comment that names a TODO: its line in the file, its first and last position there, and its indentation.
@@ -175,23 +183,23 @@ def read_source(path: Path) -> str:
     """A file as it is, line ends included.
 
     Raises:
-        BannerError: if it is missing, cannot be read, or is not UTF-8 text.
+        UnreadableSource: if it is missing, cannot be read, or is not UTF-8 text.
     """
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise BannerError(f"{path} is missing.") from None
+        raise UnreadableSource(path, "is missing: copy it from what was handed out") from None
     except OSError as error:
-        raise BannerError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UnreadableSource(path, f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise BannerError(f"{path} is not UTF-8 text.") from None
+        raise UnreadableSource(path, "is not UTF-8 text: store it as UTF-8 in your editor") from None
 
 
 def read_code(path: Path) -> str:
     """A file as Python reads it: without a mark of UTF-8 at its beginning, and with one kind of line ends.
 
     Raises:
-        BannerError: as `read_source`.
+        UnreadableSource: as `read_source`.
     """
     source = read_source(path)
     return source[source.startswith("\ufeff") :].replace("\r\n", "\n").replace("\r", "\n")
@@ -205,9 +213,10 @@ def read_parts(task_1: Path) -> dict[str, str]:
     """
     parts: dict[str, str] = {}
     for name, todos in TODO_FILES.items():
-        source = read_code(task_1 / name)
         try:
-            parts.update(extract(source, todos))
+            parts.update(extract(read_code(task_1 / name), todos))
+        except UnreadableSource as error:
+            raise BannerError(f"{name} {error.what}.") from None
         except BannerError as error:
             raise BannerError(f"{name}: {error} Restore the banner lines as they were handed out.") from None
     return {todo: parts[todo] for todo in TODOS}

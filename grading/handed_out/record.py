@@ -12,6 +12,7 @@ import argparse
 import difflib
 import gzip
 import json
+import sys
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from typing import Mapping
 
 from ..files.archive import PACK_AGAIN, is_dropping
 from ..files.items import TASK_1
-from .banners import TODO_FILES, BannerError, emptied, read_code
+from .banners import TODO_FILES, BannerError, UnreadableSource, emptied, read_code
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDED_OUT = Path(__file__).resolve().with_name("handed_out.json.gz")
@@ -100,6 +101,8 @@ def change_of(name: str, path: Path, before: str) -> Change | None:
         return Change(name, f"{name} is missing: copy it from what was handed out.")
     try:
         after = comparable(name, read_code(path))
+    except UnreadableSource as error:
+        return Change(name, f"{name} {error.what}.")
     except BannerError as error:
         return Change(name, f"{name}: {error} Restore the file's banners as they were handed out.")
     if after == before:
@@ -139,7 +142,10 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.handed_out", description=__doc__.splitlines()[0])
     parser.parse_args()
     before = read_handed_out() if HANDED_OUT.exists() else {}
-    write_handed_out()
+    try:
+        write_handed_out()
+    except (BannerError, OSError) as error:
+        sys.exit(f"Error: {error}")
     after = read_handed_out()
     print(f"{len(after)} files are kept in {HANDED_OUT.relative_to(ROOT)} as what is handed out.")
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))

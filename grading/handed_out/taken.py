@@ -14,7 +14,8 @@ def oversized(path: Path) -> str | None:
     """Half a sentence about a file of code that is too large to be read."""
     if path.stat().st_size > MAX_FILE_BYTES:
         return f"has {path.stat().st_size:,} bytes, of at most {MAX_FILE_BYTES:,}"
-    longest = max(map(len, path.read_bytes().splitlines()), default=0)
+    lines = path.read_bytes().splitlines()  # of characters, as a comment in Hangul has three bytes for each
+    longest = max((len(line.decode("utf-8", "replace")) for line in lines), default=0)
     if longest > MAX_LINE_CHARACTERS:
         return f"has a line of {longest:,} characters, of at most {MAX_LINE_CHARACTERS:,}"
     return None

@@ -64,7 +64,8 @@ def update(grades: Path, points: Points, rules: Rules) -> list[str]:
     """
     before, data, after = split_page(grades / PAGE)
     names = {one["name"]: one["folder"] for one in data["hand_ins"]}
-    results = {name: json.loads((grades / folder / RESULTS).read_text()) for name, folder in names.items()}
+    files = {name: grades / folder / RESULTS for name, folder in names.items()}
+    results = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     data["entries"] = points.as_json()["entries"]
     write_table(grades / TABLE, results, {name: points.given(name, rules) for name in names})
     write_atomically(grades / PAGE, f"{before}{data_block(data)}{after}")

@@ -16,7 +16,7 @@ from typing import Iterator, Sequence
 
 from finetune.run.progress import progress_bar
 
-from ..report.words import STUDENT_ID
+from ..report.words import ID_IN_WORDS, STUDENT_ID
 from .sheet import QuestionsError, Sheet, compute_answers, draw_sheet
 from .typeset import load_typst, typeset
 
@@ -25,7 +25,7 @@ def check_ids(ids: Sequence[str]) -> None:
     """Raises QuestionsError for the first that is no student id."""
     for student_id in ids:
         if not STUDENT_ID.fullmatch(student_id):
-            raise QuestionsError(f"The student id {student_id!r} must be eight digits, such as 20241234.")
+            raise QuestionsError(f"The student id {student_id!r} must be {ID_IN_WORDS}.")
 
 
 def write_pages(sheets: Sequence[Sheet], output: Path, with_answers: bool) -> Iterator[list[Path]]:

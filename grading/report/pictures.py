@@ -34,7 +34,7 @@ class Picture:
 
 def natural(path: Path) -> list[tuple[int, str]]:
     """Sorts 10.png after 9.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
 
 
 def list_pictures(chosen: str | Sequence[str], folder: Path) -> list[Path]:

@@ -18,6 +18,7 @@ else:
 CONDITIONS = 5
 OPTIONAL_TASK = "task_1_1"
 STUDENT_ID = re.compile(r"20\d{6}", re.ASCII)
+ID_IN_WORDS = "eight digits that begin with 20, such as 20241234"
 
 
 class ReportError(Exception):
@@ -156,5 +157,5 @@ def read_words(path: Path) -> tuple[Words, list[str]]:
             problems.append(f"{key} is {'empty' if key in flat else 'missing'} in {path.name}: {wanted.hint}.")
     student_id = words.get("student_id")
     if student_id and not STUDENT_ID.fullmatch(student_id):
-        problems.append(f"student_id {student_id!r} must be eight digits, such as 20241234: it names the PDF.")
+        problems.append(f"student_id {student_id!r} must be {ID_IN_WORDS}: it names the PDF.")
     return words, problems

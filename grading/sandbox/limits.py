@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
@@ -170,18 +171,19 @@ def disk_usage(paths: Iterable[Path], enough: int) -> int:
         try:
             status = os.lstat(path)
             total += max(512 * status.st_blocks, BLOCK)
-            if stat.S_ISDIR(status.st_mode):
-                with os.scandir(path) as entries:
-                    for entry in entries:
-                        total += BLOCK  # at once, as a folder can have a million
-                        waiting.append(Path(entry.path))
-                        if total > enough:
-                            break
+            inside = entries_of(path, (enough - total) // BLOCK + 1) if stat.S_ISDIR(status.st_mode) else []
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:  # nested so deep that nobody can look
                 return enough + 1
-            # else removed in the meantime, or closed by its owner
+            continue  # removed in the meantime, or closed by its owner
+        total += BLOCK * len(inside)  # at once, as a folder can have a million
+        waiting += inside
     return total
+
+
+def entries_of(folder: Path, most: int) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in islice(entries, max(most, 0))]
 
 
 @dataclass

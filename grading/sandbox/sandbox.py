@@ -15,10 +15,12 @@ import json
 import os
 import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -51,10 +53,23 @@ def namespace_command() -> tuple[str, ...]:
     return ()
 
 
-def free_user() -> int:
-    """The id of a user who is nobody and runs nothing."""
+def take_user() -> tuple[int, socket.socket]:
+    """The id of a user who is nobody and runs nothing, and what keeps it from every other sandbox until it is closed.
+
+    Two sandboxes of one user would end each other's programs, and neither hand-in's fault is that.
+
+    Raises:
+        SandboxError: if all are taken.
+    """
     busy = {process.info["uids"].real for process in psutil.process_iter(["uids"]) if process.info["uids"]}
-    return random.SystemRandom().choice([user for user in USERS if user not in busy])
+    for user in random.SystemRandom().sample(USERS, len(USERS)):
+        taken = socket.socket(socket.AF_UNIX)
+        if user not in busy:
+            with suppress(OSError):
+                taken.bind(f"\0grading-user-{user}")  # a name that the kernel gives once, and forgets with its owner
+                return user, taken
+        taken.close()
+    raise SandboxError("Student's code finds no user that is free: end what other gradings have left running.")
 
 
 def clean_environment(home: Path) -> dict[str, str]:
@@ -102,7 +117,8 @@ class Sandbox:
         self.hidden = [Path(path).resolve() for path in (ROOT, Path.home(), *hidden) if Path(path) != whole_disk]
         self.shared = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix, *shared)]
         self.links = links_among([sys.prefix, sys.base_prefix])
-        self.user = free_user() if (os.geteuid() == 0 if other_user is None else other_user) else None
+        as_other = os.geteuid() == 0 if other_user is None else other_user
+        self.user, self.taken = take_user() if as_other else (None, None)
         self.namespaces = bool(namespace_command()) if namespaces is None else namespaces
         self.folder = Path(tempfile.mkdtemp(prefix="sandbox-")).resolve()
         self.work = self.folder / "work"
@@ -130,6 +146,13 @@ class Sandbox:
 
     def close(self) -> None:
         """Ends whatever still runs, and removes every file that it left."""
+        try:
+            self.clear()
+        finally:
+            if self.taken:
+                self.taken.close()
+
+    def clear(self) -> None:
         self.kill()
         leftovers = list(map(str, (self.folder, *self.litter())))
         # Not shutil.rmtree, which gives up on folders a thousand deep.

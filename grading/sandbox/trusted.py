@@ -29,7 +29,7 @@ def run_trusted(arguments: Sequence[str], folder: Path, seconds: float, threads:
     """
     own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     environment = {**os.environ, **thread_environment(threads), **own}
-    name = " ".join(arguments[:1])
+    name = arguments[1] if arguments[0] == "-m" else arguments[0]
     with tempfile.TemporaryFile() as printed:
         process = start_python(arguments, folder, environment, printed.fileno())
         try:

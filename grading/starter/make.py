@@ -20,12 +20,12 @@ import textwrap
 from fnmatch import fnmatch
 from pathlib import Path
 
+from ..files.items import TASK_1
 from ..handed_out.banners import TODO_FILES, BannerError, extract, fill, find_places, read_parts, read_source
 
 __all__ = ["StarterError", "blank", "extract", "fill", "strip_outputs", "student_makefile", "write_starter"]
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK_1 = "task_1_controlnet"
 STUDENT_TESTS = "grading/student_tests"
 # What only a starter has, in its root: what coding assistants may do there.
 ASSISTANT_RULES = ("AGENTS.md", "CLAUDE.md")
@@ -198,11 +198,11 @@ def write_starter(output: Path, root: Path = ROOT, assistant_rules: bool = True)
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.starter", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder")
+    parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder (%(default)s)")
     parser.add_argument("--no-assistant-rules", action="store_true", help="leave out AGENTS.md and CLAUDE.md")
     args = parser.parse_args()
     try:
         names = write_starter(args.output, assistant_rules=not args.no_assistant_rules)
-    except (StarterError, BannerError) as error:
+    except (StarterError, BannerError, OSError) as error:
         sys.exit(f"Error: {error}")
     print(f"{len(names)} files are in {args.output}; `make test` there checks the five TODO places.")

@@ -39,6 +39,8 @@ COMMANDS = (
 )
 # A folder with more files than this is no room that a stranger walks through.
 MAX_FILES = 12
+# How programs call what gives a parser its flags.
+ADDING = ("add_argument", "add")
 
 
 def rooms() -> list[str]:
@@ -104,6 +106,23 @@ def test_modules_stand_in_no_circle():
 def test_a_room_is_not_crowded(room):
     for folder in [GRADING / room, *(path for path in (GRADING / room).rglob("*") if path.is_dir())]:
         assert len([path for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc"]) <= MAX_FILES
+
+
+def flags_without_help(path: Path) -> list[str]:
+    """What a program may be given, and its --help does not explain."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        adds = isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in ADDING
+        if adds and node.args and not any(keyword.arg == "help" for keyword in node.keywords):
+            found.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.args[0])}")
+    return found
+
+
+def test_help_explains_everything_that_can_be_typed():
+    files = [path for folder in ("grading", "kit", "page") for path in (ROOT / folder).rglob("*.py")]
+    typed = [path for path in files if "argparse" in path.read_text(encoding="utf-8") and "programs" not in path.parts]
+    assert len(typed) > 11
+    assert not [flag for path in typed for flag in flags_without_help(path)]
 
 
 @pytest.mark.parametrize("room", COMMANDS)

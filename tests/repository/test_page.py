@@ -152,8 +152,10 @@ def test_controlnets_for_other_bases_are_counted_and_not_offered(studio, tmp_pat
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    shutil.copytree(tmp_path / "broken", tmp_path / "foreign")
+    (tmp_path / "foreign" / "config.json").write_text("[]")
     nets, others = found.controlnets(tmp_path, studio.plain.unet.config)
-    assert labels(nets) == ["a/b"] and others == 2
+    assert labels(nets) == ["a/b"] and others == 3
 
 
 def test_labels_are_all_that_the_browser_can_name(actions, net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import html
 import io
@@ -29,12 +30,21 @@ from grading.autograder import run as autograder
 from grading.autograder import todos
 from grading.autograder.alignment import MODEL, WEIGHTS, Shared, evaluate
 from grading.autograder.job import supervise
-from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures
+from grading.autograder.loras import judge_files, judge_loras, judge_norm, judge_pictures, keep_plain
 from grading.autograder.pictures import calm, change, contrast, read_picture, smoothness
 from grading.autograder.run import LAST_SECONDS, folder_names, grade_all, grade_into, grade_on_gradescope
 from grading.autograder.todos import Judged
 from grading.grades.numbers import Numbers, with_settings
-from grading.grades.results import COLUMNS, in_short, is_graded, not_graded, quick_look, results_of, write_table
+from grading.grades.results import (
+    COLUMNS,
+    in_short,
+    is_graded,
+    not_graded,
+    quick_look,
+    results_of,
+    write_atomically,
+    write_table,
+)
 from grading.grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Todos, block, grade, look_quickly
 from grading.grades.teacher_page import page, render
 from grading.gradescope.pack import SETUP, write_autograder
@@ -305,6 +315,54 @@ def test_a_report_that_this_machine_is_too_busy_to_read_is_not_missing(tmp_path,
     assert json.loads((tmp_path / "gallery.json").read_text()) == []
 
 
+def test_a_full_disk_is_no_fault_of_the_hand_in(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/x")
+
+    monkeypatch.setattr("grading.files.archive.write", full)
+    path = write_zip(hand_in(), tmp_path / "1.zip")
+    autograder.run_job(autograder.Job(str(path), str(tmp_path), [], [], [], 60.0, str(tmp_path)))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not is_graded(results) and "this machine cannot do it (No space left on" in results["tests"][0]["output"]
+
+
+@pytest.mark.parametrize("call", ["replace", "fdopen"])
+def test_nothing_is_left_of_a_file_that_could_not_be_written(tmp_path, monkeypatch, call):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_atomically(tmp_path / "grades.csv", "old")
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "grades.csv", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_base_that_cannot_be_drawn_with_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise GraderError("draw_loras.py failed: no disk")
+
+    monkeypatch.setattr("grading.autograder.loras.run_trusted", fail)
+    with pytest.raises(GraderError):
+        keep_plain(tmp_path, NUMBERS, 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hand_in_that_the_machine_cannot_read_does_not_stop_the_others(tmp_path, monkeypatch, graders):
+    class Forbidden(type(Path())):
+        def open(self, *_, **__):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    names = {name: write_zip({"a": name.encode()}, tmp_path / f"{name}.zip") for name in ("Kim", "Lee")}
+    monkeypatch.setattr(autograder, "hand_ins", lambda path: {**names, "Lee": Forbidden(names["Lee"])})
+    graders(results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, []))
+    grade_all(tmp_path, tmp_path / "out", tmp_path / "prepared", [], jobs=1)
+    rows = read_table(tmp_path / "out" / "grades.csv")[1:]
+    assert [row[:2] for row in rows] == [["Kim", "20"], ["Lee", ""]]
+    assert "this machine cannot read it (Permission denied)" in rows[1][COLUMNS.index("what is wrong")]
+    assert "Lee: It is not compared: this machine cannot read it" in (tmp_path / "out" / "index.html").read_text()
+
+
 def test_gradescope_gets_its_results(tmp_path, graders):
     (tmp_path / "submission").mkdir()
     results = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 12.3, ["the network can be reached"])
@@ -358,6 +416,20 @@ def test_a_trusted_program_has_limits(tmp_path):
 # The teacher's files
 
 
+def test_a_module_that_fails_is_called_by_its_name(tmp_path):
+    with pytest.raises(GraderError, match="^json.nothing failed: "):
+        run_trusted(["-m", "json.nothing"], tmp_path, 20)
+
+
+@pytest.mark.parametrize("more", [["--quick"], ["--output", "out"]])
+def test_what_gradescope_would_ignore_is_refused(tmp_path, monkeypatch, capsys, more):
+    monkeypatch.setattr("sys.argv", ["autograder", "--gradescope", str(tmp_path), *more])
+    with pytest.raises(SystemExit) as stopped:
+        autograder.main()
+    assert stopped.value.code == 2 and "it takes no hand-in, --output or --quick" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def read_table(path: Path) -> list[list[str]]:
     return list(csv.reader(path.open(newline="", encoding="utf-8-sig")))
 
@@ -365,6 +437,15 @@ def read_table(path: Path) -> list[list[str]]:
 def test_no_two_hand_ins_share_a_folder():
     names = ["Kim Lee", "Kim_Lee", "..", "Kim/Lee", "김"]
     assert list(folder_names(names).values()) == ["Kim_Lee", "Kim_Lee_", "_", "Kim_Lee__", "김"]
+
+
+def test_a_hand_in_with_a_long_name_has_a_folder(tmp_path):
+    """As platforms name folders, in a script of three bytes a letter."""
+    names = [f"{'홍길동 제출물 ' * 10}/{'과제 ' * 20}/{i}" for i in range(2)]
+    folders = folder_names(names)
+    assert len(set(folders.values())) == 2
+    for folder in folders.values():
+        (tmp_path / folder).mkdir()
 
 
 def test_a_folder_of_zips_becomes_a_table_and_a_page(tmp_path, graders):

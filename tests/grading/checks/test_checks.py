@@ -163,6 +163,13 @@ def test_the_program_names_damaged_banners(tmp_path, monkeypatch):
     assert "diffusion/controlnet.py" in message and "TODO (2)" in message
 
 
+def test_a_start_in_the_wrong_folder_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["checks"])
+    with pytest.raises(SystemExit, match="There is no folder task_1_controlnet: start this in the repository's root"):
+        program.main()
+
+
 def test_observations_are_written_place_by_place(tmp_path, monkeypatch):
     run_program(observe, monkeypatch, "--task-1", TASK_1, "--seed", 5, "--todo", "1", "4-2", "--output", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.safetensors", "4-2.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -210,6 +211,14 @@ def test_bombs_by_size_are_refused(tmp_path):
     assert_refused(packed({**GOOD, "x": noise(4000)}, compression=0), tmp_path, "The zip has", limits)
 
 
+@pytest.mark.parametrize(
+    "name, advice", [(f"lora_1/{WEIGHTS}", "lower rank"), ("20241234.pdf", "its pictures smaller")]
+)
+def test_nobody_is_told_to_leave_out_an_item(tmp_path, name, advice):
+    limits = Limits(file_bytes=1000)
+    assert_refused(packed({**GOOD, name: noise(1001)}), tmp_path, f"has 0 MB, of at most 0: .*{advice}", limits)
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("size", [1, 90_000])
 def test_sizes_that_lie_are_refused(tmp_path, compression, size):
@@ -254,6 +263,23 @@ def test_damaged_bytes_never_do_anything_else(tmp_path):
             refused += 1
             assert [path.name for path in folder.iterdir()] == ["hand_in.zip"]
     assert refused > 50
+
+
+@pytest.mark.parametrize("mode, number", [("xb", errno.ENOSPC), ("xb", errno.EROFS), ("rb", errno.EACCES)])
+def test_a_machine_that_cannot_read_or_write_is_no_fault_of_the_hand_in(tmp_path, monkeypatch, mode, number):
+    real = Path.open
+
+    def refuse(self, how="r", *more, **options):
+        if how == mode:
+            raise OSError(number, os.strerror(number), str(self))
+        return real(self, how, *more, **options)
+
+    (tmp_path / "hand_in.zip").write_bytes(packed(GOOD))
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError) as failed:
+        unpack(tmp_path / "hand_in.zip", tmp_path / "target")
+    assert failed.value.errno == number
+    assert [path.name for path in tmp_path.iterdir()] == ["hand_in.zip"]
 
 
 def test_a_target_that_is_not_empty_is_left_alone(tmp_path):

@@ -253,6 +253,7 @@ A, B = f"{SITE}.lora_A.weight", f"{SITE}.lora_B.weight"
         (raw({A: tensor(shape=(1 << 40, 1 << 40))}, bytes(4)), "has a header that its contents contradict"),
         (raw({A: tensor()}, bytes(5)), "has a header that its contents contradict"),
         (raw({A: tensor(0, 2, (2,), "I8")}, bytes(2)), "in 'I8': store the weights in float32, float16 or bfloat16"),
+        (raw({A: tensor(shape=(1,) * 70)}, bytes(4)), "in 70 dimensions: hand in the file as its training wrote it"),
         (raw({}), "holds no weights at all: train the LoRA again"),
     ],
 )

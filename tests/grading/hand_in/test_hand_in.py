@@ -144,7 +144,9 @@ def test_the_zip_has_what_the_assignment_asks_for_and_nothing_else(made):
     unwanted = ("__pycache__", ".cache", "runs", "old.safetensors", "fill50k.zip")
     there = {path.relative_to(folder / TASK_1) for path in (folder / TASK_1).rglob("*") if path.is_file()}
     wanted = {path.as_posix() for path in there if not set(unwanted).intersection(path.parts)}
-    finetune = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*.py")}
+    paths = [path for path in (ROOT / "finetune").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    finetune = {path.relative_to(ROOT).as_posix() for path in paths}
+    assert "finetune/model/single_file_data/configurations.json" in finetune, "without it no base in one file is read"
     assert code == wanted | finetune | {"requirements.txt"}
     assert {"train.py", "train.sh", "inference.ipynb", "data/test_prompts.json", "data/own.png", "my_data.py"} < code
     assert "numpy" in requirements and not any(line.startswith("-e") for line in requirements)
@@ -235,6 +237,14 @@ def test_wrong_options_are_named(repository, call):
     assert_refused(call, "name yours with --task-1", "--task-1", "nowhere")
 
 
+def test_a_zip_that_cannot_be_written_is_a_sentence(repository, monkeypatch):
+    (repository / "file").touch()
+    monkeypatch.setattr("sys.argv", ["hand_in", *WHO, "--output", "file/folder"])
+    with pytest.raises(SystemExit, match="^Error: .*file") as stopped:
+        hand_in.main()
+    assert stopped.value.code != 0
+
+
 def test_several_trainings_must_be_chosen_from(repository, call):
     write_lora(repository / "runs" / "dreambooth-cat2" / WEIGHTS, seed=3)
     output = assert_refused(
@@ -263,13 +273,17 @@ def test_a_lora_of_an_earlier_training_is_not_packed(repository, call):
     file.write_text(json.dumps({**run, "finished": 500, "result": WEIGHTS}))
     status, output = call(*WHO)
     assert status == 0 and f"lora-custom/{WEIGHTS}, trained for 500 steps on 4 samples of cats." in output
+    shutil.move(repository / "20241234.pdf", file.parent / "20241234.pdf")
+    status, output = call(*WHO, "--report", "runs/lora-custom/20241234.pdf")
+    assert status == 0 and "report: found at runs/lora-custom/20241234.pdf.\n" in output, "no report is trained"
 
 
 @pytest.mark.parametrize(
     "student_id, name, message",
     [
-        ("2024XXXX", "Hong", "'2024XXXX' must be eight digits such as 20241234"),
+        ("2024XXXX", "Hong", "'2024XXXX' must be eight digits that begin with 20, such as 20241234"),
         ("2024123", "Hong", "must be eight digits"),
+        ("19991234", "Hong", "that begin with 20"),
         ("20241234", "Gildong Hong", "write Gildong_Hong for Gildong Hong"),
         ("20241234", "홍길동", "other scripts in Latin letters"),
         ("20241234", "../x", "must be letters from a to z"),
@@ -392,7 +406,7 @@ def test_damaged_files_are_named(repository, call):
     wrong = f"controlnet.py: The two banner lines of TODO (2) are missing (line {line} looks like a damaged banner"
     output = assert_refused(call, wrong)
     assert "metrics.py is missing: copy it from what was handed out" in output
-    assert "examples.py is not UTF-8 text" in output
+    assert "code: task_1_controlnet/examples.py is not UTF-8 text: store it as UTF-8 in your editor." in output
     assert "fill50k.py is changed" in output and "(it has 100000 lines in place of" in output
 
 

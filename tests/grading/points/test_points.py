@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from browser import CHROMIUM, Browser
+from grading.autograder.job import write_results
 from grading.grades.by_hand import STORE, Entry, Points, PointsError, ahead, read_file, read_folder
 from grading.grades.form import data_block, form_data
 from grading.grades.numbers import Numbers
@@ -20,6 +23,7 @@ from grading.grades.rubric import Alignment, Evidence, Lora, Todos, grade, share
 from grading.grades.rules import Allowed, RulesError, read_rules
 from grading.grades.teacher_files import TeacherFiles
 from grading.handed_out.banners import TODOS
+from grading.handed_out.record import ROOT
 from grading.points import merge
 
 NUMBERS = Numbers()
@@ -138,6 +142,17 @@ def test_points_go_into_the_table_and_survive_a_second_grading(tmp_path, monkeyp
     saved(output / "points_by_hand (1).json", entry(4, "Lee", "report", -5))  # a browser saved it there itself
     grade_into(output)
     assert shown() == ["22", "20", "10", ""]
+
+
+def test_reasons_in_any_script_are_read_whatever_the_machine_writes_in(tmp_path):
+    """Windows has encodings of its own; here it is ASCII."""
+    grade_into(tmp_path, ["Kim"])
+    graded = result(replace(EVIDENCE, notes=("홍길동.txt is no part of a hand-in.",)))
+    write_results(tmp_path / "hand-in-0" / merge.RESULTS, graded)
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-X", "utf8=0", "-m", "grading.points", "--grades", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=ascii_only, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 points by hand are in" in done.stdout, done.stderr
 
 
 def test_points_of_a_hand_in_that_is_gone_are_kept_and_told(tmp_path, monkeypatch, capsys):

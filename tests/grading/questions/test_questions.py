@@ -251,11 +251,16 @@ def call(monkeypatch, *arguments: str) -> None:
     program.main()
 
 
-@pytest.mark.parametrize("wrong", ["2024123", "202412345", "abcdefgh", "../20241234", "", "２０２４１２３４"])
+@pytest.mark.parametrize(
+    "wrong", ["2024123", "202412345", "19991234", "abcdefgh", "../20241234", "", "２０２４１２３４"]
+)
 def test_a_wrong_id_is_refused_before_anything_is_written(wrong, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         call(monkeypatch, "--student-id", "20241234", wrong, "--output", str(tmp_path / "out"))
-    assert str(caught.value) == f"Error: The student id {wrong!r} must be eight digits, such as 20241234."
+    assert (
+        str(caught.value)
+        == f"Error: The student id {wrong!r} must be eight digits that begin with 20, such as 20241234."
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from pypdf import PdfReader
 
 from grading.report import typeset as program
-from grading.report.pictures import KEPT_SIDE, open_picture
+from grading.report.pictures import KEPT_SIDE, list_pictures, open_picture
 from grading.report.typeset import make_report
 from grading.report.words import KEYS, ReportError, flatten, tomllib
 
@@ -438,3 +438,9 @@ def test_the_program_names_the_pdf_by_the_student(folder, plain, monkeypatch, ca
     with pytest.raises(SystemExit):
         program.main()
     assert "--example" in capsys.readouterr().err
+
+
+def test_any_digit_may_stand_in_a_pictures_name(tmp_path):
+    for name in ("10 m².png", "9 m².png", "1²2.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_pictures(".", tmp_path)] == ["1²2.png", "9 m².png", "10 m².png"]

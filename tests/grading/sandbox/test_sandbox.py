@@ -386,3 +386,14 @@ def test_two_at_once_do_not_touch_each_other():
         thread.join()
     assert outcomes["other"].succeeded and outcomes["other"].tail == "done\n"
     assert outcomes["one"].tail.startswith("nothing")
+
+
+@needs_root
+def test_no_two_share_a_user_and_a_closed_one_gives_it_back(monkeypatch):
+    """Also while neither runs anything, of which a user could be told."""
+    monkeypatch.setattr("grading.sandbox.sandbox.USERS", range(61184, 61186))
+    for _ in range(3):
+        with Sandbox() as one, Sandbox() as other:
+            assert {one.user, other.user} == {61184, 61185}
+            with pytest.raises(SandboxError, match="finds no user that is free"):
+                Sandbox()

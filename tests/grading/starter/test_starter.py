@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, emptied, extract, fill, read_parts, read_source
+from grading.handed_out.record import HANDED_OUT
+from grading.handed_out.record import main as record_handed_out
+from grading.handed_out.taken import take_texts
 from grading.starter import make as program
 from grading.starter.make import (
     ASSISTANT_RULES,
@@ -237,6 +240,13 @@ def test_the_program_says_what_it_wrote(tmp_path, monkeypatch, capsys):
         program.main()
 
 
+def test_a_starter_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["starter", "--output", str(tmp_path / "file" / "s")])
+    with pytest.raises(SystemExit, match="^Error: .*file"):
+        program.main()
+
+
 BANNER = "    ######## TODO ({}) ########\n"
 
 
@@ -296,6 +306,47 @@ def test_a_banner_is_what_names_its_todo(form, which):
     assert extract(source, ["1", "4-1"]) == {"1": "    after_0 = 0\n", "4-1": "    after_2 = 2\n"}
     assert "x = 1" in fill(source, {"1": "    x = 1"}) and "after_0" not in fill(source, {"1": "    x = 1"})
     assert emptied(source, ["1", "4-1"]) == emptied(banners("1", "1", "4-1", "4-1"), ["1", "4-1"])
+
+
+@pytest.mark.parametrize("encoding", ["cp949", "utf-16"])
+def test_code_in_another_encoding_is_named_as_the_student_knows_it(tmp_path, encoding):
+    """Not by the grader's folder, in which no student can look."""
+    for name in TODO_FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / TASK_1 / name).read_bytes())
+    name = "diffusion/controlnet.py"
+    (tmp_path / name).write_bytes("# 제어\n".encode(encoding))
+    with pytest.raises(BannerError) as refused:
+        read_parts(tmp_path)
+    assert str(refused.value) == f"{name} is not UTF-8 text: store it as UTF-8 in your editor."
+    (tmp_path / name).unlink()
+    with pytest.raises(BannerError, match=f"^{name} is missing: copy it from what was handed out.$"):
+        read_parts(tmp_path)
+
+
+def test_a_long_line_is_one_of_many_characters_whatever_bytes_they_have(tmp_path):
+    for name in TODO_FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / TASK_1 / name).read_bytes())
+    with (tmp_path / "diffusion/controlnet.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {'제어' * 400}\n")
+    assert take_texts(tmp_path, 20_000) == SOLUTION
+    with (tmp_path / "diffusion/controlnet.py").open("a", encoding="utf-8") as file:
+        file.write(f"# {'제어' * 500}\n")
+    with pytest.raises(BannerError, match="a line of 1,002 characters, of at most 1,000"):
+        take_texts(tmp_path, 20_000)
+
+
+def test_damaged_banners_are_not_recorded_as_handed_out(tmp_path, monkeypatch):
+    def damaged(*_):
+        raise BannerError("Line 7: TODO (2) has no second banner line.")
+
+    monkeypatch.setattr("grading.handed_out.record.current_code", damaged)
+    monkeypatch.setattr("sys.argv", ["handed_out"])
+    before = HANDED_OUT.read_bytes()
+    with pytest.raises(SystemExit, match="^Error: Line 7: TODO .2. has no second"):
+        record_handed_out()
+    assert HANDED_OUT.read_bytes() == before
 
 
 @pytest.mark.parametrize(
