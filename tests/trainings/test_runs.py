@@ -10,14 +10,18 @@ from typing import Callable
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
 import train_dreambooth_lora
 import train_lora
+from finetune.flags import Plan
 from finetune.model.base import BaseModel
 from finetune.run import checkpoints
 from finetune.run.settings import data_behind, fingerprint
+from finetune.training_loop import Training
 from lora.model import KOHYA_FILE
 from processes import BASE, assert_same, call, losses
 
@@ -222,6 +226,32 @@ def test_a_schedule_goes_on_where_it_would_be(style, tmp_path):
     whole, again = (load_file(tmp_path / name / RESULT) for name in ("whole", "again"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert losses(tmp_path / "again")[-1] == losses(tmp_path / "whole")[-1]
+
+
+@pytest.mark.parametrize("batch, batches", [(1, 4), (2, 2)])
+def test_a_step_that_is_cut_otherwise_when_the_run_goes_on_is_a_whole_step(tmp_path, monkeypatch, batch, batches):
+    """Another GPU makes the same step of other batches: without noise, the same weights come of it."""
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", raising=False)  # set by what else ran here
+
+    def trained(folder: Path, steps: int, batch: int, batches: int) -> torch.Tensor:
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=batches)
+        model = torch.nn.Linear(2, 1)
+        model.weight.data.zero_(), model.bias.data.zero_()
+        training = Training(
+            accelerator, model, Plan(batch, steps, 0.1, "constant", 0, 1e9, False, False, 0, 1, None, 0),
+            list(torch.arange(16.0).reshape(8, 2) / 16),
+            lambda model, state, folder: (folder.mkdir(), torch.save(state, folder / "state"))[0],
+            lambda model, folder: model.load_state_dict(torch.load(folder / "state", weights_only=True)),
+            folder, "model", {},
+        )  # fmt: skip
+        training.resume("latest")
+        training.run(lambda x: (training.model(x) - x.sum(1, keepdim=True)).square().mean(), lambda step: {}, 0)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return model.weight.detach().clone()
+
+    whole = trained(tmp_path / "whole", 3, 4, 1)
+    trained(tmp_path / "cut", 1, 4, 1)
+    assert torch.allclose(trained(tmp_path / "cut", 3, batch, batches), whole, atol=1e-6)
 
 
 def test_going_on_in_another_folder_is_told(style, finished, tmp_path):
