@@ -57,6 +57,7 @@ from PIL import Image
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.denoiser import check_sizes, load_models, predict_noise, rehearsal
+from diffusion.loading import load_weights
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all
@@ -262,7 +263,7 @@ def main() -> None:
         plan_of(args),
         samples,
         save_model=save_controlnet,
-        load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
+        load_model=load_weights,
         output_dir=args.output_dir,
         model_name="controlnet",
         settings=run.settings,

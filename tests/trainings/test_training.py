@@ -82,6 +82,16 @@ def test_a_run_that_goes_on_elsewhere_with_another_ratio_trains_by_that_one(stra
     assert new == (2.0, pytest.approx(2 * usual[1]))
 
 
+def test_going_on_elsewhere_with_another_embedding_says_which_it_was(straight, tmp_path):
+    flags = ("--resume_from_checkpoint", str(straight / "checkpoint-6"), "--conditioning_channels", "4", "4", "4", "8")
+    run = PROGRAM.run(tmp_path, "--max_train_steps", "12", *flags)
+    assert run.returncode != 0 and "has --conditioning_channels 8 8 8 8." in run.stderr
+    assert "Traceback" not in run.stderr
+    start = ("--controlnet_model_name_or_path", str(straight / "controlnet"), *flags[2:])
+    said = train(tmp_path, "--max_train_steps", "1", *start).stdout
+    assert "--conditioning_channels counts for nothing, as the ControlNet to start from has 8 8 8 8." in said
+
+
 def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
     earlier = tmp_path / "earlier"
     train(earlier, "--max_train_steps", "1", "--new_layers_lr_ratio", "1")
