@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
+from finetune.model.cards import read_texts
 from finetune.run import checkpoints
 from finetune.training_loop import Training
 from processes import ROOT, Program, assert_same, losses, run_python, run_two, wait_for
@@ -334,3 +335,10 @@ def test_checkpoints_hold_a_controlnet_that_loads(straight):
     loaded = ControlNetModel.from_pretrained(straight / "checkpoint-12" / "controlnet")
     assert_same(loaded.state_dict(), weights(straight))
     assert json.loads((straight / "checkpoint-12" / "trainer_state.json").read_text())["step"] == 12
+
+
+def test_the_best_controlnet_says_of_itself_what_the_last_one_does(tmp_path):
+    train(tmp_path, "--max_train_steps", "1", "--validation_split", "0.1")
+    files = (tmp_path / folder / "controlnet" / "diffusion_pytorch_model.safetensors" for folder in ("best", ""))
+    best, last = map(read_texts, files)
+    assert best == last and best["ss_steps"] == "1"
