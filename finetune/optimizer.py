@@ -42,7 +42,7 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, 
         group.update(HYPERPARAMETERS, lr_ratio=ratio, lr=rate, initial_lr=rate)
         # Where the checkpoint comes from, there may be one kernel for all weights; here there may be none.
         if group.get("fused"):
-            group["fused"] = optimizer.defaults["fused"]
+            group["fused"] = optimizer.defaults.get("fused", False)
 
 
 def eight_bit_adam(device: torch.device) -> type:
