@@ -309,7 +309,7 @@ def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch
     # min(SNR, gamma) it is divided by that. Nine draws of ten are of timesteps from 175 on with the paper's gamma of 5,
     # from 716 on with the demo's 0.01.
     counts = snr if scheduler.config.prediction_type == "epsilon" else snr + 1
-    # Where a schedule ends without any signal, 0 / 0 is what it is before: SNR / SNR.
+    # A schedule that ends without signal has 0 / 0 there; just before, below gamma, it is SNR / SNR.
     return (snr.clamp(max=snr_gamma) / counts).nan_to_num(nan=1.0)
 
 

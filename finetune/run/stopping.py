@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 
-def leave_signals_to_main(worker: int = 0) -> None:
+def leave_signals_to_main(worker: int) -> None:
     """In a process that loads data: Ctrl-C and a cluster's SIGTERM come to all of a training's processes, and the step
     that is to be finished wants its batches."""
     for number in (signal.SIGTERM, signal.SIGINT):
