@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import Dataset
 
@@ -120,7 +120,11 @@ class Training:
         if checkpoint is None:
             return
         state = read_state(checkpoint)
+        scaler = self.accelerator.scaler
+        # Of a run in another precision, whose gradients were not scaled: accelerate would look for the file in vain.
+        self.accelerator.scaler = scaler if (checkpoint / SCALER_NAME).is_file() else None
         self.accelerator.load_state(str(checkpoint))
+        self.accelerator.scaler = scaler
         # accelerate goes on counting batches, of which a step may now have another number: it would end within one.
         self.accelerator.step = 0
         self.step, self.trained_with = state["step"], state["settings"]
