@@ -119,7 +119,8 @@ def train_ours(journal: Journal, flags: list[str]) -> None:
     train.load_test_data = lambda: (conditions, prompts)
     train.generate = partial(generate, num_inference_steps=DRAWING["num_inference_steps"])
     train.validate, train.Training = check, Watched
-    sys.argv = ["train.py", *flags, "--validation_steps", str(every)]
+    guidance = str(DRAWING["guidance_scale"])  # whatever the preset draws with
+    sys.argv = ["train.py", *flags, "--validation_steps", str(every), "--validation_guidance_scale", guidance]
     train.main()
     journal.keep()
 

@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 from typing import Iterator, NamedTuple, Sequence
 
+from .run.notes import say_once
 from .run.processes import is_main_process
 
 GIB = 2**30
@@ -78,13 +79,13 @@ def fit(args: argparse.Namespace, program: str, typed: Sequence[str]) -> None:
     way = fastest(kind, samples, memory / GIB, args.use_8bit_adam, samples_of_one)
     args.train_batch_size, args.gradient_accumulation_steps, args.gradient_checkpointing, _ = way
     if is_main_process():
-        print(in_words(way, memory / GIB, kind == "controlnet" and not args.use_8bit_adam))
+        say_once(in_words(way, memory / GIB, kind == "controlnet" and not args.use_8bit_adam))
 
 
 def in_words(way: Cut, gib: float, could_shrink: bool) -> str:
     batches = "1 batch" if way.accumulation == 1 else f"{way.accumulation} batches"
     words = (
-        f"Memory: this GPU has {gib:.1f} GiB. A step is {batches} of {way.batch_size}, gradient checkpointing "
+        f"this GPU has {gib:.1f} GiB. A step is {batches} of {way.batch_size}, gradient checkpointing "
         f"{'on' if way.checkpointing else 'off'}, for which {way.needed:.1f} GiB are enough."
     )
     if way.needed <= gib:

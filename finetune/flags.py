@@ -23,6 +23,7 @@ from .argument_types import (
     switch,
 )
 from .presets import defaults_of, in_words, presets_of
+from .run.notes import say_once
 
 # Those of diffusers but one, which has steps of its own, for which there is no flag.
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -131,6 +132,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(
             f"--lr_scheduler polynomial falls from --learning_rate to {LAST_OF_POLYNOMIAL:g} after --lr_warmup_steps: "
             "the rate must be higher, and the steps fewer than --max_train_steps"
+        )
+    if args.lr_scheduler == "constant" and args.lr_warmup_steps:
+        say_once(
+            f"--lr_scheduler constant has no warmup, and --lr_warmup_steps {args.lr_warmup_steps} counts for nothing: "
+            "constant_with_warmup has one."
         )
     if args.hub_model_id is not None and not args.push_to_hub:
         parser.error("--hub_model_id says where --push_to_hub goes: give both, or neither")

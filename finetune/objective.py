@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .argument_types import MOST_HELD_OUT
 from .devices import pins_memory
+from .run.stopping import leave_signals_to_main
 
 # So many timesteps at least are measured, of however few pictures.
 LEAST_MEASURED = 32
@@ -86,7 +87,13 @@ def own_batches(
     )
     # Our order, not a shuffling loader of accelerate's: that would have to skip batches to get where it was.
     return iter(
-        DataLoader(dataset, batch_sampler=indices, num_workers=workers, pin_memory=pins_memory(accelerator.device))
+        DataLoader(
+            dataset,
+            batch_sampler=indices,
+            num_workers=workers,
+            pin_memory=pins_memory(accelerator.device),
+            worker_init_fn=leave_signals_to_main,
+        )
     )
 
 
@@ -301,7 +308,9 @@ def timestep_weights(scheduler: DDPMScheduler, snr_gamma: float | None) -> torch
     # In terms of z_0 the loss of a predicted noise counts SNR times, that of a velocity SNR + 1 times: to count
     # min(SNR, gamma) it is divided by that. Nine draws of ten are of timesteps from 175 on with the paper's gamma of 5,
     # from 716 on with the demo's 0.01.
-    return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+    counts = snr if scheduler.config.prediction_type == "epsilon" else snr + 1
+    # A schedule that ends without signal has 0 / 0 there; just before, below gamma, it is SNR / SNR.
+    return (snr.clamp(max=snr_gamma) / counts).nan_to_num(nan=1.0)
 
 
 def drop_prompts(text: torch.Tensor, no_prompt: torch.Tensor, proportion: float) -> torch.Tensor:

@@ -40,6 +40,9 @@ def set_hyperparameters(optimizer: torch.optim.Optimizer, learning_rate: float, 
     for group, ratio in zip(optimizer.param_groups, lr_ratios):
         rate = learning_rate * ratio
         group.update(HYPERPARAMETERS, lr_ratio=ratio, lr=rate, initial_lr=rate)
+        # Where the checkpoint comes from, there may be one kernel for all weights; here there may be none.
+        if group.get("fused"):
+            group["fused"] = optimizer.defaults.get("fused", False)
 
 
 def eight_bit_adam(device: torch.device) -> type:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import SCALER_NAME, DistributedType, broadcast_object_list, set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import Dataset
 
@@ -75,6 +75,8 @@ class Training:
         if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which asks the loader, and ours is not prepared
             deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed_config["train_micro_batch_size_per_gpu"] = plan.train_batch_size
+            # It clips by itself, at the number in the launcher's file.
+            deepspeed_config["gradient_clipping"] = plan.max_grad_norm
         # Not the schedule: accelerate would move it on once for each process.
         self.model, self.optimizer = accelerator.prepare(model, self.plain_optimizer)
         self.accelerator = accelerator
@@ -118,7 +120,13 @@ class Training:
         if checkpoint is None:
             return
         state = read_state(checkpoint)
+        scaler = self.accelerator.scaler
+        # Of a run in another precision, whose gradients were not scaled: accelerate would look for the file in vain.
+        self.accelerator.scaler = scaler if (checkpoint / SCALER_NAME).is_file() else None
         self.accelerator.load_state(str(checkpoint))
+        self.accelerator.scaler = scaler
+        # accelerate goes on counting batches, of which a step may now have another number: it would end within one.
+        self.accelerator.step = 0
         self.step, self.trained_with = state["step"], state["settings"]
         self.start_schedule()  # the flags count, not what the optimiser's state says
         self.accelerator.print(f"Resuming from {checkpoint}, step {self.step} of {self.plan.max_train_steps}.")

@@ -57,6 +57,7 @@ from PIL import Image
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.denoiser import check_sizes, load_models, predict_noise, rehearsal
+from diffusion.loading import load_weights
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from evaluate import center, generate, results_grid, score_all
@@ -67,7 +68,7 @@ from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
 from finetune.estimate import dry_run
 from finetune.model.base import BaseModel
-from finetune.model.cards import Origin, architecture_of, file_texts, write_card, write_texts
+from finetune.model.cards import Origin, architecture_of, give_texts, write_card
 from finetune.model.sampler import DrawingError, sampling_scheduler
 from finetune.model.single_file import as_folder
 from finetune.model.upload import Upload, end_if_finished, prepare_upload
@@ -114,8 +115,7 @@ def save_controlnet(controlnet: ControlNetModel, state_dict: dict[str, torch.Ten
 
 def describe(origin: Origin, output_dir: Path, place: Path, folder: Path) -> None:
     """Writes into a ControlNet's files, and beside them, how it came about; the folder is to become `place`."""
-    for file in folder.glob("*.safetensors"):
-        write_texts(file, file_texts(origin))
+    give_texts(origin, folder)
     write_card(origin, folder, output_dir, place)
 
 
@@ -222,13 +222,15 @@ def compute_loss(
         )
 
 
-def finish(
-    training: Training, base: BaseModel, unet: UNet2DConditionModel, folder: Path, upload: Upload | None
-) -> None:
-    """Writes the ControlNet and its card into `folder`, says that the run is finished, and sends what was asked for."""
+def origin_of(training: Training, base: BaseModel, unet: UNet2DConditionModel) -> Origin:
+    """How the ControlNet came about, as it is now."""
     predicted = base.scheduler.config.prediction_type
     architecture = architecture_of(unet.config, predicted, base.name)
-    origin = Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
+    return Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
+
+
+def finish(training: Training, origin: Origin, folder: Path, upload: Upload | None) -> None:
+    """Writes the ControlNet and its card into `folder`, says that the run is finished, and sends what was asked for."""
     training.finish("ControlNet", training.save_final(partial(describe, origin, training.output_dir, folder)))
     if upload is not None:
         upload.send(folder)
@@ -262,7 +264,7 @@ def main() -> None:
         plan_of(args),
         samples,
         save_model=save_controlnet,
-        load_model=lambda model, folder: model.load_state_dict(ControlNetModel.from_pretrained(folder).state_dict()),
+        load_model=load_weights,
         output_dir=args.output_dir,
         model_name="controlnet",
         settings=run.settings,
@@ -285,12 +287,18 @@ def main() -> None:
         folder, seen = args.output_dir / "validation", step * training.samples_per_step
         return validate(step, accelerator, base, unet, controlnet, args.validation_guidance_scale, folder, seen)
 
+    def save_best(*gathered: Any) -> str:
+        name = training.model_writer.save_into(*gathered)
+        give_texts(origin_of(training, base, unet), gathered[-1] / name)
+        return name
+
+    training.save_best = save_best
     # The loss hardly moves when a ControlNet begins to obey; whether it does, the drawn test conditions say.
     training.aligned_by = "validation/mean_iou"
     if held_out is not None:
         training.held_out, training.held_out_loss = HeldOut(held_out_samples[0], held_out.fingerprint), loss
     if training.run(loss, draw_and_score, args.validation_steps):
-        finish(training, base, unet, folder, upload)
+        finish(training, origin_of(training, base, unet), folder, upload)
     accelerator.end_training()
 
 

@@ -15,6 +15,7 @@ from finetune.data.images import open_image, to_rgb
 from finetune.data.listings import LAYOUT, Listing, is_listing, is_picture, lists_samples, texts_beside
 from finetune.objective import seed_for
 from finetune.run.notes import some
+from finetune.run.processes import is_main_process
 
 # Says what the pictures that lie beside it were drawn for.
 DRAWN_FOR = "drawn_for.json"
@@ -157,6 +158,14 @@ class SubjectImages:
         return contents_of((self.files, name) for name in self.names)
 
 
+def open_subject(folder: str | Path, *how: Any, **also: Any) -> SubjectImages:
+    """`SubjectImages`, after it is said what of the folder is left out."""
+    pictures = SubjectImages(folder, *how, **also)
+    for problem in pictures.skipped if is_main_process() else ():
+        print(f"Skipped: {problem}")
+    return pictures
+
+
 def training_images(folder: str | Path, listed_only: bool, image_column: str = "image") -> list[Image.Image]:
     """The pictures of a folder that a LoRA learnt from, each once.
 
@@ -167,7 +176,7 @@ def training_images(folder: str | Path, listed_only: bool, image_column: str = "
         # A picture with several captions is one picture: in reverse, so that the first line of each stays.
         first = {picture: index for index, (picture,) in reversed(list(enumerate(listing.pictures)))}
         return [to_rgb(listing.load(index), listing.where(index)) for index in sorted(first.values())]
-    subject = SubjectImages(folder, prompt="", with_captions=not listed_only)
+    subject = open_subject(folder, prompt="", with_captions=not listed_only)
     return [subject[subject.names.index(name)]["image"] for name in dict.fromkeys(subject.names)]
 
 

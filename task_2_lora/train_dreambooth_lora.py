@@ -12,11 +12,13 @@ DreamBooth: Ruiz et al., 2022, https://arxiv.org/abs/2208.12242.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune.argument_types import natural_float, positive_int
 from finetune.flags import add_switch
+from finetune.run.notes import say_once
 from lora.flags import lora_parser, parse_lora
 
 
@@ -46,6 +48,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"the following arguments are required: {', '.join(missing)}; or a --preset that has them")
     if args.with_prior_preservation and None in (args.class_data_dir, args.class_prompt):
         parser.error("--with_prior_preservation needs --class_data_dir and --class_prompt")
+    if args.class_prompt is not None and not args.with_prior_preservation:
+        say_once("--class_prompt and all else about the class count only with --with_prior_preservation, which is off.")
     return args
 
 
@@ -61,7 +65,7 @@ from finetune.model.upload import prepare_upload
 from finetune.run.folder import Run
 from finetune.setup import fail_clearly, require_hardware, start_accelerator
 from lora.training import LoraTraining, dry_run, end_if_finished, lora_plan_of
-from pictures import Joined, SubjectImages, Variants
+from pictures import Joined, Variants, open_subject
 
 
 class SubjectWithPrior(Dataset):
@@ -91,12 +95,8 @@ def main() -> None:
     if not args.dry_run:
         require_hardware(args.pretrained_model_name_or_path)
         args.pretrained_model_name_or_path = as_folder(args.pretrained_model_name_or_path)
-    subject = SubjectImages(args.instance_data_dir, args.instance_prompt, with_captions=True)
-    for problem in subject.skipped:
-        print(f"Skipped: {problem}")
-    subject, held_out = held_out_from(
-        args, subject, lambda folder: SubjectImages(folder, args.instance_prompt, with_captions=True)
-    )
+    subject_in = partial(open_subject, prompt=args.instance_prompt, with_captions=True)
+    subject, held_out = held_out_from(args, subject_in(args.instance_data_dir), subject_in)
     instances = Variants(subject, args.random_flip, args.random_crop)
     if args.dry_run:
         of_class = args.num_class_images if args.with_prior_preservation else 0
@@ -123,9 +123,7 @@ def main() -> None:
         args.validation_guidance_scale,
         accelerator,
     )
-    class_images = SubjectImages(args.class_data_dir, args.class_prompt, args.num_class_images)
-    for problem in class_images.skipped:
-        accelerator.print(f"Skipped: {problem}")
+    class_images = open_subject(args.class_data_dir, args.class_prompt, args.num_class_images)
     run.add_data(args.class_data_dir, class_images, "class")
     # Once more, as only now it is known which pictures of the class there are.
     run.check()

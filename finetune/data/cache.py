@@ -245,7 +245,8 @@ def _encode_prompts(folder: Path, key: dict[str, Any], base: BaseModel, accelera
             batch = base.encode_prompts(prompts[start : start + 64]).cpu().numpy()  # (n, T, D)
         with _writing(folder):
             embeddings.append(batch)
-    for helper in ("texts.jsonl", "latents.done", "embeddings.done"):
+    # The texts last: whoever is killed in between finds no latents that are done, and begins again.
+    for helper in ("latents.done", "embeddings.done", "texts.jsonl"):
         (folder / helper).unlink()
 
 

@@ -179,8 +179,11 @@ class BaseModel:
         return self.encode_images(batch["image"]), self.encode_prompts(batch["text"])
 
     def fingerprint(self) -> str:
-        """Identifies the weights that latents and text embeddings depend on, wherever they were loaded from."""
+        """Identifies what latents and text embeddings depend on, wherever it was loaded from."""
         digest = hashlib.sha256()
+        # A token's number is a row of the text encoder's table: of the same weights other words would be read.
+        tokens = sorted(self.tokenizer.get_vocab().items()), self.tokenizer.model_max_length
+        digest.update(repr((tokens, self.vae.config.scaling_factor)).encode(errors="replace"))
         # The decoder is left out: latents do not depend on it, and one that was trained on alone keeps the cache.
         for module in (self.vae.encoder, self.vae.quant_conv, self.text_encoder):
             for name, tensor in sorted(module.state_dict().items()):

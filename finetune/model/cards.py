@@ -180,6 +180,12 @@ def write_texts(file: Path, texts: Mapping[str, str]) -> None:
             temporary.unlink()
 
 
+def give_texts(origin: Origin, folder: Path) -> None:
+    """Writes into each of a folder's safetensors files how it came about."""
+    for file in folder.glob("*.safetensors"):
+        write_texts(file, file_texts(origin))
+
+
 def hash_of_rest(stream: Any) -> str:
     digest = hashlib.sha256()
     for piece in iter(lambda: stream.read(2**20), b""):

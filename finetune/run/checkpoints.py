@@ -122,7 +122,7 @@ def finish_folder(temporary: Path, target: Path) -> None:
 def write_file(path: Path, text: str) -> None:
     """A text file that is whole or as it was before, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")  # a card has prompts in it, in any language
     _flush(temporary)
     os.replace(temporary, path)
 

@@ -54,7 +54,7 @@ class Run:
         if state is None:
             return
         if elsewhere:  # whoever goes on elsewhere means what differs, and is told of it
-            self._require_same_groups(chosen, state)
+            self._require_fitting_averages(chosen, state)
         else:
             self._require_same(state)
         step, wanted = state["step"], self.settings["max_train_steps"]
@@ -98,17 +98,20 @@ class Run:
     def _ways(self) -> str:
         return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"
 
-    def _require_same_groups(self, chosen: Path, state: dict[str, Any]) -> None:
-        """Raises CheckpointError if a checkpoint's optimiser has new layers in a group of their own and this one's has
-        not, or the other way round."""
-        name = "new_layers_lr_ratio"
-        was, now = ({**BEFORE, **settings}.get(name) for settings in (state["settings"], self.settings))
-        if (was == 1.0) != (now == 1.0):
-            raise CheckpointError(
-                f"{chosen} was trained with --{name} {was:g}, and the optimiser's averages in it do not fit {now:g}: "
-                f"give --{name} {was:g}, or begin with its weights alone by --controlnet_model_name_or_path "
-                f"{chosen / 'controlnet'} in place of --resume_from_checkpoint."
-            )
+    def _require_fitting_averages(self, chosen: Path, state: dict[str, Any]) -> None:
+        """Raises CheckpointError if only one of a checkpoint's optimiser and this one's has new layers in a group of
+        their own, or keeps its averages in 8 bits."""
+        settings = [{**BEFORE, **one} for one in (state["settings"], self.settings)]
+        for name, kind in (("new_layers_lr_ratio", lambda ratio: ratio == 1.0), ("use_8bit_adam", bool)):
+            was, now = (one.get(name) for one in settings)
+            if kind(was) != kind(now):
+                was, now = (("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" for value in (was, now))
+                model = chosen / "controlnet"
+                instead = f"begin with its weights alone by --controlnet_model_name_or_path {model} in place of"
+                raise CheckpointError(
+                    f"{chosen} was trained with --{name} {was}, and the optimiser's averages in it do not fit {now}: "
+                    f"give --{name} {was}, or {instead if model.is_dir() else 'leave away'} --resume_from_checkpoint."
+                )
 
     def _require_same(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError if a checkpoint, or a finished run, is of another training than this one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -130,7 +131,8 @@ class Best:
     def beaten_by(self, figures: dict[str, float], step: int) -> bool:
         """Whether these are better; a model of a later step, from which the run went back, counts for nothing."""
         best = read_run(self.folder)
-        if self.by not in figures:
+        # What is no number no other is below or above: it would stay the best for ever.
+        if not math.isfinite(figures.get(self.by, math.nan)):
             return False
         # Figures of another kind or of other pictures cannot be compared: what comes first counts then.
         if (best.get("by"), best.get("of")) != (self.by, self.of) or best["finished"] > step:

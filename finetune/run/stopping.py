@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.util  # whose hook has to be there before ours: what is registered last runs first
 import signal
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """In a process that loads data: Ctrl-C and a cluster's SIGTERM come to all of a training's processes, and the step
+    that is to be finished wants its batches."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Python ends those that are left by SIGTERM, and would wait for ever for one that does not hear it."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class StopSignals:

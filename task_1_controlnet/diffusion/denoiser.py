@@ -43,6 +43,10 @@ def load_models(
         trained = ControlNetModel.from_unet(unet, args.conditioning_channels)
     else:
         trained = load_controlnet(args.controlnet_model_name_or_path, unet, torch.float32)
+        widths = list(trained.config.conditioning_embedding_out_channels)
+        if widths != args.conditioning_channels:
+            flag = "--conditioning_channels counts for nothing"
+            accelerator.print(f"Note: {flag}, as the ControlNet to start from has {' '.join(map(str, widths))}.")
     trained.train()
     # After the copy, which is to be float32: on a GPU the UNet's own weights are rounded here to half precision.
     place_frozen(unet, accelerator)

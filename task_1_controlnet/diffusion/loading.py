@@ -39,6 +39,20 @@ def load_controlnet(name: str | Path, unet: UNet2DConditionModel, dtype: torch.d
     return controlnet
 
 
+def load_weights(controlnet: ControlNetModel, folder: Path) -> None:
+    """Gives a ControlNet the weights of one that a checkpoint keeps. Raises BaseModelError if that has other layers."""
+    saved = read_controlnet(folder)
+    weights, own = saved.state_dict(), controlnet.state_dict()
+    if {name: tensor.shape for name, tensor in weights.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        require_fit(folder, saved.config, controlnet.config)
+        widths = " ".join(map(str, saved.config.conditioning_embedding_out_channels))
+        raise BaseModelError(
+            f"The ControlNet {str(folder)!r} has other layers than the one to train; its condition's embedding has "
+            f"--conditioning_channels {widths}."
+        )
+    controlnet.load_state_dict(weights)
+
+
 def require_fit(name: str | Path, config: Mapping[str, Any], of_unet: Mapping[str, Any]) -> None:
     """Raises BaseModelError if a ControlNet is, by the configurations, for another base."""
     for field in (name for name in SHARED if name in config and name in of_unet):  # files may leave defaults out

@@ -169,7 +169,7 @@ class LoraTraining:
         )
         self.training.rehearsal = partial(rehearsal, run.args, accelerator.device)
         # As the file that is loaded, not as a checkpoint: `best/` is to be drawn with.
-        self.training.save_best = lambda model, state, folder: save_lora(model, folder, plan.also_save == "kohya").name
+        self.training.save_best = lambda model, state, folder: self.save(folder).name
         if held_out is not None:
             # Of a DreamBooth the subject alone: how well the class is still predicted says nothing about the cat.
             self.training.held_out = HeldOut(held_out_samples[0], held_out.fingerprint)
@@ -238,6 +238,10 @@ class LoraTraining:
         architecture = architecture_of(self.denoiser.unet.config, predicted, self.plan.base)
         return Origin("LoRA", training.trained_with, training.step, architecture, predicted, training.figures)
 
+    def save(self, folder: Path) -> Path:
+        """Writes the LoRA as it is now, in the layouts that are asked for; returns the first one's file."""
+        return save_lora(self.denoiser, folder, self.plan.also_save == "kohya", file_texts(self.origin()))
+
     def run(
         self,
         compute_loss: Callable[[Any], torch.Tensor],
@@ -257,10 +261,10 @@ class LoraTraining:
         drawing_steps = self.plan.validation_epochs * self.training.steps_an_epoch if self.plan.validation_prompt else 0
         finished = self.training.run(compute_loss, self.draw, drawing_steps)
         if finished and self.accelerator.is_main_process:
-            kohya, origin, folder = self.plan.also_save == "kohya", self.origin(), self.plan.output_dir
+            folder = self.plan.output_dir
             # File, card, and only then the word that it is finished: killed in between, a run goes on and writes all.
-            file = save_lora(self.denoiser, folder, kohya, file_texts(origin))
-            write_card(origin, folder, folder, folder)
+            file = self.save(folder)
+            write_card(self.origin(), folder, folder, folder)
             self.training.finish("LoRA", file)
             if upload is not None:
                 upload.send(folder)

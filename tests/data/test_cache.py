@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,43 @@ def test_other_data_resolution_or_weights_get_their_own(base, accelerator, tmp_p
     other.vae.encoder.conv_in.weight.data += 0.01
     load_encodings(other, RenderedFill50K(size=2), 64, tmp_path, accelerator)
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_same_weights_with_other_words_or_another_scale_get_their_own(base, accelerator, tmp_path):
+    """Also where the last sample, which is encoded again to see, shows nothing of it."""
+    data, folder = Captions("a cat", "a house"), tmp_path / "tokenizer"
+    kept = load_encodings(base, data, 16, tmp_path / "cache", accelerator)
+    shutil.copytree(Path(BASE) / "tokenizer", folder)
+    for file in (folder / "vocab.json", folder / "tokenizer.json"):
+        text = file.read_text(encoding="utf-8").replace('"cat</w>"', '"?"').replace('"dog</w>"', '"cat</w>"')
+        file.write_text(text.replace('"?"', '"dog</w>"'), encoding="utf-8")
+    words, scale = BaseModel.load(BASE), BaseModel.load(BASE)
+    words.tokenizer = type(base.tokenizer).from_pretrained(folder)
+    found = load_encodings(words, data, 16, tmp_path / "cache", accelerator)
+    assert torch.allclose(found.sample(0)[1], base.encode_prompts(["a dog"])[0], atol=1e-4)
+    scale.vae.register_to_config(scaling_factor=1.01 * base.vae.config.scaling_factor)
+    found = load_encodings(scale, data, 16, tmp_path / "cache", accelerator)
+    assert torch.allclose(found.sample(0)[0], 1.01 * kept.sample(0)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 3])
+def test_killed_while_its_helpers_are_removed_an_encoding_is_still_whole(
+    base, accelerator, tmp_path, monkeypatch, removed
+):
+    data, unlink, left = Captions("a cat", "a dog"), Path.unlink, [removed]
+
+    def killed(path: Path) -> None:
+        if path.suffix in (".done", ".jsonl") and not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= path.suffix in (".done", ".jsonl")
+        unlink(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt) if removed < 3 else nullcontext():
+            load_encodings(base, data, 16, tmp_path, accelerator)
+    again = load_encodings(base, data, 16, tmp_path, accelerator)
+    assert [again.text(index) for index in range(2)] == ["a cat", "a dog"]
 
 
 class Captions:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +89,19 @@ def test_the_same_texts_make_the_same_bytes_and_leave_the_tensors(tmp_path):
     tensors_bytes = content[8 + int.from_bytes(content[:8], "little") :]
     assert said["modelspec.hash_sha256"] == f"0x{hashlib.sha256(tensors_bytes).hexdigest()}"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_card_is_utf_8_whatever_the_system_writes_texts_in(tmp_path):
+    """As the hub reads it; a prompt may be in any language, and Windows writes its country's letters."""
+    program = (
+        "import pathlib, sys; from finetune.run.checkpoints import write_file\n"
+        "write_file(pathlib.Path(sys.argv[1]), 'eine \\u732b \\u00fc')"
+    )
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # of which Python makes ASCII
+    command = [sys.executable, "-c", program, str(tmp_path / "README.md")]
+    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **plain}, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "README.md").read_bytes().decode() == "eine 猫 ü"
 
 
 def test_a_file_that_cannot_be_rewritten_is_as_it_was(tmp_path, monkeypatch):

@@ -8,9 +8,12 @@ import pytest
 from PIL import Image
 
 import class_images
+import train_dreambooth_lora
 from class_images import draw_class_images
 from folders import fill, picture
-from pictures import SubjectImages
+from pictures import SubjectImages, training_images
+from processes import call
+from small_bases import small_base
 
 
 class OneProcess:
@@ -122,3 +125,17 @@ def test_drawn_pictures_of_which_nothing_is_known(tmp_path, drawn, capsys):
         (folder / "drawn_for.json").write_text(content)
         with pytest.raises(ValueError, match="drawn_for.json does not say what pictures were drawn for"):
             draw_class_images(base, "a cat", folder, 2, 7.5, OneProcess())
+
+
+def test_what_is_left_out_of_any_folder_is_said(tmp_path, capsys):
+    """Of the pictures that are held out, too, and of those that an evaluation compares with."""
+    fill(tmp_path / "cat", "a.png")
+    (tmp_path / "held-out").mkdir()
+    picture(1).save(tmp_path / "held-out" / "b.png")
+    (tmp_path / "held-out" / "half.png").write_bytes(b"\x89PNG")
+    flags = ["--pretrained_model_name_or_path", small_base(), "--resolution", "64", "--dry_run"]
+    flags += ["--instance_data_dir", str(tmp_path / "cat"), "--instance_prompt", "a sks cat"]
+    status, said = call(train_dreambooth_lora.main, *flags, "--validation_data_dir", str(tmp_path / "held-out"))
+    assert status == 0 and "Skipped: half.png" in said, said
+    assert len(training_images(tmp_path / "held-out", listed_only=False)) == 1
+    assert "Skipped: half.png" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import caching
 import checkpoint
 import how_much
+import quality_runs
 import sample
 import time_to_quality
 from fill50k import RenderedFill50K
@@ -138,6 +139,18 @@ def test_what_was_measured_with_other_stages_is_not_shown_as_these(tmp_path, mon
     assert time_to_quality.is_other(time_to_quality.parse_args(), "library", {"rate": 1e-3}) is False
     monkeypatch.setattr(sys, "argv", [*program, "--rate", "1e-4"])
     assert time_to_quality.is_other(time_to_quality.parse_args(), "library", {"rate": 1e-3}) is True
+
+
+def test_all_recipes_are_drawn_alike_when_their_time_is_taken(tmp_path, monkeypatch):
+    """The demo's preset has a guidance of its own, with which its pictures score better."""
+    for name in ("load_test_data", "generate", "validate", "Training"):  # what is put in their place goes again
+        monkeypatch.setattr(quality_runs.train, name, getattr(quality_runs.train, name))
+    read = []
+    monkeypatch.setattr(quality_runs.train, "main", lambda: read.append(quality_runs.train.parse_args()))
+    monkeypatch.setattr(sys, "argv", [])
+    settings = {"journal": str(tmp_path / "journal.json"), "conditions": 1, "every": 50}
+    quality_runs.train_ours(quality_runs.Journal({**settings, "started": 0.0}), ["--preset", "demo"])
+    assert read[0].validation_guidance_scale == quality_runs.DRAWING["guidance_scale"]
 
 
 def test_rates_that_were_tried_for_fewer_steps_are_tried_again(tmp_path, monkeypatch):

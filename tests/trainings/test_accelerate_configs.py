@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate.utils.launch
 import pytest
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import patch_environment
+from accelerate.utils import DistributedType, patch_environment
 
 from finetune import setup
-from finetune.flags import training_parser
+from finetune.flags import Plan, training_parser
 from finetune.optimizer import SetupError
 from finetune.run.processes import is_main_process, processes_started
 from finetune.setup import start_accelerator
+from finetune.training_loop import Training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "accelerate_configs").glob("*.yaml"))
 PROGRAM = ["train.py", "--max_train_steps", "3"]
@@ -96,6 +98,27 @@ def test_the_flag_for_accumulation_counts_whatever_a_launcher_sets(tmp_path, mon
         accelerator = start_accelerator(flags(tmp_path, "--gradient_accumulation_steps", "4"), "run")
         assert accelerator.gradient_accumulation_steps == 4
         accelerator.end_training()
+
+
+def test_the_flag_for_clipping_counts_whatever_deepspeeds_file_says(tmp_path):
+    """DeepSpeed clips by itself; nothing of it but its configuration is asked for here."""
+    config = {"gradient_clipping": 1.0}
+    deepspeed = SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config=config)),
+        prepare=lambda model, optimizer: (model, optimizer),
+        device=torch.device("cpu"), gradient_accumulation_steps=1, num_processes=1, is_main_process=True,
+        register_save_state_pre_hook=print, register_load_state_pre_hook=print,
+    )  # fmt: skip
+    plan = Plan(2, 3, 1e-3, "constant", 0, 0.25, False, False, 0, 0, None, 0)
+    Training(deepspeed, torch.nn.Linear(2, 1), plan, [], print, print, tmp_path, "model", {})
+    assert config == {"gradient_clipping": 0.25, "train_micro_batch_size_per_gpu": 2}
+
+
+def test_the_flag_for_precision_counts_whatever_a_file_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    start_accelerator(flags(tmp_path), "run").end_training()
+    assert "Precision: float32, as --mixed_precision says" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", [("WORLD_SIZE", "LOCAL_RANK"), ("OMPI_COMM_WORLD_SIZE",), ("PMI_SIZE",)])

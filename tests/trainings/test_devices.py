@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune import devices, setup
 from finetune.model import base as base_module
-from finetune.optimizer import SetupError, build_optimizer
+from finetune.optimizer import SetupError, build_optimizer, set_hyperparameters
 from processes import BASE
 
 KINDS = ["cuda", "mps", "xpu"]
@@ -99,6 +99,18 @@ def test_the_frozen_model_is_in_half_precision_on_every_kind_of_gpu(kind, monkey
     monkeypatch.setattr(model, "to", lambda device: model)
     setup.place_frozen(model, SimpleNamespace(mixed_precision="fp16", device=torch.device(kind)))
     assert model.weight.dtype == torch.float16 and not model.weight.requires_grad
+
+
+def test_a_checkpoint_of_a_device_that_fuses_goes_on_where_none_does(monkeypatch):
+    """Its optimiser says that it does; PyTorch 2.1 on a CPU, say, would stop at the first step."""
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr_ratio": 1.0}]
+    monkeypatch.setattr("finetune.optimizer.can_fuse", lambda device: False)
+    optimizer = build_optimizer(groups, 1e-3, False, torch.device("cpu"))
+    state = optimizer.state_dict()
+    state["param_groups"][0]["fused"] = True
+    optimizer.load_state_dict(state)
+    set_hyperparameters(optimizer, 1e-3, [1.0])
+    assert optimizer.param_groups[0]["fused"] is False
 
 
 class Sent:

@@ -1,9 +1,13 @@
-"""One folder, one training at a time; and a training in stages has one folder for all of them."""
+"""One folder, one training at a time; and the processes of one training stop together."""
 
 from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ import train
 import train_dreambooth_lora
 import train_lora
 from finetune.run import locks
-from processes import BASE, Program, call, wait_for
+from processes import BASE, ROOT, Forked, Program, call, wait_for
+from small_bases import small_base
 
 SMALL = [
     "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
@@ -86,3 +91,28 @@ def test_another_training_in_a_finished_ones_folder_names_the_folder(tmp_path):
         status, said = call(train.main, *one_step, *flags)
         assert status == 1 and f"or remove {folder}." in said, said
     assert "nothing was trained" in call(train.main, *one_step)[1]
+
+
+def start_loading(output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
+    """A training whose data others load, all of them in a group of their own."""
+    program = Program("task_1_controlnet", "train.py", CONTROLNET)
+    program.under = [str(ROOT / "tests" / "support" / "wrappers" / "own_group.py")]
+    loading = ["--pretrained_model_name_or_path", small_base(), "--max_train_steps", "400"]
+    return program.start(output_dir, *loading, "--dataloader_num_workers", "2", *flags)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes to send a signal to")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_saves_too(tmp_path, number):
+    """As Ctrl-C in a terminal and a cluster's SIGTERM come: also to those that load what the step still wants."""
+    process = start_loading(tmp_path, "--gradient_accumulation_steps", "8")
+    wait_for(tmp_path / "checkpoint-2", process)
+    os.killpg(process.pid, number)
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert "go on from it with --resume_from_checkpoint latest" in output
+
+
+def test_a_training_that_fails_does_not_wait_for_those_that_load_its_data(tmp_path):
+    process = start_loading(tmp_path, "--learning_rate", "1e30")
+    assert "The loss of step" in process.communicate(timeout=60)[0].decode() and process.returncode == 1

@@ -165,6 +165,17 @@ def test_a_polynomial_that_cannot_fall_is_refused(flags, monkeypatch, capsys):
     assert "--lr_scheduler polynomial falls from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("program, flags, words", [
+    (train, ["--lr_warmup_steps", "5"], "--lr_scheduler constant has no warmup"),
+    (train_dreambooth_lora, [*PROGRAMS["dreambooth"][1], "--class_prompt", "a cat"], "only with --with_prior_preserva"),
+])  # fmt: skip
+def test_what_counts_for_nothing_is_said_once(program, flags, words, monkeypatch, capsys):
+    """A program reads its flags twice, as PyTorch takes seconds to come in between."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    assert program.parse_args() == program.parse_args()
+    assert capsys.readouterr().out.count(words) == 1
+
+
 def test_help_says_what_a_flag_is_for(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_lora.py", "--help"])
     with pytest.raises(SystemExit):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from finetune.objective import batches_of_indices, diffusion_loss, drop_prompts, seed_for
+from finetune.objective import batches_of_indices, diffusion_loss, drop_prompts, seed_for, timestep_weights
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -54,6 +54,24 @@ def test_drawing_timesteps_by_weight_gives_the_weighted_loss(prediction_type):
 
     loss = diffusion_loss(predict, scheduler, latents, 5.0).item()
     assert loss == pytest.approx((weights * errors).mean().item(), rel=0.01)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_schedule_that_ends_without_signal_is_trained_on_by_min_snr(prediction_type):
+    """min(SNR, gamma) / SNR is 1 wherever the SNR is below gamma, also where it is 0 (Lin et al., 2023)."""
+    scheduler = DDPMScheduler(**BETAS, prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    assert scheduler.alphas_cumprod[-1] == 0
+    torch.manual_seed(0)
+    seen = []
+
+    def predict(noisy, timesteps):
+        seen.append(timesteps)
+        return torch.zeros_like(noisy)
+
+    assert diffusion_loss(predict, scheduler, torch.randn(20_000, 1, 2, 2), 5.0, noise_alone=0.1).isfinite()
+    last = timestep_weights(scheduler, 5.0)[-1].item()
+    assert last == (1 if prediction_type == "epsilon" else 0)
+    assert (seen[0] == 999).float().mean() > 0.09
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

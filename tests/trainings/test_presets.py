@@ -195,6 +195,13 @@ def test_a_preset_for_stable_diffusion_fits_the_gpu_and_says_so(program, words, 
     assert not differences(settings_of(before), settings_of(after), False), "another GPU may go on with the run"
 
 
+def test_how_a_step_is_cut_is_said_once(monkeypatch, capsys):
+    """A program reads its flags twice, as PyTorch takes seconds to come in between."""
+    monkeypatch.setattr(devices, "memory_bytes", lambda device: 79 * GIB)
+    assert parsed(monkeypatch, "train.py", "--preset", "sd14") == parsed(monkeypatch, "train.py", "--preset", "sd14")
+    assert capsys.readouterr().out.count("A step is 1 batch of 16") == 1
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -22,6 +23,7 @@ import train_lora
 from examples import load_test_data
 from fill50k import load_data
 from finetune.data.cache import held_out_from
+from finetune.model.cards import read_texts
 from finetune.objective import HeldOut, diffusion_loss, split_off, timestep_weights
 from finetune.run.records import Best, Record, commit, read_stats
 from metrics import chance, not_aligned_yet
@@ -95,6 +97,8 @@ def test_the_best_by_the_held_out_loss_is_kept(measured):
     assert best["value"] == min(losses.values()) == losses[best["finished"]]
     assert f"The best by validation/loss, {best['value']:.5f} at step {best['finished']}" in said
     assert load_file(output_dir / "best" / RESULT).keys() == load_file(output_dir / RESULT).keys()
+    texts, last = read_texts(output_dir / "best" / RESULT), read_texts(output_dir / RESULT)
+    assert texts.keys() == last.keys() and texts["ss_steps"] == str(best["finished"])
 
 
 def test_measuring_changes_nothing_and_a_resumed_run_measures_the_same(style, measured, tmp_path):
@@ -204,6 +208,7 @@ def test_a_best_is_beaten_by_what_is_better_only(tmp_path):
         best.keep({best.by: value}, 5, {}, save)
         assert [best.beaten_by({best.by: one}, 6) for one in (worse, value, better)] == [False, False, True]
         assert best.beaten_by({best.by: worse}, 4), "the run went back to before it"
+        assert not best.beaten_by({best.by: math.nan}, 4), "nothing would ever beat it"
     assert Best(tmp_path, "validation/loss", "other data").beaten_by({"validation/loss": 9.0}, 6)
     assert Best.in_words(tmp_path) == [f"The best by validation/loss, 0.20000 at step 5: {tmp_path / 'best'}"]
 

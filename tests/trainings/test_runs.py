@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
 import train_dreambooth_lora
 import train_lora
+from finetune.flags import Plan
 from finetune.model.base import BaseModel
 from finetune.run import checkpoints
 from finetune.run.settings import data_behind, fingerprint
+from finetune.training_loop import Training
 from lora.model import KOHYA_FILE
 from processes import BASE, assert_same, call, losses
 
@@ -224,11 +228,54 @@ def test_a_schedule_goes_on_where_it_would_be(style, tmp_path):
     assert losses(tmp_path / "again")[-1] == losses(tmp_path / "whole")[-1]
 
 
+def linear_training(folder: Path, steps: int, batch: int, batches: int) -> Training:
+    """Of a linear layer, on eight pairs of numbers."""
+    model = torch.nn.Linear(2, 1)
+    return Training(
+        Accelerator(cpu=True, gradient_accumulation_steps=batches), model,
+        Plan(batch, steps, 0.1, "constant", 0, 1e9, False, False, 0, 1, None, 0),
+        list(torch.arange(16.0).reshape(8, 2) / 16),
+        lambda model, state, folder: (folder.mkdir(), torch.save(state, folder / "state"))[0],
+        lambda model, folder: model.load_state_dict(torch.load(folder / "state", weights_only=True)),
+        folder, "model", {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("batch, batches", [(1, 4), (2, 2)])
+def test_a_step_that_is_cut_otherwise_when_the_run_goes_on_is_a_whole_step(tmp_path, monkeypatch, batch, batches):
+    """Another GPU makes the same step of other batches: without noise, the same weights come of it."""
+    monkeypatch.delenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", raising=False)  # set by what else ran here
+
+    def weights(*plan: Any) -> torch.Tensor:
+        torch.manual_seed(0)
+        made = linear_training(*plan)
+        made.resume("latest")
+        made.run(lambda x: (made.model(x) - x.sum(1, keepdim=True)).square().mean(), lambda step: {}, 0)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return made.model.weight.detach().clone()
+
+    whole = weights(tmp_path / "whole", 3, 4, 1)
+    weights(tmp_path / "cut", 1, 4, 1)
+    assert torch.allclose(weights(tmp_path / "cut", 3, batch, batches), whole, atol=1e-6)
+
+
+def test_gradients_that_were_not_scaled_may_be_from_here_on(tmp_path):
+    """A run in bf16 that goes on elsewhere in fp16; there is no GPU here, so its scaler is only put in its place."""
+    before, after = (linear_training(tmp_path, 2, 1, 1) for _ in range(2))
+    before.save_checkpoint()
+    before.finish_checkpoint()
+    scaler = after.accelerator.scaler = object()
+    after.resume("latest")
+    assert after.accelerator.scaler is scaler
+
+
 def test_going_on_in_another_folder_is_told(style, finished, tmp_path):
     flags = ["--resume_from_checkpoint", str(finished / f"checkpoint-{STEPS}"), "--max_train_steps", "4"]
     status, said = style(tmp_path, *flags, "--snr_gamma", "5")
     assert status == 0, said
     assert "Note: --snr_gamma was None, is 5.0: the run goes on, but not as it would have." in said
+    status, said = style(tmp_path / "8-bit", *flags, "--use_8bit_adam")
+    assert status == 1 and "was trained with --use_8bit_adam no, and the optimiser's averages in it do not fit" in said
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["snr_gamma"] == 5.0
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
+from finetune.model.cards import read_texts
 from finetune.run import checkpoints
 from finetune.training_loop import Training
 from processes import ROOT, Program, assert_same, losses, run_python, run_two, wait_for
@@ -80,6 +81,16 @@ def test_a_run_that_goes_on_elsewhere_with_another_ratio_trains_by_that_one(stra
     usual, new = ((group["lr_ratio"], group["lr"]) for group in optimizer["param_groups"])
     assert usual == (1.0, pytest.approx(1e-3 * (1 + math.cos(math.pi * 7 / 12)) / 2))
     assert new == (2.0, pytest.approx(2 * usual[1]))
+
+
+def test_going_on_elsewhere_with_another_embedding_says_which_it_was(straight, tmp_path):
+    flags = ("--resume_from_checkpoint", str(straight / "checkpoint-6"), "--conditioning_channels", "4", "4", "4", "8")
+    run = PROGRAM.run(tmp_path, "--max_train_steps", "12", *flags)
+    assert run.returncode != 0 and "has --conditioning_channels 8 8 8 8." in run.stderr
+    assert "Traceback" not in run.stderr
+    start = ("--controlnet_model_name_or_path", str(straight / "controlnet"), *flags[2:])
+    said = train(tmp_path, "--max_train_steps", "1", *start).stdout
+    assert "--conditioning_channels counts for nothing, as the ControlNet to start from has 8 8 8 8." in said
 
 
 def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
@@ -324,3 +335,10 @@ def test_checkpoints_hold_a_controlnet_that_loads(straight):
     loaded = ControlNetModel.from_pretrained(straight / "checkpoint-12" / "controlnet")
     assert_same(loaded.state_dict(), weights(straight))
     assert json.loads((straight / "checkpoint-12" / "trainer_state.json").read_text())["step"] == 12
+
+
+def test_the_best_controlnet_says_of_itself_what_the_last_one_does(tmp_path):
+    train(tmp_path, "--max_train_steps", "1", "--validation_split", "0.1")
+    files = (tmp_path / folder / "controlnet" / "diffusion_pytorch_model.safetensors" for folder in ("best", ""))
+    best, last = map(read_texts, files)
+    assert best == last and best["ss_steps"] == "1"
