@@ -36,7 +36,8 @@ TINY_LORA: Options = {**TINY, "resolution": 128, "learning_rate": 5e-4, "rank": 
                       "train_text_encoder": True, "validation_guidance_scale": 2.5}  # fmt: skip
 # No random_flip: hatching that runs one way would run both ways in what is learnt. Add it for a style without one.
 CUSTOM: Options = {"train_data_dir": "sample_data/artistic-custom/train", "output_dir": "../runs/lora-custom",
-                   "lr_scheduler": "cosine", "validation_prompt": "a print of a house with rays", "checkpointing_steps": 100}  # fmt: skip
+                   "lr_scheduler": "cosine", "validation_prompt": "a print of a house with rays",
+                   "checkpointing_steps": 100}  # fmt: skip
 # No random_flip: a subject is not its mirror image (this cat has one green and one blue eye).
 CAT: Options = {"instance_data_dir": "sample_data/dreambooth-cat", "instance_prompt": "a sks cat",
                 "with_prior_preservation": True, "class_data_dir": "../runs/dreambooth-cat/class-images",

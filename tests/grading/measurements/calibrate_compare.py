@@ -49,7 +49,7 @@ FLAGS = (
 ).split()
 # Those of evaluate.py.
 PROMPTS = {
-    "style": ["a house", "a tree", "a fish", "a rabbit", "an umbrella"],
+    "style": [f"a print of {thing} with rays" for thing in ("a house", "a tree", "a fish", "a rabbit", "an umbrella")],
     "subject": [f"a sks cat{where}" for where in ("", " in a garden", " in snow", " on a light blue background",
                                                   " in a forest")],
 }  # fmt: skip
