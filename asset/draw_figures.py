@@ -133,8 +133,8 @@ def together() -> None:
     from evaluate import generate
     from lora.files import load_lora
 
-    run, prompts = RUNS / "controlnet-canny", ["a bagel", "a cloud with rain"]
-    conditions = open_all(run / "conditions", ["2", "4"])
+    run, prompts = RUNS / "controlnet-canny", ["a print of a candle", "a print of books"]
+    conditions = open_all(run / "conditions", ["0", "3"])
     pipeline = load_pipeline(str(ROOT / "tiny_sd"), run / "controlnet")
     load_lora(pipeline, RUNS / "lora-custom", "style")
     scales, drawn = (0.0, 0.25, 0.5, 0.75, 1.0), []
