@@ -59,7 +59,7 @@ def shared_out(
     ]
     if processes > 1:
         for result, owner in zip(done, owners):
-            distributed.broadcast(result, owner)
+            distributed.broadcast(result.view(torch.uint8), owner)  # as bytes: older gloo does not know bfloat16
     return done
 
 
