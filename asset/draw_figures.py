@@ -56,7 +56,7 @@ def sheet(
         axis.set_title("\n".join(textwrap.wrap(title, 24)), fontsize=9)
     for axis, note in zip(axes[-1], notes or []):
         axis.set_xlabel(note, fontsize=10)
-    figure.savefig(HERE / name, dpi=110)
+    figure.savefig(HERE / name, dpi=100)  # prints at 110 are more than a MiB
     plt.close(figure)
 
 

@@ -68,10 +68,10 @@ from finetune.data.images import square, to_tensor
 from finetune.devices import picture_layout, send
 from finetune.estimate import dry_run
 from finetune.model.base import BaseModel
-from finetune.model.cards import Origin, architecture_of, give_texts, write_card
+from finetune.model.cards import Origin, give_texts, origin_of, write_card
 from finetune.model.sampler import DrawingError, sampling_scheduler
 from finetune.model.single_file import as_folder
-from finetune.model.upload import Upload, end_if_finished, prepare_upload
+from finetune.model.upload import end_if_finished, prepare_upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
 from finetune.run.folder import Run
 from finetune.run.records import log_images
@@ -222,20 +222,6 @@ def compute_loss(
         )
 
 
-def origin_of(training: Training, base: BaseModel, unet: UNet2DConditionModel) -> Origin:
-    """How the ControlNet came about, as it is now."""
-    predicted = base.scheduler.config.prediction_type
-    architecture = architecture_of(unet.config, predicted, base.name)
-    return Origin("ControlNet", training.trained_with, training.step, architecture, predicted, training.figures)
-
-
-def finish(training: Training, origin: Origin, folder: Path, upload: Upload | None) -> None:
-    """Writes the ControlNet and its card into `folder`, says that the run is finished, and sends what was asked for."""
-    training.finish("ControlNet", training.save_final(partial(describe, origin, training.output_dir, folder)))
-    if upload is not None:
-        upload.send(folder)
-
-
 def main() -> None:
     args = parse_args()
     if args.dry_run:
@@ -289,7 +275,7 @@ def main() -> None:
 
     def save_best(*gathered: Any) -> str:
         name = training.model_writer.save_into(*gathered)
-        give_texts(origin_of(training, base, unet), gathered[-1] / name)
+        give_texts(origin_of("ControlNet", training, unet.config, base), gathered[-1] / name)
         return name
 
     training.save_best = save_best
@@ -298,7 +284,10 @@ def main() -> None:
     if held_out is not None:
         training.held_out, training.held_out_loss = HeldOut(held_out_samples[0], held_out.fingerprint), loss
     if training.run(loss, draw_and_score, args.validation_steps):
-        finish(training, origin_of(training, base, unet), folder, upload)
+        card = partial(describe, origin_of("ControlNet", training, unet.config, base), args.output_dir, folder)
+        training.finish("ControlNet", training.save_final(card))
+        if upload is not None:
+            upload.send(folder)
     accelerator.end_training()
 
 

@@ -180,6 +180,13 @@ def write_texts(file: Path, texts: Mapping[str, str]) -> None:
             temporary.unlink()
 
 
+def origin_of(kind: str, training: Any, unet: Mapping[str, Any], base: Any) -> Origin:
+    """How what a `Training` trains came about, as it is now; `unet` is its configuration, `base` the `BaseModel`."""
+    predicted = base.scheduler.config.prediction_type
+    architecture = architecture_of(unet, predicted, base.name)
+    return Origin(kind, training.trained_with, training.step, architecture, predicted, training.figures)
+
+
 def give_texts(origin: Origin, folder: Path) -> None:
     """Writes into each of a folder's safetensors files how it came about."""
     for file in folder.glob("*.safetensors"):

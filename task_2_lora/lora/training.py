@@ -21,7 +21,7 @@ from finetune.data.cache import Samples, load_encodings
 from finetune.estimate import Rehearsal, cast_frozen
 from finetune.flags import Plan, of_same_names, plan_of
 from finetune.model.base import BaseModel, factor_of
-from finetune.model.cards import Origin, architecture_of, file_texts, write_card
+from finetune.model.cards import Origin, file_texts, origin_of, write_card
 from finetune.model.single_file import configs_of
 from finetune.model.upload import Upload
 from finetune.objective import HeldOut, diffusion_loss, drop_prompts, is_held_out
@@ -234,9 +234,7 @@ class LoraTraining:
 
     def origin(self) -> Origin:
         """How the LoRA came about, as it is now."""
-        training, predicted = self.training, self.base.scheduler.config.prediction_type
-        architecture = architecture_of(self.denoiser.unet.config, predicted, self.plan.base)
-        return Origin("LoRA", training.trained_with, training.step, architecture, predicted, training.figures)
+        return origin_of("LoRA", self.training, self.denoiser.unet.config, self.base)
 
     def save(self, folder: Path) -> Path:
         """Writes the LoRA as it is now, in the layouts that are asked for; returns the first one's file."""
