@@ -217,12 +217,13 @@ def test_patches_go_from_left_to_right_and_down():
     assert torch.equal(patches[0, :, 0], torch.arange(16.0)) and torch.equal(patches.std(-1), torch.zeros(1, 16))
 
 
-def test_every_batch_sees_all_noise_and_more_of_much():
-    timesteps = train_denoiser.draw_timesteps(1000, 1000, torch.device("cpu"))
+@pytest.mark.parametrize("power, first, last", [(2 / 3, (31, 32), (146, 147)), (1.5, (215, 216), (67, 68))])
+def test_every_batch_sees_all_noise_and_more_of_that_which_is_asked_for(power, first, last):
+    timesteps = train_denoiser.draw_timesteps(1000, 1000, power, torch.device("cpu"))
     assert timesteps.tolist() != sorted(timesteps.tolist())
     tenths = torch.bincount(timesteps // 100, minlength=10)
-    # 1000 * 0.1 ** 1.5 = 31.6 and 1000 * (1 - 0.9 ** 1.5) = 146.2: chance decides only the part at the border.
-    assert tenths[0] in (31, 32) and tenths[9] in (146, 147)
+    # 1000 * 0.1 ** (1 / power) and 1000 * (1 - 0.9 ** (1 / power)): chance decides only the part at the border.
+    assert tenths[0] in first and tenths[9] in last
 
 
 def test_timesteps_with_large_errors_count_no_more_than_others():

@@ -84,13 +84,14 @@ class BalancedError:
         return (errors / self.usual[bins]).mean()
 
 
-def draw_timesteps(number: int, timesteps: int, device: torch.device) -> torch.Tensor:
-    """One timestep from each of `number` equal parts of the range, in random order: every batch sees all noise.
+def draw_timesteps(number: int, timesteps: int, power: float, device: torch.device) -> torch.Tensor:
+    """A power of `number` uniform numbers, one from each of as many equal parts of 0..1, in random order.
 
-    Drawn as the power 2/3 of a uniform number: what is where is decided in much noise, and is the harder part to learn.
+    Every batch sees all noise. A power below 1 sees more of much noise, in which it is decided what is where, and which
+    is to be learnt first; above 1, more of little noise, in which details are.
     """
     places = (torch.randperm(number, device=device) + torch.rand(number, device=device)) / number
-    return (places ** (2 / 3) * timesteps).long().clamp(max=timesteps - 1)
+    return (places**power * timesteps).long().clamp(max=timesteps - 1)
 
 
 def train(
@@ -103,6 +104,7 @@ def train(
     state_file: Path,
     compiled: bool,
     average_over: int,
+    timestep_power: float,
     seconds: float | None = None,
 ) -> None:
     """One stage: trains `networks` on the latents of all scenes and leaves their moving average in them.
@@ -123,7 +125,7 @@ def train(
         scenes = torch.randint(len(bank), (batch_size,), device=device)
         latents = bank[scenes].float()
         noise = torch.randn_like(latents)
-        timesteps = draw_timesteps(batch_size, scheduler.config.num_train_timesteps, device)
+        timesteps = draw_timesteps(batch_size, scheduler.config.num_train_timesteps, timestep_power, device)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         with autocast(device):
             text = networks["text_encoder"](prompts.draw(scenes))[0]
@@ -164,6 +166,7 @@ def parse_args() -> argparse.Namespace:
     add("--output_dir", type=Path, default=BASE)
     add("--start", type=Path, help="start from a pipeline folder's weights, such as tiny_sd")
     add("--draw_only", action="store_true", help="draw and keep the pictures, so that a GPU need not wait")
+    add("--timestep_power", type=positive_float, default=2 / 3, help="2/3 learns what is where, 3/2 learns details")
     add("--average_over", type=positive_int, default=1000, help="steps that the moving average of the weights spans")
     add("--compile", action="store_true", help="compile the UNet: slow to start, then a third faster")
     return parser.parse_args()
@@ -226,7 +229,8 @@ def main() -> None:
     for resolution, stage, seconds in zip((64, 128), stages, args.seconds or (None, None)):
         if stage[0]:
             state_file = args.output_dir / f"state_{resolution}.pt"
-            train(networks, latents(resolution), prompts, *stage, state_file, args.compile, args.average_over, seconds)
+            settings = (args.compile, args.average_over, args.timestep_power, seconds)
+            train(networks, latents(resolution), prompts, *stage, state_file, *settings)
     if rank() == 0:
         save(args.output_dir, vae.cpu(), networks["text_encoder"].cpu(), tokenizer, networks["unet"].cpu())
 
