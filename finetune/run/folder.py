@@ -8,7 +8,7 @@ from typing import Any
 
 from .checkpoints import CheckpointError, find_checkpoint, read_state
 from .locks import lock
-from .settings import BEFORE, data_identity, differences, known_as, read_run, settings_of
+from .settings import BEFORE, RUN_FILE, data_identity, differences, holds_another, known_as, read_run, settings_of
 
 
 class RunFinished(Exception):
@@ -38,10 +38,14 @@ class Run:
 
         Raises:
             CheckpointError: if another training is running in the folder; if it holds a run, and going on with that is
-                not what was asked for; or if there is no such checkpoint.
+                not what was asked for; if it is another program's; or if there is no such checkpoint.
         """
         # First: two that look at a folder at the same time would both find it free.
         lock(self.output_dir)
+        if holds_another(self.output_dir):
+            raise CheckpointError(
+                f"{self.output_dir / RUN_FILE} is no run of this program, and would be replaced: {self._ways()}."
+            )
         chosen, finished = self._found()
         used = holds_run(self.output_dir)
         elsewhere = chosen is not None and chosen.resolve().parent != self.output_dir.resolve()

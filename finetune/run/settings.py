@@ -97,10 +97,19 @@ def data_behind(model: Path) -> list[str] | None:
 def _settings_of_model(folder: Path) -> dict[str, Any] | None:
     """The settings of the run, or of the checkpoint, that a folder with a trained model lies in; None if in neither."""
     for name in (RUN_FILE, STATE_FILE):
-        file = folder.resolve().parent / name
-        if file.is_file():
-            return json.loads(file.read_text())["settings"]
+        kept = _content(folder.resolve().parent / name, "settings")
+        if kept is not None:
+            return kept["settings"]
     return None
+
+
+def _content(file: Path, *fields: str) -> dict[str, Any] | None:
+    """What a file of a run holds; None if it is not there, or is none of ours: others call theirs run.json, too."""
+    try:
+        content = json.loads(file.read_text()) if file.is_file() else None
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and content.keys() >= set(fields) else None
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,5 +158,10 @@ def keep(output_dir: Path, settings: dict[str, Any], finished: int | None, resul
 
 def read_run(output_dir: Path) -> dict[str, Any]:
     """What `keep` wrote last; where that was nothing, no settings and not finished."""
-    file = output_dir / RUN_FILE
-    return json.loads(file.read_text()) if file.is_file() else {"finished": None, "result": None, "settings": None}
+    nothing = {"finished": None, "result": None, "settings": None}
+    return _content(output_dir / RUN_FILE, *nothing) or nothing
+
+
+def holds_another(output_dir: Path) -> bool:
+    """Whether the folder has a `run.json` that another program wrote, which `keep` would replace."""
+    return (output_dir / RUN_FILE).exists() and read_run(output_dir)["settings"] is None

@@ -167,6 +167,15 @@ def test_a_run_that_was_killed_before_it_saved_leaves_its_folder_free(style, tmp
     assert status == 0, said
 
 
+@pytest.mark.parametrize("content", ['{"artifacts": [], "status": "COMPLETED"}', "[1, 2]", "{", '{"finished": 2}'])
+def test_a_file_of_another_program_with_the_name_of_ours_is_not_replaced(style, tmp_path, content, monkeypatch):
+    no_work(monkeypatch)
+    (tmp_path / "run.json").write_text(content)
+    status, said = style(tmp_path, *LATEST)
+    assert status == 1 and "run.json is no run of this program, and would be replaced: choose another" in said
+    assert (tmp_path / "run.json").read_text() == content
+
+
 def test_without_checkpoints_a_finished_run_is_known_too(style, tmp_path, monkeypatch):
     never = ["--checkpointing_steps", "0", *LATEST]
     status, said = style(tmp_path, *never)

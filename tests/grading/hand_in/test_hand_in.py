@@ -278,6 +278,13 @@ def test_a_lora_of_an_earlier_training_is_not_packed(repository, call):
     assert status == 0 and "report: found at runs/lora-custom/20241234.pdf.\n" in output, "no report is trained"
 
 
+@pytest.mark.parametrize("content", ['{"artifacts": [], "status": "COMPLETED"}', "[1, 2]", "{"])
+def test_a_lora_beside_another_program_s_run_json_is_packed(repository, call, content):
+    (repository / "runs" / "lora-custom" / "run.json").write_text(content)
+    status, output = call(*WHO)
+    assert status == 0 and f"lora_1: found at runs/lora-custom/{WEIGHTS}" in output
+
+
 @pytest.mark.parametrize(
     "student_id, name, message",
     [
