@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
+from ..sandbox.trusted import GraderError
 from .by_hand import Points, PointsError, read_folder, write_store
 from .numbers import Numbers
-from .results import write_atomically, write_table
+from .results import plain_text, write_atomically, write_table
 from .teacher_page import page
 
 TABLE, PAGE = "grades.csv", "index.html"
+
+
+def names_in(table: Path) -> set[str]:
+    """The hand-ins that a table is about; none if there is no table."""
+    if not table.is_file():
+        return set()
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        return {row[0] for row in list(csv.reader(file))[1:] if row}
 
 
 @dataclass
@@ -25,6 +35,7 @@ class TeacherFiles:
 
     Raises:
         PointsError: for points by hand that cannot be used, before anything is written over.
+        GraderError: for a single hand-in where the table of a course lies.
     """
 
     output: Path
@@ -35,6 +46,12 @@ class TeacherFiles:
 
     def __post_init__(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
+        others = names_in(self.output / TABLE) - {plain_text(name) for name in self.folders}
+        if len(others) > 1 and len(self.folders) == 1:
+            raise GraderError(
+                f"{self.output} has the table of {len(others)} others, which one hand-in would replace: grade the "
+                "folder with all of them again, as nothing that is graded is graded twice; or choose another --output."
+            )
         self.points = read_folder(self.output)
         write_store(self.output, self.points)
 

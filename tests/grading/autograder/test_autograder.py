@@ -499,6 +499,26 @@ def test_a_second_start_grades_what_the_first_one_did_not(tmp_path, monkeypatch,
     assert start("least_iou=0.6", quick=True) == ["a.zip", "b.zip", "c.zip"] and graded[0] == ("a.zip", True)
 
 
+def test_one_hand_in_does_not_replace_the_table_of_a_course(tmp_path, monkeypatch):
+    good = results_of(grade(EVIDENCE, NUMBERS), NUMBERS, 1, [])
+    monkeypatch.setattr(autograder, "ready", ready_at_once)
+    monkeypatch.setattr(autograder, "grade_into", lambda *_, **__: (good, []))
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_zip({"x": name.encode()}, tmp_path / "in" / f"{name}.zip")
+
+    def start(hand_in: str, output: str) -> list[str]:
+        grade_all(tmp_path / hand_in, tmp_path / output, tmp_path / "prepared", [], jobs=1)
+        return [row[0] for row in read_table(tmp_path / output / "grades.csv")[1:]]
+
+    assert start("in/a.zip", "out") == ["a"] and start("in/b.zip", "out") == ["b"]
+    assert start("in", "out") == ["a", "b", "c"]
+    with pytest.raises(GraderError, match="has the table of 2 others, which one hand-in would replace"):
+        start("in/b.zip", "out")
+    assert [row[0] for row in read_table(tmp_path / "out" / "grades.csv")[1:]] == ["a", "b", "c"]
+    assert start("in/b.zip", "elsewhere") == ["b"]
+
+
 def test_ctrl_c_ends_what_runs_and_starts_no_more():
     started, process = [], []
 
