@@ -9,17 +9,16 @@ from typing import Callable
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 pytest.importorskip("resvg_py")
 
 from finetune.data.colors import COLORS
-from finetune.model.dtypes import dtype_argument
 from processes import ROOT, run_python, run_two
 from tiny_sd.pictures.doodles import doodle
 from tiny_sd.training import long_run as long_run_module
-from tiny_sd.training import networks, train_decoder, train_denoiser, train_vae, words
+from tiny_sd.training import networks, train_denoiser, train_vae, words
 from tiny_sd.training.long_run import LongRun, kept
 from tiny_sd.training.muon import MuonWithAdamW
 
@@ -55,33 +54,6 @@ def test_the_programs_make_a_pipeline_that_draws_and_can_be_gone_on_with(tmp_pat
     again = ("--start", str(tmp_path), "--output_dir", str(tmp_path / "again"), "--steps", "0", "0", "1")
     run(train_denoiser, monkeypatch, *unet, *again)
     assert f"Starting from {tmp_path}\n" in capsys.readouterr().out, "every weight fits"
-    decoder = ("--start", str(tmp_path), *few, "--batch_size", "4", "--output_dir", str(tmp_path / "decoder"))
-    run(train_decoder, monkeypatch, *decoder, "--steps", "1")
-    run(train_decoder, monkeypatch, *decoder, "--steps", "2")
-    assert "Going on from step 1 of 2" in capsys.readouterr().out
-    before, after = (AutoencoderKL.from_pretrained(folder / "vae") for folder in (tmp_path, tmp_path / "decoder"))
-    changed = {
-        name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.get_parameter(name))
-    }
-    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
-
-
-def test_the_decoder_is_shown_what_the_denoiser_makes_of_a_picture_and_other_pictures_as_they_are():
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        ROOT / "tiny_sd", **dtype_argument(StableDiffusionPipeline, torch.float32)
-    )
-    bank = train_decoder.pictures_and_latents(pipeline, scenes=8, doodles=4)
-    away = (bank["denoised"].float() - bank["exact"][:8].float()).square().mean((1, 2, 3)).sqrt()
-    assert len(away) == 8 and (away > 0.02).all() and away.median() < 0.3, "of what has a deviation of 1"
-    for index in range(12):
-        one = {"images": bank["images"][[index]], "exact": bank["exact"][[index]]}
-        one["denoised"] = bank["denoised"][[index]] if index < 8 else bank["denoised"][:0]
-        latents, image = train_decoder.draw_batch(one, 1, exact_share=0, noise=0)
-        assert torch.equal(latents, bank["denoised" if index < 8 else "exact"][[index]].float())
-        assert torch.equal(image, train_vae.to_range(bank["images"][[index]]))
-        latents, _ = train_decoder.draw_batch(one, 64, exact_share=1, noise=0.5)
-        noise = (latents - bank["exact"][[index]].float()).std((1, 2, 3))
-        assert noise.min() < 0.1 < 0.4 < noise.max() < 0.6
 
 
 class Line(torch.nn.Module):

@@ -188,6 +188,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--latent_channels", type=positive_int, default=16)
     parser.add_argument("--start", type=Path, help="start from this folder's weights, such as tiny_sd/vae")
+    parser.add_argument("--decoder_only", action="store_true", help="leave the latents, and what learnt on them, valid")
     parser.add_argument("--whole_pictures", action="store_true", help="learn at 128 px: slower, and as it is used")
     parser.add_argument("--compile", action="store_true", help="compile the training step: slow to start, then faster")
     parser.add_argument(
@@ -215,6 +216,10 @@ def main() -> None:
     else:
         vae = build_vae(tuple(args.channels), args.latent_channels)
     vae.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.contiguous_format)
+    if args.decoder_only:
+        vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
     state_file = args.output_dir / "vae_state.pt"
     run = LongRun(vae.train(), args.learning_rate, args.steps, state_file, seconds=args.seconds)
     loss_of = torch.compile(autoencoder_loss, dynamic=False) if args.compile else autoencoder_loss
@@ -233,7 +238,8 @@ def main() -> None:
         if run.step % REPORT_EVERY == 0 or run.done:
             run.exchange_average()
             progress.write(f"step {run.step}: {report(vae.eval(), held_out)}")
-            vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
+            if not args.decoder_only:
+                vae.register_to_config(scaling_factor=round(1 / measure(vae, held_out["scenes"])[1], 5))
             # Older releases save nothing else.
             contiguous = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)
             contiguous.save_pretrained(args.output_dir / "vae")
