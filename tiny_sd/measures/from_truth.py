@@ -18,6 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from finetune.argument_types import natural_int
 from finetune.data.colors import COLORS
 from finetune.model.dtypes import dtype_argument
 from finetune.model.sampler import sampling_scheduler
@@ -84,7 +85,7 @@ def decode(pipeline: StableDiffusionPipeline, latents: torch.Tensor) -> list[Ima
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=BASE, help="pipeline to measure; otherwise this one")
-    parser.add_argument("--timesteps", type=int, nargs="*", default=[999, 800, 600, 400, 250, 150, 100, 50])
+    parser.add_argument("--timesteps", type=natural_int, nargs="*", default=[999, 800, 600, 400, 250, 150, 100, 50])
     args = parser.parse_args()
     in_float32 = dtype_argument(StableDiffusionPipeline, torch.float32)
     pipeline = StableDiffusionPipeline.from_pretrained(args.folder, **in_float32)
