@@ -25,6 +25,19 @@ def own_accelerator() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Programs that run in this process may set variables for what they start: the next test must not inherit them.
+
+    The grader's numbers of threads, left behind, made the launchers' processes round otherwise than the forked ones.
+    """
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Models this small are fastest on one."""

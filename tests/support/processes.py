@@ -191,8 +191,9 @@ def wait_for(path: Path, process: subprocess.Popen | Forked, seconds: float = 12
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different
+    furthest = {name: float((one[name] - other[name]).abs().max()) for name in one}
+    different = {name: by for name, by in furthest.items() if not one[name].equal(other[name])}
+    assert not different, different
 
 
 def losses(output_dir: Path) -> list[float]:
