@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from finetune.model.base import load_part
+from finetune.model.dtypes import cast
 from finetune.run.checkpoints import give_rights
 
 CONTEXT_LENGTH = 32
@@ -93,17 +94,18 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
-    # Older releases save nothing else.
-    vae, unet = (copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (vae, unet))
+    # Older releases save contiguous tensors only.
+    parts = (copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (vae, text_encoder, unet))
+    vae, text_encoder, unet = (cast(part, torch.float16) for part in parts)
     pipeline = StableDiffusionPipeline(
-        vae, copy.deepcopy(text_encoder), tokenizer, unet, scheduler,
+        vae, text_encoder, tokenizer, unet, scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     if hasattr(tokenizer, "backend_tokenizer"):  # not in older releases
         tokenizer.backend_tokenizer.no_truncation()  # of the training's captions: its files say the lengths
         tokenizer.backend_tokenizer.no_padding()
     tokenizer_files = {file: file.read_bytes() for file in (folder / "tokenizer").iterdir()}
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    pipeline.save_pretrained(folder)
     for file, content in tokenizer_files.items():  # save_pretrained leaves only what this release of transformers reads
         file.write_bytes(content)
 
