@@ -37,7 +37,8 @@ class Numbers:
     seed: int = 0
     # The overlap (IoU) of the five test conditions and of held-out ones together. Without ControlNet it is about 0.15.
     # Measured after 700 steps, one whole grading each: the right solution 0.88, one without the zero convolutions of
-    # TODO (3) 0.25. The limit lies half-way.
+    # TODO (3) 0.25; with the base's weights of 2026-12-01 the right one 0.89 again, the other was not trained anew. The
+    # limit lies half-way.
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
     least_iou: float = 0.55
