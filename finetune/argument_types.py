@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import ArgumentTypeError
+from pathlib import Path
 from typing import Any, Callable
 
 # Of so many pictures a loss is hardly surer than of more: noise and timesteps are the same at every measurement.
@@ -57,6 +59,16 @@ def switch(text: str) -> bool:
     if text.lower() not in ("yes", "no"):
         raise ArgumentTypeError(f"must be yes or no, not {text!r}")
     return text.lower() == "yes"
+
+
+def name_or_path(text: str) -> str:
+    """The type of a flag that takes a folder or file, or a name of the hub: a home's `~`, which shells leave as it is
+    in `--flag=~/folder`, is not to become a folder of that name."""
+    return os.path.expanduser(text)
+
+
+def file_path(text: str) -> Path:
+    return Path(name_or_path(text))
 
 
 positive_int = number(int, at_least=1, at_most=MOST)

@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from .argument_types import (
     MOST_HELD_OUT,
+    file_path,
+    name_or_path,
     natural_float,
     natural_int,
     or_none,
@@ -76,8 +77,13 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add = parser.add_argument
     add("--preset", choices=list(presets_of(program)), default=None, help="start from these flags, see below")
     add_switch(parser, "--dry_run", "print flags, parameters, steps, work and memory, and start nothing")
-    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help="base: folder, file, hub name")
-    add("--output_dir", type=Path, help="checkpoints, logs, pictures, results")
+    add(
+        "--pretrained_model_name_or_path",
+        type=name_or_path,
+        default="CompVis/stable-diffusion-v1-4",
+        help="base: folder, file, hub name",
+    )
+    add("--output_dir", type=file_path, help="checkpoints, logs, pictures, results")
     add("--resolution", type=picture_size, default=512, help="side of the training images, px")
     add("--train_batch_size", type=positive_int, default=4, help="samples of a batch, for each process")
     add("--gradient_accumulation_steps", type=positive_int, default=1, help="batches whose gradients make one step")
@@ -98,7 +104,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
     add("--checkpointing_steps", type=natural_int, default=500, help="save this often, and at the end (0: never)")
     # Two, as the newest may be of a run that has just begun to go wrong.
     add("--checkpoints_total_limit", type=positive_int, default=2, help="older checkpoints are removed")
-    add("--resume_from_checkpoint", default=None, help="'latest' or a folder; goes on exactly where it was")
+    add("--resume_from_checkpoint", type=name_or_path, help="'latest' or a folder; goes on exactly where it was")
     add_switch(parser, "--push_to_hub", "the result, with its model card, to the Hugging Face hub")
     add("--hub_model_id", default=None, help="to this OWNER/NAME (default: you, and the name of --output_dir)")
     add(
@@ -108,7 +114,7 @@ def training_parser(program: str, description: str, **defaults: Any) -> argparse
         help="hold out this share of the pictures: their "
         f"loss is measured ({MOST_HELD_OUT} pictures at most), and they are not trained on",
     )
-    add("--validation_data_dir", type=or_none(str), default=None, help="or a folder of other pictures, laid out alike")
+    add("--validation_data_dir", type=or_none(name_or_path), help="or a folder of other pictures, laid out alike")
     add("--validation_loss_steps", type=natural_int, default=100, help="measure that loss this often (0: never)")
     add("--report_to", choices=["tensorboard", "wandb", "none"], default="tensorboard", help="where the curves go")
     add("--validation_guidance_scale", type=natural_float, default=7.5)

@@ -97,6 +97,7 @@ class Training:
         self.trained_with = settings  # what the weights that are there were trained with
         self.made_steps = False
         self.recent_losses: list[torch.Tensor] = []
+        self.learning_rate = plan.learning_rate
         self.figures: dict[str, float] = {}  # what was measured last
         self.checkpoints = CheckpointWriter(accelerator, self.output_dir, plan.checkpoints_total_limit)
         self.model_writer = ModelWriter(accelerator, self.model, save_model, load_model, model_name)
@@ -296,6 +297,7 @@ class Training:
                 self.optimizer.zero_grad()
             # A tensor, not a number: `item` would wait for the GPU, which then waits for the next batch.
             losses.append(loss.detach())
+        self.learning_rate = self.lr_scheduler.get_last_lr()[0]  # of this step: the schedule then sets the next one's
         self.lr_scheduler.step()
         self.recent_losses.append(torch.stack(losses).mean())
 
@@ -304,11 +306,15 @@ class Training:
         losses = self.accelerator.reduce(torch.stack(self.recent_losses), reduction="mean").tolist()
         require_finite(losses, self.step, self.checkpoints.newest)
         self.recent_losses = []
-        loss, learning_rate = sum(losses) / len(losses), self.lr_scheduler.get_last_lr()[0]
+        loss = sum(losses) / len(losses)
         self.figures["loss"] = loss
         figures = self.record.figures(self.step)
-        self.log({"loss": loss, "learning_rate": learning_rate, **figures})
-        shown = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}", "img/s": f"{figures['images_per_second']:.1f}"}
+        self.log({"loss": loss, "learning_rate": self.learning_rate, **figures})
+        shown = {
+            "loss": f"{loss:.4f}",
+            "lr": f"{self.learning_rate:.1e}",
+            "img/s": f"{figures['images_per_second']:.1f}",
+        }
         return {**shown, "GiB": f"{figures['peak_memory_gib']:.2f}"} if "peak_memory_gib" in figures else shown
 
     def save_final(self, describe: Callable[[Path], None] = lambda folder: None) -> Path:

@@ -24,7 +24,7 @@ from diffusion.loading import load_pipeline
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from examples import draw_grid, load_test_data
 from fill50k import RenderedFill50K, load_data
-from finetune.argument_types import natural_float, natural_int, sampling_steps, seed_int
+from finetune.argument_types import file_path, name_or_path, natural_float, natural_int, sampling_steps, seed_int
 from finetune.data.images import square
 from finetune.model.base import drawn_size
 from finetune.model.sampler import as_pictures
@@ -253,8 +253,10 @@ def save_images(images: Sequence[Image.Image], grid: Image.Image, output_dir: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--controlnet", required=True, help="folder of a trained ControlNet")
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
+    parser.add_argument("--controlnet", type=name_or_path, required=True, help="folder of a trained ControlNet")
+    parser.add_argument(
+        "--base", type=name_or_path, default="CompVis/stable-diffusion-v1-4", help="folder, file, hub name"
+    )
     parser.add_argument("--edges", default=None, metavar="FOLDER", help="score edges on this folder of make_canny.py")
     parser.add_argument("--image_column", default="image", help="that folder's column of images")
     parser.add_argument("--conditioning_image_column", default="conditioning_image", help="its column of conditions")
@@ -263,7 +265,7 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument("--seed", type=seed_int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=file_path, required=True)
     args = parser.parse_args()
     if args.edges and args.num_conditions < 1:
         parser.error("--edges scores --num_conditions samples: at least 1")

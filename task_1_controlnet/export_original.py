@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion.loading import read_controlnet
+from finetune.argument_types import file_path
 from finetune.model.cards import read_texts, write_texts
 from finetune.run.checkpoints import give_rights
 from finetune.setup import fail_clearly
@@ -125,8 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--controlnet", type=Path, default=Path("../runs/demo/controlnet"), help="folder of a training")
-    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--controlnet", type=file_path, default=Path("../runs/demo/controlnet"), help="folder of a training"
+    )
+    parser.add_argument("--output", type=file_path, required=True, help="the .safetensors file to write")
     args = parser.parse_args()
     if args.output.suffix != ".safetensors":
         parser.error("--output must be a .safetensors file")

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from fill50k import load_data
-from finetune.argument_types import number, picture_size, positive_int
+from finetune.argument_types import file_path, number, picture_size, positive_int
 from finetune.data.images import square
 from finetune.run.checkpoints import write_folder
 from finetune.run.progress import progress_bar
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=picture_size, default=512, help="side of the squares that are stored, px")
     blur = number(float, at_least=0, at_most=100)  # beyond, the blur is wider than the picture
     parser.add_argument("--sigma", type=blur, default=2.0, help="blur before edges are looked for, px of 512")
-    parser.add_argument("--output_dir", type=Path, required=True, help="must not be there yet")
+    parser.add_argument("--output_dir", type=file_path, required=True, help="must not be there yet")
     args = parser.parse_args()
     if args.output_dir.exists():
         raise ValueError(f"{args.output_dir} is there already: remove it, or choose another --output_dir.")

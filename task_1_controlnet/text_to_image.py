@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from examples import draw_grid, load_test_data
-from finetune.argument_types import natural_float, sampling_steps, seed_int
+from finetune.argument_types import file_path, name_or_path, natural_float, sampling_steps, seed_int
 from finetune.devices import drawing_dtype, pick_device
 from finetune.model.base import load_part
 from finetune.model.dtypes import dtype_argument
@@ -24,12 +24,14 @@ from finetune.setup import fail_clearly, require_hardware
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
+    parser.add_argument(
+        "--base", type=name_or_path, default="CompVis/stable-diffusion-v1-4", help="folder, file, hub name"
+    )
     parser.add_argument("--prompt", nargs="+", help="draw these instead of the test prompts")
     parser.add_argument("--num_inference_steps", type=sampling_steps, default=50)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument("--seed", type=seed_int, default=0)
-    parser.add_argument("--output_dir", type=Path, default=Path("../runs/text_to_image"))
+    parser.add_argument("--output_dir", type=file_path, default=Path("../runs/text_to_image"))
     args = parser.parse_args()
     require_hardware(args.base)
     args.base = as_folder(args.base)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from finetune.argument_types import natural_int, or_none, positive_float, positive_int, share
+from finetune.argument_types import name_or_path, natural_int, or_none, positive_float, positive_int, share
 from finetune.flags import parse, plan_of, training_parser
 
 
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         learning_rate=1e-5,
     )
     add = parser.add_argument
-    add("--controlnet_model_name_or_path", type=or_none(str), default=None, help="start from this, not the UNet's copy")
+    add("--controlnet_model_name_or_path", type=or_none(name_or_path), help="start from this, not the UNet's copy")
     add(
         "--new_layers_lr_ratio",
         type=positive_float,

@@ -22,7 +22,7 @@ from PIL import Image
 
 from closeness import drift, means_of, style_distances, subject_scores
 from drawing import generate, in_a_row, load_pipeline
-from finetune.argument_types import natural_float, positive_int, sampling_steps
+from finetune.argument_types import file_path, name_or_path, natural_float, positive_int, sampling_steps
 from finetune.model.base import drawn_size
 from finetune.model.single_file import as_folder
 from finetune.setup import fail_clearly, require_hardware, use_fast_attention
@@ -89,11 +89,15 @@ def side_by_side(base: Sequence[Image.Image], lora: Sequence[Image.Image], num_s
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lora", required=True, help="folder or file of a trained LoRA")
+    parser.add_argument("--lora", type=name_or_path, required=True, help="folder or file of a trained LoRA")
     parser.add_argument("--measure", choices=list(PROMPTS), required=True, help="what the LoRA has learnt")
-    parser.add_argument("--train_data_dir", required=True, help="folder of the images that it learnt from")
+    parser.add_argument(
+        "--train_data_dir", type=name_or_path, required=True, help="folder of the images that it learnt from"
+    )
     parser.add_argument("--image_column", default="image", help="the folder's column of images")
-    parser.add_argument("--base", default="CompVis/stable-diffusion-v1-4", help="base model: folder, file, or hub name")
+    parser.add_argument(
+        "--base", type=name_or_path, default="CompVis/stable-diffusion-v1-4", help="folder, file, hub name"
+    )
     parser.add_argument("--prompts", nargs="+", default=None, help="(default: five that suit the sample data)")
     parser.add_argument(
         "--class_prompt", default=None, help="the class, whose drift is measured (default: that of the five prompts)"
@@ -106,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
         "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"
     )
     parser.add_argument("--dino", default=None, metavar="MODEL", help="DINO score by facebook/dino-vits16")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=file_path, required=True)
     args = parser.parse_args()
     if args.prompts is None:
         args.prompts = PROMPTS[args.measure]

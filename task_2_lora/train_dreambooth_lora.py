@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune.argument_types import natural_float, positive_int
+from finetune.argument_types import file_path, name_or_path, natural_float, positive_int
 from finetune.flags import add_switch
 from finetune.run.notes import say_once
 from lora.flags import lora_parser, parse_lora
@@ -30,14 +30,14 @@ def parse_args() -> argparse.Namespace:
         output_dir=Path("../runs/dreambooth"),
     )
     add = parser.add_argument
-    add("--instance_data_dir", help="folder with the pictures of the subject")
+    add("--instance_data_dir", type=name_or_path, help="folder with the pictures of the subject")
     add(
         "--instance_prompt",
         help="what they show, with the indicator: 'a photo of a sks cat'; captions in "
         "their folder (a metadata.jsonl) may say more of each: 'a photo of a sks cat in snow'",
     )
     add_switch(parser, "--with_prior_preservation", "keep what the class looks like")
-    add("--class_data_dir", type=Path, default=None, help="pictures of the class; too few? The base draws more")
+    add("--class_data_dir", type=file_path, default=None, help="pictures of the class; too few? The base draws more")
     add("--class_prompt", default=None, help="what they show: 'a photo of a cat'")
     add("--num_class_images", type=positive_int, default=100)
     # Lambda in eq. 2 of Ruiz et al., 1 there, too.

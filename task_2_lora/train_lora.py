@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from finetune.argument_types import natural_float, or_none, positive_int
+from finetune.argument_types import name_or_path, natural_float, or_none, positive_int
 from lora.flags import lora_parser, parse_lora
 
 
@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser = lora_parser("train_lora.py", __doc__.splitlines()[0], validation_epochs=1, output_dir=Path("../runs/lora"))
     add = parser.add_argument
     add("--dataset_name", default=None, help="pictures with captions: data set of the hub")
-    add("--train_data_dir", default=None, help="or a folder or zip of pictures with captions")
+    add("--train_data_dir", type=name_or_path, default=None, help="or a folder or zip of pictures with captions")
     add("--image_column", default="image", help="the data's column of images")
     add("--caption_column", default="text", help="the data's column of captions")
     add("--max_train_samples", type=or_none(positive_int), default=None, help="use the first so many samples only")

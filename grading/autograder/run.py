@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from finetune.argument_types import positive_int
+from finetune.argument_types import file_path, positive_int
 
 from ..files.archive import is_dropping
 from ..files.collection import hand_ins, is_readable_archive, left_out
@@ -258,17 +258,17 @@ def main() -> None:
         "python -m grading.autograder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("hand_in", type=Path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
-    add("--output", type=Path, help="the folder for the results (build/grades; of a quick look build/quick)")
+    add("hand_in", type=file_path, nargs="?", help="an archive, an unpacked one, or a folder with any number of them")
+    add("--output", type=file_path, help="the folder for the results (build/grades; of a quick look build/quick)")
     add("--quick", action="store_true", help="TODO places, report and LoRA files only: what is wrong, and no points")
     add("--jobs", type=positive_int, default=1, help="hand-ins at the same time; each needs up to 5 GB (%(default)s)")
     add(
         "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
         help="another number of grading/grades/numbers.py, or rule of rules.toml, for this run; may be repeated",
     )  # fmt: skip
-    add("--prepared", type=Path, default=PREPARED, help="the folder of what is computed once (build/prepared)")
+    add("--prepared", type=file_path, default=PREPARED, help="the folder of what is computed once (build/prepared)")
     add("--prepare", action="store_true", help="compute that, and do nothing else")
-    add("--gradescope", type=Path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help=GRADESCOPE)
+    add("--gradescope", type=file_path, nargs="?", const=Path("/autograder"), metavar="FOLDER", help=GRADESCOPE)
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:

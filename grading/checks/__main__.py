@@ -12,14 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from finetune.argument_types import seed_int
+from finetune.argument_types import file_path, seed_int
 
 from ..handed_out.banners import TODOS, BannerError, read_parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.checks", description=__doc__.splitlines()[0])
-    parser.add_argument("--task-1", type=Path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
+    parser.add_argument("--task-1", type=file_path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
     parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
     parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs")
     args = parser.parse_args()

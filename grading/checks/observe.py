@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from finetune.argument_types import seed_int
+from finetune.argument_types import file_path, seed_int
 
 from ..handed_out.banners import TODOS, read_parts
 from .places import ControlNetModel, PlaceError, blamed_on, run
@@ -277,10 +277,10 @@ def unpack(data: bytes) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task-1", type=Path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
+    parser.add_argument("--task-1", type=file_path, default=Path("task_1_controlnet"), help="folder of Task 1's code")
     parser.add_argument("--todo", choices=TODOS, nargs="+", default=TODOS, help="only these places")
     parser.add_argument("--seed", type=seed_int, default=0, help="of the inputs; judge with the same")
-    parser.add_argument("--output", type=Path, required=True, help="folder for one N.safetensors a place")
+    parser.add_argument("--output", type=file_path, required=True, help="folder for one N.safetensors a place")
     args = parser.parse_args()
     torch.set_num_threads(1)
     parts = read_parts(args.task_1)

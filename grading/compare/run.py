@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Mapping
 
-from finetune.argument_types import positive_int
+from finetune.argument_types import file_path, positive_int
 from finetune.run.progress import progress_bar
 
 from ..files.collection import hand_ins, left_out
@@ -85,8 +85,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m grading.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="a folder of hand-ins, archives or unpacked ones")
-    parser.add_argument("--output", type=Path, default=Path("build/compare"), help="for the page (%(default)s)")
+    parser.add_argument("folder", type=file_path, help="a folder of hand-ins, archives or unpacked ones")
+    parser.add_argument("--output", type=file_path, default=Path("build/compare"), help="for the page (%(default)s)")
     parser.add_argument("--jobs", type=positive_int, default=usable_cores(), help="hand-ins at a time (%(default)s)")
     args = parser.parse_args()
     try:

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Sequence
 
-from finetune.argument_types import part_above_none, positive_float, positive_int
+from finetune.argument_types import file_path, part_above_none, positive_float, positive_int
 from finetune.run.checkpoints import CheckpointError, write_file
 from finetune.run.settings import fingerprint
 
@@ -206,9 +206,9 @@ def parser() -> argparse.ArgumentParser:
         "python -m grading.contest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     usual, add = Conditions(), made.add_argument
-    add("recipes", type=Path, nargs="*", metavar="RECIPE.toml", help="one, or several")
+    add("recipes", type=file_path, nargs="*", metavar="RECIPE.toml", help="one, or several")
     add("--example", action="store_true", help="print the reference recipe, and do nothing else")
-    add("--output", type=Path, default=Path("build/contest"), help="the folder for runs and results (%(default)s)")
+    add("--output", type=file_path, default=Path("build/contest"), help="the folder for runs and results (%(default)s)")
     add("--iou", type=part_above_none, default=usual.target, help="the mean IoU to be reached (%(default)s)")
     add("--conditions", type=positive_int, default=usual.held_out, help="so many are drawn for it (%(default)s)")
     add("--gap", type=positive_float, default=usual.gap, help="seconds of training between two checks (%(default)s)")

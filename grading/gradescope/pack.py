@@ -12,6 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from finetune.argument_types import file_path
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).resolve().parent
 SETUP, RUN = "setup.sh", "run_autograder"
@@ -85,7 +87,7 @@ def write_autograder(output: Path, torch_index: str = "") -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.gradescope", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/autograder.zip"), help="the zip (%(default)s)")
+    parser.add_argument("--output", type=file_path, default=Path("build/autograder.zip"), help="the zip (%(default)s)")
     parser.add_argument(
         "--torch-index",
         default="",

@@ -25,6 +25,8 @@ try:
 except ImportError:  # on Windows: there nothing limits computing, only waiting
     resource = None
 
+from finetune.argument_types import file_path
+
 from ..files.archive import ArchiveError, unpack
 from ..files.items import TASK_1
 from ..files.lora import inspect_lora
@@ -169,12 +171,12 @@ def main() -> None:
     add = parser.add_argument
     add("--student-id", metavar="2024XXXX", help="yours: it names the zip and the report")
     add("--name", help="letters from a to z, digits, _ and -, as in Gildong_Hong")
-    add("--task-1", type=Path, metavar="DIR", help=f"your code of Task 1 (default: {TASK_1})")
-    add("--lora-1", type=Path, metavar="DIR_OR_FILE", help="the LoRA of Task 2-1 (default: the one in runs/lora-*)")
-    add("--lora-2", type=Path, metavar="DIR_OR_FILE", help="that of Task 2-2 (default: the one in runs/dreambooth-*)")
-    add("--report", type=Path, metavar="PDF", help="the report (default: STUDENT-ID.pdf here or in runs/)")
-    add("--output", type=Path, metavar="DIR", default=Path("."), help="the folder for the zip (default: this one)")
-    add("--check", type=Path, metavar="ZIP", help="check a finished zip, and do nothing else")
+    add("--task-1", type=file_path, metavar="DIR", help=f"your code of Task 1 (default: {TASK_1})")
+    add("--lora-1", type=file_path, metavar="DIR_OR_FILE", help="the LoRA of Task 2-1 (default: that in runs/lora-*)")
+    add("--lora-2", type=file_path, metavar="DIR_OR_FILE", help="that of Task 2-2 (default: in runs/dreambooth-*)")
+    add("--report", type=file_path, metavar="PDF", help="the report (default: STUDENT-ID.pdf here or in runs/)")
+    add("--output", type=file_path, metavar="DIR", default=Path("."), help="the folder for the zip (default: this one)")
+    add("--check", type=file_path, metavar="ZIP", help="check a finished zip, and do nothing else")
     args = parser.parse_args()
     try:
         sys.exit(not check_zip(args.check) if args.check else not pack_as_asked(parser, args))

@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Sequence
 
+from finetune.argument_types import file_path
+
 from ..grades.by_hand import Points, PointsError, ahead, read_file, read_folder, require_allowed, unused, write_store
 from ..grades.form import DATA_END, DATA_START, data_block
 from ..grades.numbers import Numbers, with_settings
@@ -77,8 +79,8 @@ def main() -> None:
         "python -m grading.points", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("files", type=Path, nargs="*", metavar="FILE", help="points_by_hand.json, as the page saved it")
-    add("--grades", type=Path, default=Path("build/grades"), help="the folder of results (%(default)s)")
+    add("files", type=file_path, nargs="*", metavar="FILE", help="points_by_hand.json, as the page saved it")
+    add("--grades", type=file_path, default=Path("build/grades"), help="the folder of results (%(default)s)")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="the rules of that grading")
     args = parser.parse_args()
     try:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Iterator, Sequence
 
+from finetune.argument_types import file_path
 from finetune.run.progress import progress_bar
 
 from ..report.words import ID_IN_WORDS, STUDENT_ID
@@ -56,7 +57,7 @@ def main() -> None:
     add("--student-id", nargs="+", required=True, metavar="2024XXXX", help="one, or several")
     add("--answers", action="store_true", help="also write the key, ID-answers.pdf")
     add("--salt", default="", metavar="WORD", help="draws other questions; keep it, as the key needs it too")
-    add("--output", type=Path, default=Path("build/questions"), help="the folder for the PDFs (%(default)s)")
+    add("--output", type=file_path, default=Path("build/questions"), help="the folder for the PDFs (%(default)s)")
     args = parser.parse_args()
     done = 0
     try:

@@ -25,6 +25,8 @@ import typst
 from PIL import Image
 from pypdf import PdfReader
 
+from finetune.argument_types import file_path
+
 from .content import GAP, ROW_WIDTH, Content, count_words, files_of, read_content, shorten, written
 from .pictures import encode
 from .words import ReportError, read_words
@@ -206,10 +208,10 @@ def main() -> None:
         "python -m grading.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "words", type=Path, nargs="?", metavar="WORDS.toml", help="your words, and where the pictures are"
+        "words", type=file_path, nargs="?", metavar="WORDS.toml", help="your words, and where the pictures are"
     )
-    parser.add_argument("--output", type=Path, help="the PDF (default: STUDENT_ID.pdf in this folder)")
-    parser.add_argument("--fonts", type=Path, action="append", default=[], metavar="FOLDER", help=FONTS_HELP)
+    parser.add_argument("--output", type=file_path, help="the PDF (default: STUDENT_ID.pdf in this folder)")
+    parser.add_argument("--fonts", type=file_path, action="append", default=[], metavar="FOLDER", help=FONTS_HELP)
     parser.add_argument("--example", action="store_true", help="print a words file to fill in, and stop")
     args = parser.parse_args()
     if args.example:

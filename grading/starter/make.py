@@ -20,6 +20,8 @@ import textwrap
 from fnmatch import fnmatch
 from pathlib import Path
 
+from finetune.argument_types import file_path
+
 from ..files.items import TASK_1
 from ..handed_out.banners import TODO_FILES, BannerError, extract, fill, find_places, read_parts, read_source
 
@@ -198,7 +200,9 @@ def write_starter(output: Path, root: Path = ROOT, assistant_rules: bool = True)
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m grading.starter", description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("build/starter"), help="the starter's folder (%(default)s)")
+    parser.add_argument(
+        "--output", type=file_path, default=Path("build/starter"), help="the starter's folder (%(default)s)"
+    )
     parser.add_argument("--no-assistant-rules", action="store_true", help="leave out AGENTS.md and CLAUDE.md")
     args = parser.parse_args()
     try:

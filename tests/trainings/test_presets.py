@@ -64,6 +64,20 @@ def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
     assert (args.dataset_name, args.train_data_dir) == ("OWNER/NAME", None)
 
 
+@pytest.mark.parametrize("program, flag", [
+    ("train.py", "output_dir"), ("train.py", "controlnet_model_name_or_path"), ("train.py", "resume_from_checkpoint"),
+    ("train_lora.py", "pretrained_model_name_or_path"), ("train_lora.py", "train_data_dir"),
+    ("train_lora.py", "validation_data_dir"), ("train_dreambooth_lora.py", "instance_data_dir"),
+    ("train_dreambooth_lora.py", "class_data_dir")])  # fmt: skip
+def test_a_home_behind_an_equals_sign_is_the_home(program, flag, monkeypatch):
+    # Shells replace ~ at the beginning of a word only: `--output_dir=~/runs` would make a folder called ~ here.
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    preset = next(name for name, preset in PRESETS.items() if preset.program == program)
+    args = parsed(monkeypatch, program, "--preset", preset, f"--{flag}=~/folder")
+    assert Path(getattr(args, flag)) == Path("/home/somebody/folder")
+
+
 def test_a_preset_of_another_program_or_a_wrong_switch_is_refused_in_a_sentence(monkeypatch, capsys):
     for words, said in (
         (["--preset", "style-tiny"], "invalid choice: 'style-tiny' (choose from 'demo'"),

@@ -61,6 +61,13 @@ def test_a_run_leaves_a_controlnet_that_was_trained(straight):
     assert sorted(path.name for path in straight.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-6"]
 
 
+def test_the_rate_that_is_logged_is_the_one_that_the_step_was_made_with(straight):
+    lines = [json.loads(line) for line in (straight / "stats.jsonl").read_text().splitlines()]
+    logged = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    expected = {step: 1e-3 * (1 + math.cos(math.pi * (step - 1) / 12)) / 2 for step in logged}
+    assert logged and logged == pytest.approx(expected)
+
+
 def test_new_layers_have_a_rate_of_their_own_and_the_schedule_of_all(straight):
     """What the copy of the UNet lacks moves so many times as fast, at the first step and on the way down."""
     optimizer = torch.load(straight / "checkpoint-6" / "optimizer.bin", weights_only=True)

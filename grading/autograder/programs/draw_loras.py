@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Sequence
 
 from PIL import Image
@@ -23,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, os.getcwd())
 
 from drawing import generate, load_pipeline
-from finetune.argument_types import natural_float, seed_int
+from finetune.argument_types import file_path, natural_float, seed_int
 from finetune.model.sampler import DrawingError
 from finetune.setup import fail_clearly
 from hub_metrics import clip_scores, dino_scores
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--clip", default="", help="CLIP model: folder or hub name")
     parser.add_argument("--dino", default="", help="DINO model: folder or hub name")
     parser.add_argument("--plain_is_drawn", action="store_true", help="plain-0.png and so on are there, unscored")
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=file_path, required=True)
     args = parser.parse_args()
 
     pipeline = load_pipeline(args.base)

@@ -15,14 +15,13 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 
 sys.path.insert(0, os.getcwd())
 
 from diffusion.loading import load_pipeline
 from evaluate import generate, held_out_samples, score_all
 from examples import load_test_data
-from finetune.argument_types import natural_float, positive_int
+from finetune.argument_types import file_path, natural_float, positive_int
 from finetune.model.sampler import DrawingError
 from finetune.setup import fail_clearly, use_fast_attention
 
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--base", required=True, help="folder of the base model")
     parser.add_argument("--num_conditions", type=positive_int, default=32, help="held-out conditions")
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--output_dir", type=file_path, required=True)
     args = parser.parse_args()
 
     pipeline = load_pipeline(args.base, args.controlnet)
