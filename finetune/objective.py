@@ -206,6 +206,7 @@ def diffusion_loss(
     sample_weights: torch.Tensor | None = None,
     held_out: Mapping[str, torch.Tensor] | None = None,
     noise_alone: float = 0.0,
+    kept: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The mean squared error of the predicted noise or velocity at random timesteps.
 
@@ -224,6 +225,8 @@ def diffusion_loss(
         sample_weights: (batch,) how much each sample counts.
         held_out: a batch of `HeldOut`, which has its noise and timesteps with it.
         noise_alone: the share of samples of which `predict` sees what sampling starts from: `from_noise_alone`.
+        kept: maps the same to a prediction for the last samples that is to stay as it is: their target in place of the
+            noise (as old tasks are kept by Li & Hoiem, 2016, https://arxiv.org/abs/1606.09282).
 
     Raises:
         ValueError: for another prediction type.
@@ -248,6 +251,9 @@ def diffusion_loss(
     else:
         raise ValueError(f"The scheduler's prediction_type is {prediction_type!r}; known: epsilon, v_prediction.")
 
+    if kept is not None:
+        to_stay = kept(noisy_latents, timesteps).to(target)  # (K, 4, h, w)
+        target = torch.cat([target[: -len(to_stay)], to_stay])
     # float: autocast leaves the prediction in half precision, too coarse for a mean of squares. weights.mean(): a
     # timestep is drawn w_t / mean(w) times as often as if all were alike, which becomes w_t times by this.
     error = (predict(noisy_latents, timesteps).float() - target.float()).square().mean((1, 2, 3)) * weights.mean()

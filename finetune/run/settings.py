@@ -35,7 +35,7 @@ FREE = {
 # Flags that may change as a run goes on: they take effect, and it is said.
 CHANGEABLE = {"learning_rate", "max_grad_norm", "max_train_steps"}
 # What flags were before they were there, where a run of an earlier release was trained by that.
-BEFORE = {"new_layers_lr_ratio": 1.0}
+BEFORE = {"new_layers_lr_ratio": 1.0, "prior_target": "noise"}
 WORDS = {
     "program": "the program",
     "base": "the base model",

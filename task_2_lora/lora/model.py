@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Mapping
+from typing import Iterator, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -80,6 +81,18 @@ class LoraDenoiser(torch.nn.Module):
         if self.text_encoder is not None:
             text = self.text_encoder(text)[0]  # (B, T, D)
         return self.unet(noisy_latents, timesteps, text).sample  # (B, 4, H / 8, W / 8)
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Within it all is as without a LoRA: the base's own predictions."""
+        adapted = [model for model in (self.unet, self.text_encoder) if model is not None]
+        for model in adapted:
+            model.disable_adapters()
+        try:
+            yield
+        finally:
+            for model in adapted:
+                model.enable_adapters()
 
 
 def load_denoiser(

@@ -70,6 +70,7 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
     unet_config, vae_config, text_config = configs_of(args.pretrained_model_name_or_path)
     side, length = args.resolution // factor_of(vae_config), text_config.max_position_embeddings
     with_class = getattr(args, "with_prior_preservation", False)
+    keeps = with_class and args.prior_target == "base"
     samples = args.train_batch_size * (2 if with_class else 1)  # each item is two samples then
 
     def make(precision: str) -> Rehearsal:
@@ -85,7 +86,15 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
         if text_encoder is not None:
             text = torch.zeros(samples, length, dtype=torch.long)
         latents = torch.randn(samples, unet.config.in_channels, side, side)
-        return Rehearsal([denoiser], partial(denoiser, latents, torch.ones(samples), text), precision)
+
+        def step() -> torch.Tensor:
+            if keeps:  # of the class's half, as `LoraTraining.loss` does
+                half = samples // 2
+                with torch.no_grad(), denoiser.switched_off():
+                    denoiser(latents[:half], torch.ones(half), text[:half])
+            return denoiser(latents, torch.ones(samples), text)
+
+        return Rehearsal([denoiser], step, precision)
 
     return make
 
@@ -191,9 +200,16 @@ class LoraTraining:
         return [Samples(part, plan.resolution, kept) for part, kept in zip(parts, encodings)]
 
     def loss(
-        self, batches: Sequence[dict[str, Any]], weights: Sequence[float] = (1.0,), noise_offset: float = 0.0
+        self,
+        batches: Sequence[dict[str, Any]],
+        weights: Sequence[float] = (1.0,),
+        noise_offset: float = 0.0,
+        keep_last: bool = False,
     ) -> torch.Tensor:
-        """The loss of one or several batches of B samples in one pass, each counting `weights` of its own mean."""
+        """The loss of one or several batches of B samples in one pass, each counting `weights` of its own mean.
+
+        `keep_last`: of the last batch is to be predicted what the base predicts, in place of the noise.
+        """
         device = self.accelerator.device
         encoded = [self.base.encoded(batch, device) for batch in batches]
         # The subject's batch and the class's in one pass in place of two: the same mean, half as many kernels to start.
@@ -207,6 +223,12 @@ class LoraTraining:
             text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
         # The mean over all samples is one N-th of each batch's mean.
         sample_weights = len(batches) * torch.tensor(weights, device=device)
+
+        def as_the_base(noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+            last = slice(-len(batches[-1]["text"]), None)
+            with torch.no_grad(), self.denoiser.switched_off():
+                return self.denoiser(noisy_latents[last], timesteps[last], text[last])  # (B, 4, H / 8, W / 8)
+
         with self.accelerator.autocast():
             return diffusion_loss(
                 lambda noisy_latents, timesteps: self.denoise(noisy_latents, timesteps, text),
@@ -217,6 +239,7 @@ class LoraTraining:
                 # (N) to (N * B): each batch's weight for each of its samples.
                 sample_weights=sample_weights.repeat_interleave(len(latents) // len(batches)),
                 held_out=measured,
+                kept=as_the_base if keep_last else None,
             )
 
     def draw(self, step: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from accelerate.utils import is_torch_version
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from drawing import generate, load_pipeline
 from lora.files import load_lora
@@ -26,6 +27,12 @@ SMALL = [
     "--resolution", "64", "--train_batch_size", "2",
     "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--rank", "2",
 ]  # fmt: skip
+
+
+def parts_of_base() -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """UNet and text encoder of the embedded base, in float32."""
+    unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", torch_dtype=torch.float32)
+    return unet, CLIPTextModel.from_pretrained(BASE, subfolder="text_encoder", torch_dtype=torch.float32)
 
 
 def picture(seed: int, size: tuple[int, int] = (80, 64)) -> Image.Image:
@@ -65,6 +72,20 @@ def test_an_untrained_lora_changes_nothing():
         assert torch.equal(denoiser(latents, timesteps, text), plain(latents, timesteps, text).sample)
     names = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
     assert names and all(".lora_" in name for name in names)
+
+
+def test_a_lora_that_is_switched_off_is_the_base_and_is_there_again_afterwards():
+    untrained, lora = (LoraDenoiser(*parts_of_base(), 3, 2) for _ in range(2))
+    for parameter in lora.trainable_parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape)
+    trainable = [name for name, parameter in lora.named_parameters() if parameter.requires_grad]
+    inputs = torch.randn(1, 16, 8, 8), torch.tensor([500]), torch.arange(32)[None]
+    with torch.no_grad():
+        base, was = untrained(*inputs), lora(*inputs)
+        with lora.switched_off():
+            assert torch.equal(lora(*inputs), base) and not torch.equal(was, base)
+        assert torch.equal(lora(*inputs), was)
+    assert trainable == [name for name, parameter in lora.named_parameters() if parameter.requires_grad]
 
 
 def test_a_half_precision_base_gets_a_float32_lora():
@@ -436,3 +457,19 @@ def test_the_prior_counts_as_much_as_it_is_told(subject_folder, tmp_path):
     none, one, three = (losses(tmp_path / weight)[0] for weight in ("0", "1", "3"))
     assert three - none == pytest.approx(3 * (one - none), rel=1e-3)
     assert one > none > 0
+
+
+def test_the_prior_may_keep_what_the_base_predicts(subject_folder, tmp_path):
+    """That is what an untrained LoRA predicts: the class counts nothing at first, and from the second step on."""
+    program = Program("task_2_lora", "train_dreambooth_lora.py", [
+        *SMALL, "--instance_data_dir", str(subject_folder), "--instance_prompt", "a sks circle", "--train_text_encoder",
+        "--with_prior_preservation", "--class_data_dir", str(subject_folder), "--class_prompt", "a circle",
+        "--num_class_images", "2", "--gradient_accumulation_steps", "1", "--prior_target", "base",
+    ], small_base)  # fmt: skip
+    found = {}
+    for steps in ("1", "2"):
+        for weight in ("0", "3"):
+            program.train(tmp_path / steps / weight, "--prior_loss_weight", weight, "--max_train_steps", steps)
+            found[steps, weight] = losses(tmp_path / steps / weight)[0]
+    assert found["1", "3"] == pytest.approx(found["1", "0"], rel=1e-6)
+    assert found["2", "3"] > found["2", "0"] * (1 + 1e-6)
