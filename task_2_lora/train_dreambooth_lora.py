@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         choices=["noise", "base"],
         default="noise",
         help="what is learnt of the class: the noise in its pictures, as in the paper, or what the base predicts of "
-        "them, which keeps the class better and takes a sixth longer",
+        "them, which keeps the class better for a seventh more work",
     )
     args = parse_lora(parser)
     missing = [f"--{name}" for name in ("instance_data_dir", "instance_prompt") if getattr(args, name) is None]
