@@ -56,7 +56,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from diffusion.controlnet import ControlNetModel
-from diffusion.denoiser import check_sizes, load_models, predict_noise, rehearsal
+from diffusion.denoiser import check_widths, load_models, predict_noise, rehearsal
 from diffusion.loading import load_weights
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
@@ -154,9 +154,9 @@ def validate(
         controlnet.train()
 
     scores = score_all(images, conditions, prompts)
-    folder.mkdir(parents=True, exist_ok=True)
-    grid = results_grid(images, conditions, prompts, scores)
-    grid.save(folder / f"step-{step:06d}.png")
+    if accelerator.is_main_process:  # all have drawn the same: with FSDP none has the model alone
+        folder.mkdir(parents=True, exist_ok=True)
+        results_grid(images, conditions, prompts, scores).save(folder / f"step-{step:06d}.png")
     log_images(accelerator, images, step)
     result = {f"validation/{name}": value for name, value in summary(scores).items()}
     accelerator.print(f"\nStep {step}: mean IoU of the test conditions {result['validation/mean_iou']:.3f}")
@@ -239,8 +239,9 @@ def main() -> None:
     accelerator = start_accelerator(args, "controlnet")
 
     base = BaseModel.load(args.pretrained_model_name_or_path)
-    check_sizes(base, args.resolution, None if args.controlnet_model_name_or_path else args.conditioning_channels)
+    base.require_size(args.resolution)
     unet, controlnet = load_models(base.name, args, accelerator)
+    check_widths(controlnet, base.factor, args.controlnet_model_name_or_path)
     base.to(accelerator.device)
     no_prompt = base.encode_prompts([""]).to(accelerator.device)
     samples, *held_out_samples = encode_once(args, base, data, held_out, accelerator)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.estimate import Rehearsal, cast_frozen
-from finetune.model.base import BaseModel, factor_of, load_part
+from finetune.model.base import factor_of, load_part
 from finetune.model.single_file import configs_of
 from finetune.setup import frozen_dtype, place_frozen, use_fast_attention
 
@@ -21,16 +21,15 @@ from .loading import load_controlnet, require_fit
 from .unets.unet_2d_condition import UNet2DConditionModel
 
 
-def check_sizes(base: BaseModel, resolution: int, conditioning_channels: list[int] | None) -> None:
-    """Raises ValueError where pictures and conditions would not come down to the latents' size. None: is not asked."""
-    base.require_size(resolution)
+def check_widths(controlnet: ControlNetModel, factor: int, start: str | None) -> None:
+    """Raises ValueError where conditions would not come down to the latents' size; `start` is whose the widths are."""
     # Each width after the first halves the condition: a ControlNet with another number of them would only fail in its
     # first step, after the data were encoded.
-    widths = 1 + int(math.log2(base.factor))
-    if conditioning_channels is not None and len(conditioning_channels) != widths:
+    widths, wanted = len(controlnet.config.conditioning_embedding_out_channels), 1 + int(math.log2(factor))
+    if widths != wanted:
+        which = f"The ControlNet {start!r} to start from" if start else "--conditioning_channels"
         raise ValueError(
-            f"--conditioning_channels needs {widths} widths, as the base makes one latent of {base.factor} px, not "
-            f"{len(conditioning_channels)}."
+            f"{which} has {widths} widths. The base makes one latent of {factor} px, which takes {wanted}."
         )
 
 
@@ -89,6 +88,7 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
         unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
         trained = ControlNetModel.from_config(config) if config else None
         trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
+        check_widths(trained, factor_of(vae_config), start)
         for model in (unet, trained.train()):
             use_fast_attention(model, device)
             if args.gradient_checkpointing:

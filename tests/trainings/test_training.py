@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from diffusion.controlnet import ControlNetModel
 from finetune.devices import is_gpu, pick_device
 from finetune.flags import Plan
 from finetune.model.cards import read_texts
@@ -98,6 +99,19 @@ def test_going_on_elsewhere_with_another_embedding_says_which_it_was(straight, t
     start = ("--controlnet_model_name_or_path", str(straight / "controlnet"), *flags[2:])
     said = train(tmp_path, "--max_train_steps", "1", *start).stdout
     assert "--conditioning_channels counts for nothing, as the ControlNet to start from has 8 8 8 8." in said
+
+
+def test_another_number_of_widths_than_the_base_takes_is_said_before_anything_is_encoded(straight, tmp_path):
+    """By the flag, and by a ControlNet to start from, which here has one width too few."""
+    narrow = ControlNetModel.from_config({**load_config(straight), "conditioning_embedding_out_channels": [8, 8, 8]})
+    narrow.save_pretrained(tmp_path / "narrow")
+    for flags, which in (
+        (("--conditioning_channels", "8", "8"), "--conditioning_channels has 2 widths;"),
+        (("--controlnet_model_name_or_path", str(tmp_path / "narrow")), "to start from has 3 widths;"),
+    ):
+        run = PROGRAM.run(tmp_path / "run", "--max_train_steps", "1", *flags)
+        assert run.returncode != 0 and which in run.stderr and "one latent of 8 px, which takes 4." in run.stderr
+        assert "Traceback" not in run.stderr and not (tmp_path / "run" / "cache").exists()
 
 
 def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
