@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before PyTorch is imported: tests run side by side, and what is forked beside threads may wait for them for ever.
@@ -14,6 +15,11 @@ import torch
 from accelerate.state import AcceleratorState
 
 import finetune.run.notes
+
+# PyTorch and what stands on it are some hundred thousand objects, none of which is garbage: looking through them again
+# and again took a seventh of all computing.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
 
 pytest_plugins = ["cpu_by_file"]
 
