@@ -115,13 +115,16 @@ def taught(name: str, training: Path, run: Path) -> None:
     results = json.loads((run / "metrics.json").read_text())
     seeds = len(results["scores"]["base"][name]) // len(results["prompts"])
     chosen = [str(i * seeds) for i in range(len(results["prompts"]))]
+    pictures = sorted(training.glob("*.png"))
+    shown = pictures[:: -(-len(pictures) // len(chosen))]
     rows = [
-        [Image.open(path).resize((256, 256)) for path in sorted(training.glob("*.png"))],
+        [Image.open(path).convert("RGB").resize((256, 256)) for path in shown],
         open_all(run / "base", chosen),
         open_all(run / "lora", chosen),
     ]
     measure = {"style": "distance", "subject": "score"}[name]
-    labels = ["learnt from"] + [f"{key}, {measure} {results['means'][key][name]:.2f}" for key in ("base", "lora")]
+    learnt = "learnt from" + (f" {len(pictures)} such" if shown != pictures else "")
+    labels = [learnt] + [f"{key}, {measure} {results['means'][key][name]:.2f}" for key in ("base", "lora")]
     sheet(f"{name}.png", rows, labels, [], results["prompts"])
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from finetune.data.images import square, to_tensor
 
 # At the embedded base's 128 px a part is 8 px wide, about as large as one of the cat's eyes.
+PIXELS_AT_ONCE = 2 * 512 * 512  # in the encoder
 GRID = 16  # parts of a picture along each side, for the subject
 
 
@@ -48,6 +49,27 @@ def gram(features: torch.Tensor) -> torch.Tensor:
     return flat @ flat.transpose(1, 2) / flat.shape[2]  # (N, C, C)
 
 
+def grams(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> list[torch.Tensor]:
+    """The Gram matrices of each of the encoder's levels: (images, channels, channels)."""
+    # A few at a time: a style may be learnt from hundreds of pictures, and the first level's features are as large as
+    # the pictures, with many channels.
+    few = max(1, PIXELS_AT_ONCE // resolution**2)
+    parts = [
+        [gram(level) for level in encoder_features(vae, images[start : start + few], resolution)]
+        for start in range(0, len(images), few)
+    ]
+    return [torch.cat(level) for level in zip(*parts)]
+
+
+def relative_distances(own: list[torch.Tensor], targets: list[torch.Tensor]) -> list[float]:
+    """Of N pictures' Gram matrices from one target at each level, (1, C, C), or from one each, (N, C, C)."""
+    distances = [
+        (matrices - target).flatten(1).norm(dim=1) / target.flatten(1).norm(dim=1)
+        for matrices, target in zip(own, targets)
+    ]
+    return torch.stack(distances).mean(0).tolist()  # (levels, N) to N numbers
+
+
 def style_distances(
     vae: AutoencoderKL, images: Sequence[Image.Image], style: Sequence[Image.Image], resolution: int
 ) -> list[float]:
@@ -57,11 +79,15 @@ def style_distances(
     https://arxiv.org/abs/1508.06576, equation 3). The distance is between a picture's and the mean of the training
     images', relative to the latter's size, over all levels of the encoder.
     """
-    distances = []
-    for own, wanted in zip(encoder_features(vae, images, resolution), encoder_features(vae, style, resolution)):
-        target = gram(wanted).mean(0)  # (C, C)
-        distances.append((gram(own) - target).flatten(1).norm(dim=1) / target.norm())
-    return torch.stack(distances).mean(0).tolist()  # (levels, N) to N numbers
+    targets = [matrices.mean(0, keepdim=True) for matrices in grams(vae, style, resolution)]
+    return relative_distances(grams(vae, images, resolution), targets)
+
+
+def style_distances_among(vae: AutoencoderKL, style: Sequence[Image.Image], resolution: int) -> list[float]:
+    """Each training image's style distance from the others, of which there must be some."""
+    every = grams(vae, style, resolution)
+    # Encoded once, not once for each picture that is left out.
+    return relative_distances(every, [(matrices.sum(0) - matrices) / (len(matrices) - 1) for matrices in every])
 
 
 def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from typing import Any, Sequence
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from closeness import drift, means_of, style_distances, subject_scores
+from closeness import drift, means_of, style_distances, style_distances_among, subject_scores
 from drawing import generate, in_a_row, load_pipeline
 from finetune.argument_types import file_path, name_or_path, natural_float, positive_int, sampling_steps
 from finetune.model.base import drawn_size
@@ -75,6 +75,8 @@ def compare(
 
 def leave_one_out(pipeline: StableDiffusionPipeline, measure: str, training: Sequence[Image.Image]) -> list[float]:
     """What true images reach: each training image against the others, of which there must be some."""
+    if measure == "style":
+        return style_distances_among(pipeline.vae, training, drawn_size(pipeline))
     return [
         compare(pipeline, measure, [image], [other for other in training if other is not image])[0]
         for image in training

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from closeness import drift, style_distances, subject_scores
+from closeness import drift, style_distances, style_distances_among, subject_scores
 from processes import ROOT
 from tiny_sd.measures.marks import SAMPLES, sample_module
 from tiny_sd.pictures.scenes import scene
@@ -28,7 +28,7 @@ def vae() -> AutoencoderKL:
 
 @pytest.fixture(scope="module")
 def style() -> list[Image.Image]:
-    return [Image.open(path) for path in sorted((SAMPLES / "artistic-custom" / "train").glob("*.png"))]
+    return [Image.open(path) for path in sorted((SAMPLES / "artistic-custom" / "train").glob("*.png"))[::2]]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,12 @@ def test_a_picture_is_measured_by_itself(vae, style, cat, things):
         alone = [measure(vae, [image], training, 128)[0] for image in things[:3]]
         assert together == pytest.approx(alone, rel=1e-3)
     assert torch.tensor(style_distances(vae, style[:1], style[:1], 128)).item() == pytest.approx(0, abs=1e-3)
+
+
+def test_a_training_image_is_measured_by_the_others(vae, style):
+    some = style[:4]
+    each = [style_distances(vae, [image], [one for one in some if one is not image], 128)[0] for image in some]
+    assert style_distances_among(vae, some, 128) == pytest.approx(each, rel=1e-3)
 
 
 def test_one_or_two_equal_training_images_are_enough(vae, cat, other_cats):
