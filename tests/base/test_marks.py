@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from finetune.model.base import load_part
 from processes import BASE, ROOT, call
-from tiny_sd.measures import lines_and_inks, marks
+from tiny_sd.measures import lines_and_inks, marks, round_trip
 from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
 from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_module
 from tiny_sd.pictures.icons import STYLES, icon, load_subjects
@@ -213,6 +213,17 @@ def test_the_programs_print_tables_of_a_folder(tmp_path):
     lines = printed(lines_and_inks, SAMPLES / "artistic-custom" / "train").splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["car.png", "cat.png", "dog.png", "hat.png"]
     assert lines[-1] == "three main colours that are the print's: 100% of pictures"
+
+
+def test_the_autoencoder_is_measured_by_one_command(monkeypatch, tmp_path):
+    held_out = round_trip.held_out
+    monkeypatch.setattr(round_trip, "held_out", lambda number: held_out(3))
+    status, said = call(round_trip.main, "--output", str(tmp_path / "new" / "rows.png"))
+    assert status == 0, said
+    names, errors = (line.split() for line in said.splitlines()[-2:])
+    assert names[-4:] == ["scenes", "doodles", "style", "cat"]
+    assert all(0.005 < float(error) < 0.08 for error in errors[-4:])
+    assert Image.open(tmp_path / "new" / "rows.png").size == (12 * 128, 2 * 128)
 
 
 @pytest.mark.parametrize("program", ["marks", "lines_and_inks"])

@@ -59,8 +59,8 @@ def in_a_row(images: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("vae", nargs="*", default=[BASE / "vae"], help="folders of autoencoders")
-    parser.add_argument("--output", type=Path, default=BASE / "round_trip.png")
+    parser.add_argument("vae", nargs="*", default=[str(BASE / "vae")], help="folders of autoencoders")
+    parser.add_argument("--output", type=Path, default=Path("runs/round_trip.png"), help="(default: %(default)s)")
     args = parser.parse_args()
 
     pictures = held_out(128)
@@ -72,6 +72,7 @@ def main() -> None:
         vae = load_part(AutoencoderKL, str(folder.parent), folder.name)
         print(f"{name:24}" + "".join(f"{measure(vae, images)[0]:10.4f}" for images in pictures.values()))
         rows.append(in_a_row(back(vae, shown)))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(torch.cat(rows).numpy()).save(args.output)
 
 

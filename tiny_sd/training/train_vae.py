@@ -71,7 +71,8 @@ def draw_pictures(scenes: int, doodles: int) -> tuple[torch.Tensor, dict[str, to
 
 def open_pictures(folder: Path, resolution: int) -> torch.Tensor:
     """The PNG pictures of a folder, as `render` returns them."""
-    images = [Image.open(file).convert("RGB").resize((resolution,) * 2, Image.BOX) for file in folder.glob("*.png")]
+    files = sorted(folder.glob("*.png"))
+    images = [Image.open(file).convert("RGB").resize((resolution,) * 2, Image.BOX) for file in files]
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
