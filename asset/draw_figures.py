@@ -124,7 +124,9 @@ def taught(name: str, training: Path, run: Path) -> None:
     ]
     measure = {"style": "distance", "subject": "score"}[name]
     learnt = "learnt from" + (f" {len(pictures)} such" if shown != pictures else "")
-    labels = [learnt] + [f"{key}, {measure} {results['means'][key][name]:.2f}" for key in ("base", "lora")]
+    scale = results["settings"]["lora_scale"]
+    drawn = {"base": "base", "lora": "lora" if scale == 1 else f"lora at {scale:g}"}
+    labels = [learnt] + [f"{words}, {measure} {results['means'][key][name]:.2f}" for key, words in drawn.items()]
     sheet(f"{name}.png", rows, labels, [], results["prompts"])
 
 

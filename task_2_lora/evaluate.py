@@ -108,6 +108,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num_seeds", type=positive_int, default=4, help="pictures a prompt")
     parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument("--lora_scale", type=natural_float, default=1.0, help="how strong the LoRA is: 0 is the base")
     parser.add_argument(
         "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"
     )
@@ -124,7 +125,8 @@ def draw_both(args: argparse.Namespace, pipeline: StableDiffusionPipeline) -> di
     """The base's and the LoRA's pictures of the prompts, then, if there is one, of the class's prompt."""
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     prompts = [*args.prompts, *([args.class_prompt] if args.class_prompt else [])]
-    load_lora(pipeline, args.lora)  # before anything is drawn: it may not fit
+    load_lora(pipeline, args.lora, "lora")  # before anything is drawn: it may not fit
+    pipeline.set_adapters("lora", args.lora_scale)
     with_lora = draw(pipeline, prompts, args.num_seeds, settings)
     # And only then the base's: it is the same pipeline, and a part of the LoRA that stayed would make it look better.
     pipeline.unload_lora_weights()
@@ -184,7 +186,7 @@ def main() -> None:
     print_table(means, moved, args.class_prompt)
     side_by_side(images["base"], images["lora"], args.num_seeds).save(args.output_dir / "grid.png")
     metrics = args.output_dir / "metrics.json"
-    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "lora_scale")}
     figures = {"settings": settings, "prompts": args.prompts, "means": means, "scores": scores}
     if moved:
         figures["drift"] = {"prompt": args.class_prompt, "mean": mean(moved), "pictures": moved}

@@ -68,7 +68,7 @@ def test_a_bases_size_is_a_number_or_a_pair(size):
     assert images_at_once(pipeline) == PIXELS_AT_ONCE // 64**2
 
 
-@pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0)])
+@pytest.mark.parametrize("which, least", [("random", 0.01), ("empty", 0), ("scaled to nothing", 0)])
 def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_path):
     """A LoRA that does nothing moves nothing."""
     if which == "empty":
@@ -76,8 +76,9 @@ def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_p
         for parameter in denoiser.trainable_parameters():
             parameter.data.zero_()
         lora = save_lora(denoiser, tmp_path, kohya=False)
+    scale = 0 if which == "scaled to nothing" else 1
     run = run_python(
-        "evaluate.py", "--base", small_base(), "--lora", str(lora), "--measure", "subject",
+        "evaluate.py", "--base", small_base(), "--lora", str(lora), "--measure", "subject", "--lora_scale", str(scale),
          "--train_data_dir", "sample_data/dreambooth-cat", "--prompts", "a sks cat", "--class_prompt", "a cat",
          "--num_seeds", "2", "--num_inference_steps", "2", "--output_dir", tmp_path / "out", folder=TASK,
     )  # fmt: skip
