@@ -106,8 +106,8 @@ def test_another_number_of_widths_than_the_base_takes_is_said_before_anything_is
     narrow = ControlNetModel.from_config({**load_config(straight), "conditioning_embedding_out_channels": [8, 8, 8]})
     narrow.save_pretrained(tmp_path / "narrow")
     for flags, which in (
-        (("--conditioning_channels", "8", "8"), "--conditioning_channels has 2 widths;"),
-        (("--controlnet_model_name_or_path", str(tmp_path / "narrow")), "to start from has 3 widths;"),
+        (("--conditioning_channels", "8", "8"), "--conditioning_channels has 2 widths."),
+        (("--controlnet_model_name_or_path", str(tmp_path / "narrow")), "to start from has 3 widths."),
     ):
         run = PROGRAM.run(tmp_path / "run", "--max_train_steps", "1", *flags)
         assert run.returncode != 0 and which in run.stderr and "one latent of 8 px, which takes 4." in run.stderr

@@ -34,6 +34,7 @@ LINK = "https://example.org/data/of-pictures_" + "that-go-on" * 8
 PROMPTS = [f"a picture of thing {i}, $ & # @" for i in range(5)]
 ANALYSIS = "The disc follows the outline; its well-known edge is uncharacteristically soft, notwithstanding the colour."
 SCORES = [(0.961, 1.4), (0.942, 2.1), (0.903, 1.9), (0.957, 0.6), (0.887, 12.5)]
+PRINTS = sorted((ROOT / "task_2_lora" / "sample_data" / "artistic-custom" / "train").glob("*.png"))
 WORDS = {
     "student_id": "20241234",
     "name": "Zoë Müller-Øst",
@@ -41,7 +42,7 @@ WORDS = {
     **{f"task_1.analysis.{i}": f"Condition {i}. {ANALYSIS}" for i in range(5)},
     "task_2_1.description": f"Four prints in one style.\n\nWords of the second paragraph. {STRANGE}",
     "task_2_1.source": f"Drawn by hand, after {LINK}",
-    "task_2_1.training": str(ROOT / "task_2_lora" / "sample_data" / "artistic-custom" / "train"),
+    "task_2_1.training": [str(path) for path in PRINTS[:4]],
     "task_2_1.generated": "runs/style",
     "task_2_1.comment": "The style carries over.",
     "task_2_2.description": "Four pictures of one cat.",
