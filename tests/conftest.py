@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 import finetune.run.notes
 
 # PyTorch and what stands on it are some hundred thousand objects, none of which is garbage: looking through them again
-# and again took a seventh of all computing.
+# and again took a seventh of the time of two files of tests (docs/log.md).
 gc.freeze()
 gc.set_threshold(50_000, 20, 50)
 

@@ -3,8 +3,8 @@
     PYTHONPATH=. python tiny_sd/measures/round_trip.py
     PYTHONPATH=. python tiny_sd/measures/round_trip.py older/vae tiny_sd/vae
 
-Prints the mean absolute error of each autoencoder (images in -1..1, 128 px) and writes round_trip.png: pictures in the
-first row, and below it what each gives back.
+Prints the mean absolute error of each autoencoder (images in -1..1, 128 px) and writes a picture: pictures in the first
+row, and below it what each gives back.
 """
 
 from __future__ import annotations
