@@ -16,7 +16,7 @@ from typing import Any, Iterable, Mapping, Sequence
 from ..files.items import TASK_1
 from .numbers import Numbers
 from .rubric import FULL, TASKS, Evidence, Score, all_loras
-from .rules import BY_HAND
+from .rules import BY_HAND, in_hundredths
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = "Please ask the teacher, who can start the grading again."
@@ -137,9 +137,9 @@ def marks(result: Mapping[str, Any], given: Mapping[str, float]) -> Marks | None
         return None
     left = share_left(result)
     task_1, proposed = (test["score"] for test in tasks_of(result))
-    own = {field: round(value * left, 2) for field, value in given.items()}
+    own = {field: in_hundredths(value * left) for field, value in given.items()}
     task_2 = own.get("task_2", proposed)
-    total = max(0.0, round(task_1 + task_2 + own.get("task_1_1", 0.0) + own.get("report", 0.0), 2))
+    total = max(0.0, in_hundredths(task_1 + task_2 + own.get("task_1_1", 0.0) + own.get("report", 0.0)))
     instead = {"task_2": f" in place of {proposed:g}"}
     words = "; ".join(f"{BY_HAND[field]}: {own[field]:g}{instead.get(field, '')}" for field in BY_HAND if field in own)
     return Marks(task_1, task_2, own.get("task_1_1"), own.get("report"), total, words)

@@ -13,7 +13,7 @@ from typing import Mapping
 from ..handed_out.banners import TODOS
 from ..handed_out.record import Change
 from .numbers import Numbers
-from .rules import FULL, TASKS, Rules
+from .rules import FULL, TASKS, Rules, in_hundredths
 
 HALF, ZERO = FULL / 2, 0.0
 # The problem of an alignment that nobody looked for.
@@ -266,7 +266,7 @@ def grade(evidence: Evidence, numbers: Numbers) -> list[Score]:
         score, text = judge(evidence, numbers)
         if rules and score:
             text = f"{' '.join(rules)} Without {without} it would be {score:g} points: {text}"
-            score = round(score * left, 2)
+            score = in_hundredths(score * left)
         tasks.append(Score(name, score, FULL, score == FULL, text))
     return lines(evidence, numbers, *tasks)
 

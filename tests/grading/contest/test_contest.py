@@ -342,6 +342,14 @@ def test_what_was_measured_is_not_measured_again_unless_the_reference_is_old(tmp
     assert [row[:3] for row in rows(tmp_path)] == [["mine", "0.500", "50.0"]], "others cannot be compared with it"
 
 
+def test_after_an_update_of_the_code_all_is_measured_again(tmp_path, monkeypatch, ran):
+    held(tmp_path, monkeypatch, mine="seed = 50")
+    monkeypatch.setattr(run, "version_of_code", lambda: "another")
+    held(tmp_path, monkeypatch, mine="seed = 50")
+    assert ran == ["reference", "mine"] * 2
+    assert len(list((tmp_path / "out").glob("mine-*"))) == 2, "what was is put aside, and kept"
+
+
 def test_a_reference_that_does_not_get_there_is_an_error(tmp_path, monkeypatch, ran):
     monkeypatch.setattr(run, "run_recipe", lambda *_: Reached("time", 1800.0, 1, 3, 0.2, 1))
     with pytest.raises(SystemExit, match="The reference used up its time"):

@@ -100,6 +100,8 @@ def test_what_the_rules_take_off_is_taken_off_points_by_hand_too():
     late = result(replace(EVIDENCE, days_late=1), late_day=0.1)
     own = marks(late, {"task_2": 10, "task_1_1": 5})
     assert (own.task_1, own.task_2, own.task_1_1, own.total) == (9, 9, 4.5, 22.5)
+    halves = result(replace(EVIDENCE, days_late=1), late_day=0.15)
+    assert marks(halves, {"task_1_1": 2.5}).task_1_1 == 2.13, "2.125, halves up, as the page's form shows it"
     missing = result(replace(EVIDENCE, missing={"lora_2": "It is missing."}))
     assert marks(missing, {"task_2": 10, "task_1_1": 5}).total == 0
 
