@@ -99,14 +99,16 @@ def main() -> None:
         raise RuntimeError(f"The vocabulary is not CLIP's: {KNOWN[0]!r} is {tokenizer(KNOWN[0]).input_ids}.")
     torch.manual_seed(0)
     unet, vae, text = configs(size)
+    scheduler = diffusers.PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    scheduler.register_to_config(clip_sample=False)  # as the hub's file says, though PNDM does not know it
     diffusers.StableDiffusionPipeline(
         vae=diffusers.AutoencoderKL.from_config(vae),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=diffusers.UNet2DConditionModel.from_config(unet),
-        scheduler=diffusers.PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -67,6 +67,19 @@ def test_its_autoencoder_gives_back_pictures_that_it_never_saw(pipeline, picture
     with torch.no_grad():
         back = pipeline.vae.decode(pipeline.vae.encode(images).latent_dist.mean).sample
     assert (back - images).abs().mean() < most
+
+
+@pytest.mark.parametrize("sampler, steps", [(DDIMScheduler, 20), (DDPMScheduler, 40)])
+def test_other_samplers_draw_with_its_settings(pipeline, sampler, steps):
+    """These two cut the latents to -1..1 unless the settings say not to, and drew mush (until 2026-12-02)."""
+    other = StableDiffusionPipeline(**pipeline.components, requires_safety_checker=False)
+    other.scheduler = sampler.from_pretrained(BASE, subfolder="scheduler")  # a pipeline's own start would mend it
+    other.set_progress_bar_config(disable=True)
+    prompt, start = "sea green circle with a light cyan background", torch.Generator().manual_seed(0)
+    drawn = other(prompt, num_inference_steps=steps, guidance_scale=3.0, generator=start, output_type="np").images
+    named = [rgb2lab(np.array(COLORS[name]) / 255) for name in ("sea green", "light cyan")]
+    away = [deltaE_ciede2000(rgb2lab(drawn[0]), color[None, None]) for color in named]
+    assert np.minimum(*away).mean() < 4 and 0.01 < (away[0] < away[1]).mean() < 0.9
 
 
 def test_any_text_can_be_tokenized(pipeline):

@@ -94,6 +94,9 @@ def save(folder: Path, vae, text_encoder, tokenizer, unet) -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1,
         set_alpha_to_one=False,
     )  # fmt: skip
+    # As in Stable Diffusion's own file. PNDM knows no such thing, but samplers made from its settings do: DDIM and DDPM
+    # would cut latents, of which a third is beyond, to -1..1.
+    scheduler.register_to_config(clip_sample=False)
     # Older releases save contiguous tensors only.
     parts = (copy.deepcopy(part).to(memory_format=torch.contiguous_format) for part in (vae, text_encoder, unet))
     vae, text_encoder, unet = (cast(part, torch.float16) for part in parts)
