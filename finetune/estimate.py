@@ -284,10 +284,9 @@ def dry_run(args: argparse.Namespace, make: Callable[[], Rehearsal], device: tor
     samples_a_step = args.train_batch_size * args.gradient_accumulation_steps * processes_started()
     epochs = "how many steps are an epoch is known when the data are downloaded"
     if samples is not None:
-        epoch = -(-samples // samples_a_step)
-        epochs = (
-            f"{samples:,} samples are an epoch of {epoch:,} steps, {args.max_train_steps / epoch:.1f} epochs in all"
-        )
+        # Batches go on over the end of an epoch, so a step may see several.
+        steps, all_epochs = -(-samples // samples_a_step), args.max_train_steps * samples_a_step / samples
+        epochs = f"{samples:,} samples are an epoch of {steps:,} steps, {all_epochs:,.1f} epochs in all"
     print(f"Steps: {args.max_train_steps:,}, each of {samples_a_step} samples; {epochs}")
     print(f"Work: {flops_in_words(count_flops(make), args.gradient_accumulation_steps)}")
     like_cuda = device.type != "cpu"

@@ -26,8 +26,9 @@ from .argument_types import (
 from .presets import defaults_of, in_words, presets_of
 from .run.notes import say_once
 
-# Those of diffusers but one, which has steps of its own, for which there is no flag.
-SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+# Those of diffusers but two: one has steps of its own, and one restarts, once if not told otherwise, which is the plain
+# cosine; there are no flags for either.
+SCHEDULES = ["linear", "cosine", "polynomial", "constant", "constant_with_warmup"]
 LAST_OF_POLYNOMIAL = 1e-7  # the learning rate that this schedule ends at, in diffusers
 
 
@@ -143,6 +144,11 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         say_once(
             f"--lr_scheduler constant has no warmup, and --lr_warmup_steps {args.lr_warmup_steps} counts for nothing: "
             "constant_with_warmup has one."
+        )
+    elif args.lr_warmup_steps >= args.max_train_steps:
+        say_once(
+            f"--lr_warmup_steps {args.lr_warmup_steps} are no fewer than --max_train_steps {args.max_train_steps}: the "
+            "learning rate is never reached."
         )
     if args.hub_model_id is not None and not args.push_to_hub:
         parser.error("--hub_model_id says where --push_to_hub goes: give both, or neither")

@@ -34,6 +34,20 @@ def require_finite(losses: Sequence[float], step: int, last_good: Callable[[], s
             )
 
 
+def require_finite_weights(
+    model: torch.nn.Module, accelerator: Accelerator, step: int, last_good: Callable[[], str]
+) -> None:
+    """Raises NonFiniteLossError, on all processes, if what was trained is not finite: a step's loss is that of the
+    weights before it."""
+    trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
+    parts = [one.to_local() if hasattr(one, "to_local") else one for one in trained]  # of FSDP, this process's part
+    wrong = sum(((~torch.isfinite(one)).any().float() for one in parts), torch.zeros((), device=accelerator.device))
+    if accelerator.reduce(wrong, reduction="sum").item():
+        raise NonFiniteLossError(
+            f"The weights after step {step} are not finite. {last_good()} A lower --learning_rate usually helps."
+        )
+
+
 def seed_for(*numbers: int) -> int:
     """Mixes numbers (seed, step, ...) into one seed.
 

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.modeling_utils import ModelMixin
 
@@ -176,6 +177,8 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(logs)),
+        # One process encodes the data while the others wait: hours, where PyTorch gives up after 10 or 30 minutes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     # A launcher may be unknown to this program: processes that train for themselves look like one that trains.
     if accelerator.num_processes != processes_started():

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .estimate import Rehearsal, in_millions, work_in_words
 from .flags import Plan
-from .objective import HeldOut, mean_loss, own_batches, require_finite, seed_for
+from .objective import HeldOut, mean_loss, own_batches, require_finite, require_finite_weights, seed_for
 from .optimizer import build_optimizer, parameter_groups, set_hyperparameters
 from .run.checkpoints import find_checkpoint, read_state
 from .run.folder import finished_words
@@ -199,6 +199,8 @@ class Training:
                 # Before each checkpoint, too: a loss that is not finite ends the run here, with the last good one kept.
                 if self.step % LOG_EVERY == 0 or saving or done:
                     progress.set_postfix(self.log_losses())
+                if saving or done:
+                    require_finite_weights(self.model, self.accelerator, self.step, self.checkpoints.newest)
                 self.between_steps(saving, validate, validation_steps)
                 if stopping and not done:
                     self.finish_checkpoint()
@@ -226,6 +228,7 @@ class Training:
         if self.accelerator.is_main_process:
             # From the first step on an older result is void: killed now, the run must not pass for a finished one.
             keep(self.output_dir, self.settings, finished=None, result=None)
+            Best.forget_later(self.output_dir, self.step)
         number = sum(p.numel() for group in self.plain_optimizer.param_groups for p in group["params"])
         self.accelerator.print(f"Trained: {in_millions(number)} parameters ({self.model_name}){self.work()}")
         self.record.begin(self.step)
@@ -252,7 +255,7 @@ class Training:
         best = Best(self.output_dir, HELD_OUT_LOSS if of else self.aligned_by, of)
         if best.by not in found:
             return
-        beaten = [best.beaten_by(found, self.step)]
+        beaten = [best.beaten_by(found)]
         broadcast_object_list(beaten)  # the main process decides, whose disk and figures these are
         if not beaten[0]:
             return

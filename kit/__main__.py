@@ -17,6 +17,11 @@ EPILOG = """The first command makes .venv and installs requirements.txt, which t
 instead of 6.5 GB on Linux; without it nothing changes."""
 
 
+def path(text: str) -> PurePath:
+    """A path; shells leave `~` as it is where it stands behind `--output=`."""
+    return PurePath(os.path.expanduser(text))
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands that are of use here: a starter has none of the teacher's."""
     shared = argparse.ArgumentParser(add_help=False)
@@ -37,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
     add("environment", parents=[shared], help="only makes .venv")
     demo = add("demo", parents=[shared], help="trains a ControlNet on the embedded base, draws and scores")
     demo.add_argument(
-        "--output", type=PurePath, default=PurePath("runs/demo"), metavar="DIR", help="where it all goes (%(default)s)"
+        "--output", type=path, default=PurePath("runs/demo"), metavar="DIR", help="where it all goes (%(default)s)"
     )
     demo.add_argument(
-        "--base", type=PurePath, default=PurePath("tiny_sd"), metavar="DIR", help="the base model (%(default)s)"
+        "--base", type=path, default=PurePath("tiny_sd"), metavar="DIR", help="the base model (%(default)s)"
     )
     page = add("page", parents=[shared], help="a page in the browser: draw an outline, and see the ControlNet obey")
-    page.add_argument("--base", default="tiny_sd", metavar="MODEL", help="folder, file, or hub name (%(default)s)")
+    page.add_argument("--base", type=os.path.expanduser, default="tiny_sd", metavar="MODEL", help="folder, file, or hub name (%(default)s)")
     page.add_argument("--host", default="127.0.0.1", help="listen here (%(default)s: only for this machine)")
     page.add_argument("--port", default="7860", help="and at this port (%(default)s)")
     tests = add(

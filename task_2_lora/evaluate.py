@@ -31,7 +31,7 @@ from lora.files import load_lora
 from pictures import training_images
 
 PROMPTS = {
-    # None of the four training prints shows these: what comes over can only be the style.
+    # None of the training prints shows these: what comes over can only be the style.
     "style": [f"a print of {thing} with rays" for thing in ("a house", "a tree", "a fish", "a rabbit", "an umbrella")],
     "subject": [  # two places of the sample pictures, and two grounds that they do not show
         "a sks cat",
@@ -56,8 +56,11 @@ def draw(
 
 
 def save(images: Sequence[Image.Image], texts: Sequence[str], folder: Path) -> None:
-    """Pictures as 0.png, 1.png, ..., and their prompts by file name in prompts.json."""
+    """Pictures as 0.png, 1.png, ..., and their prompts by file name in prompts.json; those of before are removed."""
     folder.mkdir(parents=True, exist_ok=True)
+    for before in folder.glob("*.png"):
+        if before.stem.isdigit():
+            before.unlink()
     for i, image in enumerate(images):
         image.save(folder / f"{i}.png")
     prompts = {f"{i}.png": text for i, text in enumerate(texts)}

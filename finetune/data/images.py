@@ -27,6 +27,8 @@ def load_image(source: str | Path | bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{where} has too many pixels to be opened safely ({error}): make it smaller") from error
     except Exception as error:  # Pillow too: SyntaxError for a broken PNG, OSError for a short one, ...
         reason = re.sub(r" <[^>]* at 0x\w+>", "", str(error))  # an object's address helps nobody
         raise OSError(f"{where} is damaged or not an image ({reason}): fetch or store it again") from error

@@ -94,10 +94,18 @@ class Run:
         raise RunFinished(f"{finished_words(self.output_dir, step)}\nIts result: {result}")
 
     def _found(self) -> tuple[Path | None, dict[str, Any] | None]:
-        """The checkpoint to go on from; and what is known of the folder's run if that is finished."""
+        """The checkpoint to go on from; and what is known of the folder's run if that is finished.
+
+        One from before the end of a finished run, which is all that is asked for, is none to go on from.
+        """
         chosen = find_checkpoint(self.output_dir, self.resume_from) if self.resume_from else None
         run = read_run(self.output_dir)
-        return chosen, None if run["finished"] is None else {**run, "step": run["finished"]}
+        if run["finished"] is None:
+            return chosen, None
+        nothing_left = self.settings["max_train_steps"] <= run["finished"] and (self.output_dir / run["result"]).exists()
+        if chosen and self.resume_from == "latest" and nothing_left and read_state(chosen)["step"] < run["finished"]:
+            chosen = None
+        return chosen, {**run, "step": run["finished"]}
 
     def _ways(self) -> str:
         return f"choose another --output_dir (of the scripts: OUTPUT_DIR), or remove {self.output_dir}"

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -128,14 +129,14 @@ class Best:
     def __init__(self, output_dir: Path, by: str | None, of: str | None) -> None:
         self.folder, self.by, self.of = output_dir / BEST, by, of
 
-    def beaten_by(self, figures: dict[str, float], step: int) -> bool:
-        """Whether these are better; a model of a later step, from which the run went back, counts for nothing."""
+    def beaten_by(self, figures: dict[str, float]) -> bool:
+        """Whether these are better than those of what is there."""
         best = read_run(self.folder)
         # What is no number no other is below or above: it would stay the best for ever.
         if not math.isfinite(figures.get(self.by, math.nan)):
             return False
         # Figures of another kind or of other pictures cannot be compared: what comes first counts then.
-        if (best.get("by"), best.get("of")) != (self.by, self.of) or best["finished"] > step:
+        if (best.get("by"), best.get("of")) != (self.by, self.of):
             return True
         better = figures[self.by] - best["value"]
         return better < 0 if self.by == HELD_OUT_LOSS else better > 0
@@ -147,6 +148,12 @@ class Best:
             keep(folder, settings, step, save(folder), by=self.by, of=self.of, value=figures[self.by])
 
         write_folder(self.folder, write)
+
+    @staticmethod
+    def forget_later(output_dir: Path, step: int) -> None:
+        """Removes a best model of a later step than the one that a run goes on from: another training made it."""
+        if (read_run(output_dir / BEST)["finished"] or 0) > step:
+            shutil.rmtree(output_dir / BEST)
 
     @staticmethod
     def in_words(output_dir: Path) -> list[str]:

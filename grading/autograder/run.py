@@ -144,12 +144,15 @@ def grade_all(
     with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:
         for gap in means.gaps:
             print(f"Note: the sandbox is not complete here, as {gap} (see docs/teacher.md).")
+        grader = grader_key(numbers, quick)
         graded = partial(
-            grade_or_take_up, grader=grader_key(numbers, quick), means=means, hidden=[path, output, prepared],
+            grade_or_take_up, grader=grader, means=means, hidden=[path, output, prepared],
             settings=settings, seconds=numbers.total_seconds - LAST_SECONDS, quick=quick,
         )  # fmt: skip
         folders = {name: output / folder for name, folder in names.items()}
-        done: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+        # Those of an earlier start are in the table from the first on: it may be stopped before it comes to them.
+        taken_up = {name: earlier(found[name], folders[name], grader) for name in found}
+        done = {name: known for name, known in taken_up.items() if known}
         for name, result in in_parallel(lambda name: graded(found[name], folders[name]), found, jobs):
             done[name] = result
             results, rows = ({known: done[known][i] for known in found if known in done} for i in range(2))
@@ -159,6 +162,14 @@ def grade_all(
 
         files.write(results, rows, likeness_section(found, output / ".compared", jobs, anchors_of(found)))
     return {name: done[name][0] for name in found}
+
+
+def earlier(hand_in: Path, folder: Path, grader: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """What an earlier start found out about a hand-in, if that still holds."""
+    try:
+        return take_up(folder, key_of(hand_in, grader))
+    except OSError:  # told when it is its turn
+        return None
 
 
 def grade_or_take_up(

@@ -34,12 +34,18 @@ from .standins import (
     hide,
 )
 
-# TODO (3): layout, and conditioning_scale, guess_mode and return_dict of `forward`, which applies them afterwards.
-FORWARD_RUNS = tuple((layout, setting) for layout in LAYOUTS for setting in ((1.0, False, False), (0.5, True, True)))
+# TODO (3): layout, and conditioning_scale, guess_mode and return_dict of `forward`, which applies them afterwards. A
+# scale of 1 would hide that it is left out or applied twice.
+SETTINGS = ((0.5, False, False), (0.5, False, True), (0.5, True, False), (0.5, True, True))
+FORWARD_RUNS = tuple((layout, setting) for layout in LAYOUTS for setting in SETTINGS)
 # TODO (4-1): layout, and what kind of sequence the residuals are (None: the UNet runs without ControlNet).
 SKIP_RUNS = tuple((layout, kind) for layout in LAYOUTS for kind in ("tuple", "list", None))
 # TODO (4-2): layout, and whether there is a ControlNet.
 MID_RUNS = tuple((layout, controlled) for layout in LAYOUTS for controlled in (True, False))
+# What `forward` still needs after the places.
+NEEDED_AFTER_3 = ("conditioning_scale", "guess_mode", "return_dict")
+NEEDED_AFTER_4_2 = ("emb", "encoder_hidden_states", "cross_attention_kwargs", "return_dict")
+NEEDED_AFTER_4_1 = ("is_controlnet", "mid_block_additional_residual", *NEEDED_AFTER_4_2)
 
 
 def record(value: Any) -> Any:
@@ -163,6 +169,7 @@ def observe_controlnet_end(text: str, seed: int, layout: str, setting: tuple[flo
         "calls": calls,
         "down": record(down),
         "mid": record(mid),
+        "names": {name: record(outcome.names.get(name)) for name in NEEDED_AFTER_3},
         "gradients": record(gradients(outputs, end.leaves)),
     }
 
@@ -199,9 +206,8 @@ def observe_mid_run(text: str, seed: int, layout: str, controlled: bool) -> dict
 def observe_unet_middle(todo: str, text: str, middle: UNetMiddle, sample: torch.Tensor, residuals: Any) -> dict:
     """What the names are afterwards, and what became of the tensors that they stood for."""
     outcome = run(
-        todo, text, self=nn.Module(), sample=sample, down_block_res_samples=middle.skips,
-        is_controlnet=residuals is not None, down_block_additional_residuals=residuals,
-        mid_block_additional_residual=None if residuals is None else middle.mid_residual,
+        todo, text, self=middle.unet, sample=sample, down_block_res_samples=middle.skips,
+        down_block_additional_residuals=residuals, **middle.names(residuals is not None),
     )  # fmt: skip
     down, after = outcome.names.get("down_block_res_samples"), outcome.names.get("sample")
     outputs = [*down] if isinstance(down, (list, tuple)) else []
@@ -211,6 +217,7 @@ def observe_unet_middle(todo: str, text: str, middle: UNetMiddle, sample: torch.
         "sample": record(after),
         "given_sample": record(sample),
         "given_residuals": record([*(residuals or ()), middle.mid_residual]),
+        "names": {name: record(outcome.names.get(name)) for name in NEEDED_AFTER_4_1},
         "gradients": record(gradients([*outputs, after], middle.leaves)),
     }
 

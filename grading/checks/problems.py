@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -76,6 +76,15 @@ def judge_layouts(
         if any(problem for _, problem in findings):
             break
     return findings
+
+
+def changed_names(found: Any, needed: Mapping[str, Any]) -> str | None:
+    """The first of the names that `forward` still needs, and that is not what it was."""
+    for name, right in needed.items():
+        value = found.get(name) if isinstance(found, dict) else None
+        if not (same(value, right) if torch.is_tensor(right) else type(value) is type(right) and value == right):
+            return f"`{name}` is another one afterwards, and the rest of `forward` needs it: leave it as it is."
+    return None
 
 
 def gradient_problem(found: Any, right: Sequence[torch.Tensor | None], lost: str, wrong: str) -> str | None:

@@ -7,8 +7,8 @@ from typing import Any, Iterator
 import torch
 
 from .comparing import all_same, is_whole_list, same
-from .observe import FORWARD_RUNS
-from .problems import describe_all, errors, first, gradient_problem, judge_layouts, kind, what_it_is
+from .observe import FORWARD_RUNS, NEEDED_AFTER_3
+from .problems import changed_names, describe_all, errors, first, gradient_problem, judge_layouts, kind, what_it_is
 from .standins import ControlNetEnd, gradients
 
 
@@ -44,6 +44,9 @@ def judge_ends(runs: list[tuple[RightResiduals, Any, dict[str, Any]]]) -> Iterat
     yield "`down_block_res_samples`: each feature through its own zero convolution", down
     mid = first(wrong_mid(right, run) for right, run in kept)
     yield "`mid_block_res_sample`: the mid block's output through its own", mid
+    yield "leaves the other names as they are", first(
+        changed_names(run["names"], dict(zip(NEEDED_AFTER_3, setting))) for _, setting, run in runs if run["reached"]
+    )
     if not down and not mid:
         yield "lets gradients through", first(lost_gradients(*one) for one in runs)
 

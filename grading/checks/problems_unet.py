@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 
 from .comparing import all_same, is_whole_list, same
-from .observe import MID_RUNS, SKIP_RUNS
-from .problems import describe_all, errors, explain_error, first, gradient_problem, judge_layouts, kind, what_it_is
+from .observe import MID_RUNS, NEEDED_AFTER_4_1, NEEDED_AFTER_4_2, SKIP_RUNS
+from .problems import changed_names, describe_all, errors, explain_error, first, gradient_problem, judge_layouts, kind, what_it_is
 from .standins import UNetMiddle, gradients
 
 RETURNED = "the code returns from the UNet's `forward`, so the rest of the UNet never runs: set the name and go on."
@@ -73,6 +73,16 @@ def wrong_gradients(middle: UNetMiddle, run: dict[str, Any], right: list[torch.T
     return gradient_problem(run["gradients"], gradients(right, middle.leaves), LOST_GRADIENTS, WRONG_GRADIENTS)
 
 
+def others(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]], needed: Sequence[str]) -> str | None:
+    """What became of the names that are neither set nor done with here, with ControlNet or without."""
+    for middle, given, run in runs:
+        right = middle.names(controlled=bool(given))
+        changed = changed_names(run["names"], {name: right[name] for name in needed}) if run.get("reached") else None
+        if changed:
+            return changed
+    return None
+
+
 # TODO (4-1): the skip connections
 
 
@@ -95,6 +105,7 @@ def judge_skip_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Itera
         sums,
     )
     yield "does nothing without ControlNet", first(changed_without(*one) for one in plain)
+    yield "leaves the other names as they are", others(runs, NEEDED_AFTER_4_1)
 
 
 def sums(middle: UNetMiddle) -> list[torch.Tensor]:
@@ -182,6 +193,7 @@ def judge_mid_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterat
         lambda middle: [middle.mid_sample + middle.mid_residual],
     )
     yield "does nothing without ControlNet", first(changed_mid_without(*one) for one in plain)
+    yield "leaves the other names as they are", others(runs, NEEDED_AFTER_4_2)
 
 
 def wrong_mid(middle: UNetMiddle, run: dict[str, Any]) -> str | None:

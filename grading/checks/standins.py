@@ -16,6 +16,7 @@ from typing import IO, Any, Sequence
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.configuration_utils import FrozenDict
 from torch import nn
 
 IMAGE_SIZE = 9
@@ -25,6 +26,11 @@ BATCH = 2
 LAYOUTS = {
     "alike": ((8, 4),) * 6,
     "as in Stable Diffusion": ((4, 16),) * 3 + ((4, 8),) + ((8, 8),) * 2 + ((8, 4),) + ((16, 4),) * 2 + ((16, 2),) * 3,
+}
+# The configurations that have these skip connections.
+CONFIGS = {
+    "alike": FrozenDict(block_out_channels=(8, 8), layers_per_block=2),
+    "as in Stable Diffusion": FrozenDict(block_out_channels=(4, 8, 16, 16), layers_per_block=2),
 }
 ENCODER = {
     "block_out_channels": (16, 32),
@@ -123,6 +129,7 @@ def original_models(seed: int) -> tuple[UNet2DConditionModel, ControlNetModel]:
         for block in model.down_blocks:
             if not hasattr(block, "attentions"):
                 block.attentions = None  # as in the repository's DownBlock2D
+    unet.num_skips = len(controlnet.controlnet_down_blocks)  # as in the repository's UNet
     return unet, controlnet
 
 
@@ -199,6 +206,7 @@ class ControlNetEnd(nn.Module):
     def __init__(self, layout: str, seed: int) -> None:
         super().__init__()
         source = random_source(seed)
+        self.config = CONFIGS[layout]
         channels = [width for width, _ in LAYOUTS[layout]]
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in channels)
         self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
@@ -224,3 +232,17 @@ class UNetMiddle:
         self.leaves = [random_image(*shape, source).requires_grad_() for shape in (*shapes, shapes[-1])]
         *residuals, self.mid_residual = [leaf * 1.0 for leaf in self.leaves]
         self.residuals = tuple(residuals)
+        self.emb, self.encoder_hidden_states = torch.randn(BATCH, 8, generator=source), random_image(3, 8, source)
+        self.unet = nn.Module()
+        self.unet.config, self.unet.num_skips = CONFIGS[layout], len(shapes)
+
+    def names(self, controlled: bool) -> dict[str, Any]:
+        """What else `forward` has in scope, and needs after the places as it is, with ControlNet or without."""
+        return {
+            "is_controlnet": controlled,
+            "mid_block_additional_residual": self.mid_residual if controlled else None,
+            "emb": self.emb,
+            "encoder_hidden_states": self.encoder_hidden_states,
+            "cross_attention_kwargs": None,
+            "return_dict": True,
+        }

@@ -18,12 +18,12 @@ from ..files.lora import LoraError, check_values, digest_of, matrices_of, read_p
 from ..files.safe_tensors import TensorsError
 from ..grades.results import write_atomically
 from ..handed_out.banners import BannerError
-from ..handed_out.record import FINETUNE, ROOT, read_handed_out
+from ..handed_out.record import FINETUNE, HANDED_OUT, ROOT, read_handed_out
 from ..handed_out.taken import take_texts
 from .look_into_pdf import SIDE, ReportUnreadable, look_into
 from .loras import save_canonical
 
-FORMAT = 1  # of what is kept; another number makes it be read anew
+FORMAT = 1  # of what is kept; another number makes it be read anew, as another hand-out does
 TEXT_BYTES = 20_000  # of a TODO place
 RECORDS = ("run.json", "trainer_state.json")
 MAX_RECORD_BYTES, MAX_RECORDS = 200_000, 20
@@ -171,6 +171,11 @@ def read_facts(hand_in: Path, key: str, work: Path) -> Facts:
     return Facts(**{**facts, "notes": (*items.problems, *facts["notes"])})
 
 
+def made_by() -> str:
+    """What the facts depend on beside the hand-in: what was handed out is nobody's own."""
+    return f"{FORMAT} {sha256_of(HANDED_OUT)}"
+
+
 def kept_facts(hand_in: Path, work: Path) -> Facts:
     """The facts of a hand-in, from an earlier start if it has not changed since."""
     try:
@@ -180,9 +185,9 @@ def kept_facts(hand_in: Path, work: Path) -> Facts:
     file = work / f"{key}.json"
     if file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept.pop("format") == FORMAT:
+        if kept.pop("format") == made_by():
             loras = {name: LoraFacts(**one) for name, one in kept.pop("loras").items()}
             return Facts(loras, **{name: tuple(v) if isinstance(v, list) else v for name, v in kept.items()})
     facts = read_facts(hand_in, key, work)
-    write_atomically(file, json.dumps({"format": FORMAT, **asdict(facts)}))
+    write_atomically(file, json.dumps({"format": made_by(), **asdict(facts)}))
     return facts

@@ -298,12 +298,16 @@ def write(entry: Entry, folder: Path) -> None:
 
 
 def item_folder(folder: Path) -> Path:
-    """The folder itself, or the one folder in it, whichever has items of a hand-in. Raises ArchiveError."""
+    """The folder itself, or the one folder in it and so on, whichever has items of a hand-in. Raises ArchiveError."""
     top = sorted(folder.iterdir())
-    if any(is_item(path) for path in top):
-        return folder
-    if len(top) == 1 and top[0].is_dir() and any(is_item(path) for path in top[0].iterdir()):
-        return top[0]
+    inner = folder
+    while not any(is_item(path) for path in inner.iterdir()):  # packed, unpacked and packed again, Windows adds folders
+        inside = list(inner.iterdir())
+        if len(inside) != 1 or not inside[0].is_dir():
+            break
+        inner = inside[0]
+    else:
+        return inner
     there = ", ".join(shown(path.name) for path in top[:3]) + (", ..." if len(top) > 3 else "")
     raise ArchiveError(
         f"On top there is {there or 'nothing'} and no item of the hand-in: put the report's PDF, {TASK_1}/, "
@@ -314,7 +318,7 @@ def item_folder(folder: Path) -> Path:
 def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa: B008 (it is frozen)
     """Unpacks or copies a hand-in into `target`, a new or empty folder, and returns the folder that has its items.
 
-    That is `target`, or the only folder in it. Where something is wrong, `target` stays as it was.
+    That is `target`, or the only folder in it, or the only one in that. Where something is wrong, `target` stays as it was.
 
     Raises:
         ArchiveError: for everything that no honest hand-in has, and for one without any items.

@@ -24,6 +24,7 @@ FORBIDDEN = "it may not be read"
 SPECIAL = "it is neither a plain file nor a folder"
 OTHER_ARCHIVE = f"only archives that end in {', '.join(READABLE)} are read: ask for one, or pack it again"
 FILE = "it is neither an archive nor a folder with items of a hand-in"
+STRAY = "they are items of a hand-in that lie among others: put them into a folder of their own, named as theirs are"
 NOTHING = "there is no hand-in in it, neither an archive nor items of one"
 
 
@@ -46,14 +47,26 @@ def is_readable_archive(path: Path) -> bool:
     return path.name.lower().endswith(READABLE) and path.is_file()
 
 
+def strays(folder: Path, items: list[str]) -> list[str]:
+    """Which of these items in a folder belong to no hand-in: all, if there are several hand-ins beside them.
+
+    One archive unpacked where all lie would otherwise make one hand-in of the whole course.
+    """
+    others = [path for path in folder.iterdir() if path.name not in items and no_hand_in(path, 0) is None]
+    beside = [path for path in others if is_readable_archive(path) or (path.is_dir() and search(path, 1)[0])]
+    return items if len(beside) > 1 else []
+
+
 def search(folder: Path, depth: int = 0) -> tuple[list[Path], dict[Path, str]]:
     """The hand-ins in a folder, or it itself; and the reasons why other things in it are none."""
-    if any((folder / name).is_dir() for name in (TASK_1, *LORAS)):
+    items = [name for name in (TASK_1, *LORAS) if (folder / name).is_dir()]
+    astray = strays(folder, items) if items and depth == 0 else []
+    if items and not astray:
         return [folder], {}
     hand_ins: list[Path] = []
-    left_out: dict[Path, str] = {}
+    left_out = {folder / name: STRAY for name in astray}
     files = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.name not in astray):
         reason = no_hand_in(path, depth)
         if reason:
             left_out[path] = reason

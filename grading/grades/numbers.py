@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Sequence
 
+from ..handed_out.taken import MAX_TEXT_BYTES
 from ..sandbox.cores import usable_cores
 from ..sandbox.limits import Limits
 from .rules import KINDS, Rules, read_rules
@@ -48,8 +49,7 @@ class Numbers:
     # two zero convolutions gets its first gradient two steps after them.
     prove: bool = True
     prove_steps: int = 8
-    # More text than this between the banners cannot be a solution, but could hold weights.
-    text_bytes: int = 20_000
+    text_bytes: int = MAX_TEXT_BYTES  # between the banners of a place
 
     # Task 2: pictures are drawn without and with each LoRA, from the same noise.
     lora_prompts: tuple[str, ...] = (

@@ -31,7 +31,9 @@ from ..files.archive import ArchiveError, unpack
 from ..files.items import TASK_1
 from ..files.lora import inspect_lora
 from ..files.report_pdf import inspect_report
+from ..handed_out.banners import BannerError
 from ..handed_out.record import ROOT, added_code, find_changes, read_handed_out
+from ..handed_out.taken import take_texts
 from ..report.words import ID_IN_WORDS, STUDENT_ID
 from .sources import Line, Sources, sources_here, sources_in
 from .zip import write_zip, zip_contents
@@ -63,6 +65,14 @@ def check_code(task_1: Path, finetune: Path) -> Iterator[Line]:
     added = added_code(task_1, handed_out)
     if added:
         yield Line("note", "code", f"Your own files are handed in too: {', '.join(added)}.")
+
+
+def check_sizes(task_1: Path) -> Iterator[Line]:
+    """Would the grader read the TODO places?"""
+    try:
+        take_texts(task_1)
+    except BannerError as error:
+        yield Line("WRONG", "TODO places", str(error))
 
 
 def check_todos(task_1: Path) -> Line:
@@ -119,6 +129,7 @@ def check(sources: Sources) -> Iterator[Line]:
     yield from check_loras(sources.loras)
     if sources.task_1:
         yield from check_code(sources.task_1, sources.finetune)
+        yield from check_sizes(sources.task_1)
         yield Line("", "TODO places", "Running their checks, which takes about half a minute ...")
         yield check_todos(sources.task_1)
 

@@ -8,6 +8,8 @@ from .banners import TODO_FILES, BannerError, read_parts
 
 # A file of code has shorter lines and fewer of them; searching longer ones for banners could take hours.
 MAX_FILE_BYTES, MAX_LINE_CHARACTERS = 300_000, 1000
+# More text than this between the banners cannot be a solution, but could hold weights.
+MAX_TEXT_BYTES = 20_000
 
 
 def oversized(path: Path) -> str | None:
@@ -21,7 +23,7 @@ def oversized(path: Path) -> str | None:
     return None
 
 
-def take_texts(task_1: Path, max_bytes: int) -> dict[str, str]:
+def take_texts(task_1: Path, max_bytes: int = MAX_TEXT_BYTES) -> dict[str, str]:
     """The five texts of a hand-in by TODO number.
 
     Raises:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Sequence
 
 from finetune.argument_types import file_path
 
-from ..grades.by_hand import Points, PointsError, ahead, read_file, read_folder, require_allowed, unused, write_store
+from ..grades.by_hand import STORE, Points, PointsError, ahead, read_file, read_folder, require_allowed, unused, write_store
 from ..grades.form import DATA_END, DATA_START, data_block
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import write_atomically, write_table
@@ -42,15 +43,25 @@ def split_page(page: Path) -> tuple[str, dict[str, Any], str]:
     return before, json.loads(text), after
 
 
-def merge(grades: Path, files: Sequence[Path], rules: Rules) -> Points:
+def merge(grades: Path, files: Sequence[Path], rules: Rules, others_too: bool = False) -> Points:
     """Takes the files' entries over into the folder's own file, and returns all of them.
+
+    Args:
+        others_too: also entries from another grading's page, where hand-ins may have the same names.
 
     Raises:
         PointsError: for a file or a value that cannot be used; then nothing is changed.
     """
-    points = read_folder(grades)
+    fresh, points = not (grades / STORE).exists(), read_folder(grades)
     for file in files:
         more = read_file(file)
+        if fresh:  # nothing was graded yet: these are the grading's that will be
+            fresh, points = False, replace(points, collection=more.collection)
+        if more.collection != points.collection and not others_too:
+            raise PointsError(
+                f"{file} is of another grading than {grades}, and would count for hand-ins of the same names. If that "
+                "is meant, as when two people graded the same ones, add --other-grading. Nothing was changed."
+            )
         require_allowed(more, rules, file)
         points = points.with_entries(more.entries)
     write_store(grades, points)
@@ -82,12 +93,13 @@ def main() -> None:
     add("files", type=file_path, nargs="*", metavar="FILE", help="points_by_hand.json, as the page saved it")
     add("--grades", type=file_path, default=Path("build/grades"), help="the folder of results (%(default)s)")
     add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="the rules of that grading")
+    add("--other-grading", action="store_true", help="take points from another grading's page, too")
     args = parser.parse_args()
     try:
         if not args.grades.is_dir():
             raise PointsError(f"There is no folder {args.grades}: name the one with {PAGE} by --grades.")
         rules = with_settings(Numbers(), args.settings).rules
-        points = merge(args.grades, args.files, rules)
+        points = merge(args.grades, args.files, rules, args.other_grading)
         if not (args.grades / PAGE).is_file():
             return print(f"The points are kept in {args.grades}. There is no {PAGE} yet: the next grading uses them.")
         sentences = update(args.grades, points, rules)

@@ -191,11 +191,13 @@ def peft_settings(denoiser: LoraDenoiser) -> str:
 def save_lora(denoiser: LoraDenoiser, folder: Path, kohya: bool, texts: Mapping[str, str] = NO_TEXTS) -> Path:
     """Writes what `load_lora_weights` reads, and on request Kohya's layout beside it; each appears whole or not.
 
+    Where that lies there already, of fewer steps perhaps, it is written again in any case.
+
     `texts` stand beside the tensors, as `finetune.model.cards.file_texts` makes them.
     """
     weights = lora_weights(denoiser)
     folder.mkdir(parents=True, exist_ok=True)
-    if kohya:
+    if kohya or (folder / KOHYA_FILE).is_file():
         write_weights(to_kohya(weights), folder / KOHYA_FILE, texts)
     return write_weights(weights, folder / WEIGHTS_FILE, {**texts, METADATA_KEY: peft_settings(denoiser)})
 

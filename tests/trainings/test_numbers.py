@@ -167,6 +167,7 @@ def test_a_polynomial_that_cannot_fall_is_refused(flags, monkeypatch, capsys):
 
 @pytest.mark.parametrize("program, flags, words", [
     (train, ["--lr_warmup_steps", "5"], "--lr_scheduler constant has no warmup"),
+    (train, ["--lr_scheduler", "cosine", "--max_train_steps", "5", "--lr_warmup_steps", "5"], "rate is never reached"),
     (train_dreambooth_lora, [*PROGRAMS["dreambooth"][1], "--class_prompt", "a cat"], "only with --with_prior_preserva"),
 ])  # fmt: skip
 def test_what_counts_for_nothing_is_said_once(program, flags, words, monkeypatch, capsys):

@@ -140,7 +140,7 @@ def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monk
     trained = ControlNetModel.from_unet(unet, [8, 16, 32, 64]).num_parameters()
     words = f"Trained: {trained / 1e6:.2f} M parameters, beside {unet.num_parameters() / 1e6:.2f} M that are frozen"
     assert words in said
-    assert "Steps: 400, each of 6 samples; 13 samples are an epoch of 3 steps, 133.3 epochs in all" in said
+    assert "Steps: 400, each of 6 samples; 13 samples are an epoch of 3 steps, 184.6 epochs in all" in said
     assert re.search(r"learning_rate +0.001\n", said) and re.search(r"preset +demo\n", said)
     # Weights alone are 4 bytes a parameter, and AdamW's averages are twice those of what is trained.
     parts = [float(number) for number in re.findall(r"[:+] ([\d.]+) [gwo]", said.split("Memory")[1])]

@@ -204,12 +204,15 @@ def test_a_best_is_beaten_by_what_is_better_only(tmp_path):
 
     loss, iou = Best(tmp_path, "validation/loss", "data"), Best(tmp_path / "iou", "mean_iou", None)
     for best, worse, value, better in ((loss, 0.3, 0.2, 0.1), (iou, 0.1, 0.2, 0.3)):
-        assert best.beaten_by({best.by: value}, 5) and not best.beaten_by({"other": value}, 5)
+        assert best.beaten_by({best.by: value}) and not best.beaten_by({"other": value})
         best.keep({best.by: value}, 5, {}, save)
-        assert [best.beaten_by({best.by: one}, 6) for one in (worse, value, better)] == [False, False, True]
-        assert best.beaten_by({best.by: worse}, 4), "the run went back to before it"
-        assert not best.beaten_by({best.by: math.nan}, 4), "nothing would ever beat it"
-    assert Best(tmp_path, "validation/loss", "other data").beaten_by({"validation/loss": 9.0}, 6)
+        assert [best.beaten_by({best.by: one}) for one in (worse, value, better)] == [False, False, True]
+        Best.forget_later(best.folder.parent, 5)
+        assert not best.beaten_by({best.by: worse})
+        Best.forget_later(best.folder.parent, 4)  # the run went back to before it
+        assert best.beaten_by({best.by: worse}) and not best.beaten_by({best.by: math.nan}), "nothing would ever beat it"
+        best.keep({best.by: value}, 5, {}, save)
+    assert Best(tmp_path, "validation/loss", "other data").beaten_by({"validation/loss": 9.0})
     assert Best.in_words(tmp_path) == [f"The best by validation/loss, 0.20000 at step 5: {tmp_path / 'best'}"]
 
 

@@ -19,6 +19,7 @@ import train_dreambooth_lora
 import train_lora
 from finetune.flags import Plan
 from finetune.model.base import BaseModel
+from finetune.model.cards import read_texts
 from finetune.run import checkpoints
 from finetune.run.settings import data_behind, fingerprint
 from finetune.training_loop import Training
@@ -190,6 +191,55 @@ def test_without_checkpoints_a_finished_run_is_known_too(style, tmp_path, monkey
     (tmp_path / RESULT).unlink()
     status, said = style(tmp_path, *never)
     assert status == 1 and f"{RESULT} is gone" in said and "choose another --output_dir" in said
+
+
+def test_a_finished_run_is_not_trained_again_from_an_older_checkpoint(style, tmp_path, monkeypatch):
+    """As a run that was stopped leaves one, and then goes on without keeping more."""
+    assert style(tmp_path, *LATEST, "--max_train_steps", "1", "--checkpointing_steps", "1")[0] == 0
+    never = ["--checkpointing_steps", "0", *LATEST]
+    assert style(tmp_path, *never)[0] == 0
+    before = contents(tmp_path)
+    assert any("checkpoint-1" in name for name in before) and not any(f"checkpoint-{STEPS}" in name for name in before)
+    no_work(monkeypatch)
+    status, said = style(tmp_path, *never)
+    assert status == 0 and f"is finished, at step {STEPS}: nothing was trained" in said
+    status, said = style(tmp_path, *never, "--max_train_steps", "2")
+    assert status == 1 and f"is at step {STEPS} already, beyond --max_train_steps 2" in said
+    assert contents(tmp_path) == before
+
+
+def test_the_best_of_a_training_that_was_given_up_is_not_kept(style, tmp_path):
+    """Killed before its first checkpoint, it leaves the folder free, but not what it had measured in it."""
+    measured = ["--max_train_steps", "2", "--validation_split", "0.5", "--validation_loss_steps", "2"]
+    assert style(tmp_path, *measured)[0] == 0
+    best = tmp_path / "best" / "run.json"
+    best.write_text(json.dumps({**json.loads(best.read_text()), "value": 0.0}))
+    (tmp_path / "run.json").write_text(json.dumps({"finished": None, "result": None, "settings": {}}))
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    status, said = style(tmp_path, *measured, *LATEST)
+    assert status == 0 and json.loads(best.read_text())["value"] > 0, said
+
+
+def test_weights_that_are_not_finite_are_neither_kept_nor_finished(style, tmp_path, monkeypatch):
+    """The last step's loss is that of the weights before it."""
+
+    def spoil(self, parameters, *args):
+        next(one for one in parameters if one.grad is not None).grad.fill_(float("inf"))
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", spoil)
+    status, said = style(tmp_path, "--max_train_steps", "1", "--checkpointing_steps", "1")
+    assert status == 1 and "The weights after step 1 are not finite." in said, said
+    assert not list(tmp_path.glob("checkpoint-*")) and not (tmp_path / RESULT).exists()
+
+
+def test_kohyas_file_is_not_left_behind_by_a_longer_training(style, tmp_path):
+    common = ["--checkpointing_steps", "1", "--learning_rate", "1e-3", *LATEST]
+    assert style(tmp_path, *common, "--max_train_steps", "1", "--also_save", "kohya")[0] == 0
+    before = (tmp_path / KOHYA_FILE).read_bytes()
+    assert style(tmp_path, *common, "--max_train_steps", "3")[0] == 0
+    assert (tmp_path / KOHYA_FILE).read_bytes() != before
+    assert read_texts(tmp_path / KOHYA_FILE)["ss_steps"] == read_texts(tmp_path / RESULT)["ss_steps"] == "3"
 
 
 def test_kohyas_file_is_had_of_a_finished_run_that_kept_no_checkpoint(style, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ from grading.grades.results import (
     write_table,
 )
 from grading.grades.rubric import NOT_TRAINED, Alignment, Evidence, Lora, Todos, block, grade, look_quickly
+from grading.grades.submission import Attempt, counts
 from grading.grades.teacher_page import page, render
 from grading.gradescope.pack import SETUP, write_autograder
 from grading.handed_out.banners import TODOS
@@ -662,6 +664,14 @@ def test_the_zip_has_what_gradescope_needs_and_no_more(autograder_zip):
     assert "tiny_sd/unet/diffusion_pytorch_model.safetensors" in modes and "tiny_sd/tokenizer/vocab.json" in modes
     assert not [name for name in modes if name.startswith(("tests/", ".git", "build/", "runs/", "tiny_sd/pictures"))]
     assert not [name for name in modes if "__pycache__" in name or "sample_data" in name]
+
+
+def test_a_grader_that_did_not_start_uses_up_no_attempt():
+    """What run_autograder writes then."""
+    script = (ROOT / "grading" / "gradescope" / "run_autograder").read_text()
+    written = json.loads(re.search(r"printf '(\{.*\})\\n'", script).group(1))
+    assert written["score"] == 0
+    assert not counts(Attempt(datetime(2026, 12, 2, tzinfo=timezone.utc), written))
 
 
 def test_the_zip_is_the_same_every_time(autograder_zip, tmp_path):

@@ -148,6 +148,10 @@ def test_a_second_start_reads_only_what_is_new(course, compared, monkeypatch):
 
     monkeypatch.setattr(facts_module, "read_facts", fail)
     assert compare_all(found, work, 1) == compared
+    with monkeypatch.context() as another:  # hand-out, in which a file may be that was a student's own before
+        another.setattr(facts_module, "made_by", lambda: "another")
+        with pytest.raises(AssertionError, match="read before"):
+            compare_all(found, work, 1)
     write_zip(of_student(12), work / "new.zip")
     with pytest.raises(AssertionError, match="read before"):
         kept_facts(work / "new.zip", work)

@@ -94,10 +94,17 @@ def test_droppings_and_one_folder_on_top_are_fine(tmp_path, top):
     assert files_of(folder) == GOOD and find_items(folder).extra == ()
 
 
+def test_folders_that_unpacking_and_packing_again_have_added_are_gone_into(tmp_path):
+    files = {f"20241234_Kim/20241234_Kim/hand_in/{name}": content for name, content in GOOD.items()}
+    inside = unpacked(packed(files), tmp_path)
+    assert inside == tmp_path / "target" / "20241234_Kim" / "20241234_Kim" / "hand_in"
+    assert find_items(inside).report is not None
+
+
 @pytest.mark.parametrize(
     "files, there",
     [
-        ({f"outer/inner/{name}": content for name, content in GOOD.items()}, "outer"),
+        ({f"outer/inner/{name}": b"" for name in ("notes.txt", "code.py")}, "outer"),
         ({f"folder_{i}/{name}": b"" for i, name in enumerate(GOOD)}, "'folder_0', 'folder_1', 'folder_2', ..."),
         ({"notes.txt": b"", "folder/20241234.pdf": b""}, "'folder', 'notes.txt'"),
         ({}, "nothing"),

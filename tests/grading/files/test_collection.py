@@ -124,6 +124,15 @@ def test_what_is_no_hand_in_is_named_with_the_reason(tmp_path):
     assert all(words in others[name] for name, words in expected.items())
 
 
+def test_an_archive_unpacked_among_others_hides_none_of_them(tmp_path):
+    """Its items on top would otherwise make one hand-in of the whole course."""
+    graded, others = found(tmp_path, "1.zip", "2.zip", *below("3"), "20241234.pdf", "lora_1/adapter.safetensors")
+    assert graded == {"1": "1.zip", "2": "2.zip", "3": "3"}
+    assert others.keys() == {"lora_1", "20241234.pdf"} and "lie among others" in others["lora_1"]
+    (tmp_path / "alone").mkdir()
+    assert found(tmp_path / "alone", *ITEMS, "code.zip")[0] == {"alone": "."}
+
+
 def test_links_pipes_and_abysses_are_named_and_not_entered(tmp_path):
     (tmp_path / "1.zip").write_bytes(b"x")
     (tmp_path / "link.zip").symlink_to(tmp_path / "1.zip")
@@ -197,6 +206,25 @@ def test_all_of_a_folder_is_graded_or_named(tmp_path, graders, capsys):
         assert sentence in printed and sentence in page
     assert "0 pairs of 5 hand-ins" in printed and 'id="likeness"' in page
     assert "a hand-in: <b>.txt." in printed and "a hand-in: &lt;b&gt;.txt." in page
+
+
+def test_a_second_start_that_is_stopped_loses_nobody_from_the_table(tmp_path, graders, monkeypatch):
+    graders(results_of(grade(Evidence({}, unreadable="It has nothing."), NUMBERS), NUMBERS, 1, []), UNPACK)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("1", "2", "3"):
+        write_zip(ITEMS, folder / f"{name}.zip")
+    grade_all(folder, out, tmp_path / "prepared", [], jobs=1)
+    write_zip({**ITEMS, "more.txt": b"handed in again"}, folder / "2.zip")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grading.autograder.run.grade_into", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        grade_all(folder, out, tmp_path / "prepared", [], jobs=1)
+    rows = list(csv.reader((out / "grades.csv").open(newline="", encoding="utf-8-sig")))
+    assert [row[0] for row in rows[1:]] == ["1", "3"]
 
 
 def test_what_the_grader_could_not_grade_has_no_points(tmp_path, graders, capsys):

@@ -402,6 +402,17 @@ def test_banners_of_ones_own_make_no_place(repository, call):
     assert_refused(call, "task_1_controlnet/train.py is changed outside the TODO places")
 
 
+@pytest.mark.parametrize("text, words", [
+    (f"    # {'x' * 1000}\n", "has a line of 1,006 characters, of at most 1,000"),
+    (200 * f"    # {'x' * 100}\n", "The text of TODO (1) has 2"),
+])  # fmt: skip
+def test_what_the_grader_would_not_read_is_said_before(repository, call, text, words):
+    opening = "    ######## TODO (1) ########\n"
+    path = repository / TASK_1 / "diffusion" / "controlnet.py"
+    path.write_text(path.read_text().replace(opening, opening + text, 1))
+    assert_refused(call, words)
+
+
 def test_damaged_files_are_named(repository, call):
     banner, damaged = "######## TODO (2) ########", "######## TODO 2"
     edit(repository / TASK_1 / "diffusion" / "controlnet.py", banner, damaged)

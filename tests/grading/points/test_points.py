@@ -15,7 +15,7 @@ import pytest
 
 from browser import CHROMIUM, Browser
 from grading.autograder.job import write_results
-from grading.grades.by_hand import STORE, Entry, Points, PointsError, ahead, read_file, read_folder
+from grading.grades.by_hand import STORE, Entry, Points, PointsError, ahead, read_file, read_folder, write_store
 from grading.grades.form import data_block, form_data
 from grading.grades.numbers import Numbers
 from grading.grades.results import marks, not_graded, results_of, write_atomically
@@ -35,6 +35,7 @@ EVIDENCE = Evidence(
     loras={"lora_1": Lora(None), "lora_2": Lora("It is noise.")},
 )
 EVIL = "</script><script>document.title='evil'</script><img src=x onerror=\"document.title='evil'\">"
+PAGE = "0123456789abcdef"
 NAMES = ("Kim", "=1+cmd()", EVIL, "__proto__", "Lee")
 
 
@@ -47,7 +48,7 @@ def result(evidence: Evidence = EVIDENCE, **rules) -> dict:
     return results_of(grade(evidence, used), used, 1, [], left=share_left(evidence, used.rules))
 
 
-def grade_into(output: Path, names=NAMES) -> None:
+def grade_into(output: Path, names=NAMES, page: str = PAGE) -> None:
     """What a grading leaves: results, page and table."""
     results = {name: result() for name in names}
     results["Not graded"] = not_graded("the grader stopped.", NUMBERS)
@@ -55,6 +56,8 @@ def grade_into(output: Path, names=NAMES) -> None:
     for name, folder in folders.items():
         (output / folder).mkdir(parents=True, exist_ok=True)
         (output / folder / merge.RESULTS).write_text(json.dumps(results[name]))
+    if not (output / STORE).exists():
+        write_store(output, Points(page))
     TeacherFiles(output, folders, NUMBERS).write(results, dict.fromkeys(results, ()))
 
 
@@ -63,8 +66,8 @@ def table(output: Path) -> dict[str, dict[str, str]]:
         return {row["hand-in"]: row for row in csv.DictReader(file)}
 
 
-def saved(path: Path, *entries: Entry) -> Path:
-    write_atomically(path, json.dumps(Points("a page").with_entries(entries).as_json()))
+def saved(path: Path, *entries: Entry, page: str = PAGE) -> Path:
+    write_atomically(path, json.dumps(Points(page).with_entries(entries).as_json()))
     return path
 
 
@@ -168,6 +171,18 @@ def test_points_of_a_hand_in_that_is_gone_are_kept_and_told(tmp_path, monkeypatc
     assert table(output)["Kim"]["total"] == "20"
 
 
+def test_points_of_another_grading_are_not_taken_unless_that_is_meant(tmp_path, monkeypatch, capsys):
+    """Last term's file, still among the downloads, has students of the same names."""
+    output = tmp_path / "grades"
+    grade_into(output)
+    file = saved(tmp_path / "a.json", entry(1, "Kim", "report", -20), page="fedcba9876543210")
+    with pytest.raises(SystemExit, match="a.json is of another grading than .*--other-grading. Nothing was changed"):
+        points_command(monkeypatch, file, "--grades", output)
+    assert table(output)["Kim"]["total"] == "15" and read_folder(output).entries == ()
+    points_command(monkeypatch, file, "--grades", output, "--other-grading")
+    assert table(output)["Kim"]["total"] == "0"
+
+
 def test_a_clock_that_is_ahead_is_told(tmp_path, monkeypatch, capsys):
     """What it entered counts before all that others enter until then."""
     output = tmp_path / "grades"
@@ -209,8 +224,8 @@ WRONG_FILES = [
         json.dumps(Points("").with_entries([Entry("2026-06-31T25:00:00.000Z", "Kim", "task_2", 5)]).as_json()),
         "cannot be",
     ),
-    (json.dumps(Points("").with_entries([entry(1, "Kim", "task_2", 7)]).as_json()), "by the rules it is one of 0, 5"),
-    (json.dumps(Points("").with_entries([entry(1, "Kim", "task_1_1", 50)]).as_json()), "it is from 0 to 5"),
+    (json.dumps(Points(PAGE).with_entries([entry(1, "Kim", "task_2", 7)]).as_json()), "by the rules it is one of 0, 5"),
+    (json.dumps(Points(PAGE).with_entries([entry(1, "Kim", "task_1_1", 50)]).as_json()), "it is from 0 to 5"),
 ]
 
 
@@ -332,10 +347,10 @@ def test_what_a_clock_ahead_entered_is_set_right_on_the_page_and_takes_no_other_
 
 def test_points_that_the_browser_keeps_of_a_deleted_grading_are_offered(browser, tmp_path):
     browser, _ = browser
-    grade_into(tmp_path / "old", ("Cho", "Han"))
+    grade_into(tmp_path / "old", ("Cho", "Han"), page="old")
     browser.open(tmp_path / "old" / "index.html")
     put(browser, "0:task_1_1", "3")
-    grade_into(tmp_path / "new", ("Han", "Cho"))
+    grade_into(tmp_path / "new", ("Han", "Cho"), page="new")
     browser.open(tmp_path / "new" / "index.html")
     assert [cell(browser, f"{i}:total") for i in range(2)] == ["15", "15"]
     assert browser.evaluate("document.getElementById('points-others').textContent") == "1"
@@ -345,7 +360,7 @@ def test_points_that_the_browser_keeps_of_a_deleted_grading_are_offered(browser,
 
 def test_nothing_but_the_pages_own_script_runs(browser, tmp_path):
     browser, _ = browser
-    grade_into(tmp_path)
+    grade_into(tmp_path, page="its own")
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
     smuggled = page.replace(
         "<h1>", "<script>document.title='evil'</script><img src=x onerror=\"document.title='evil'\"><h1>"

@@ -126,6 +126,11 @@ RIGHT = [
         )
         mid_block_res_sample = F.conv2d(sample, self.controlnet_mid_block.weight, self.controlnet_mid_block.bias)
     """),
+    ("3", "with the configuration's widths", f"""
+        {DOWN}
+        {MID}
+        assert mid_block_res_sample.shape[1] == self.config.block_out_channels[-1]
+    """),
     ("4-1", "a list", f"""
         if is_controlnet:
             down_block_res_samples = [skip + residual for skip, residual in {PAIRS}]
@@ -136,6 +141,12 @@ RIGHT = [
             for i in range(len(down_block_res_samples)):
                 sums.append(down_block_res_samples[i] + down_block_additional_residuals[i])
             down_block_res_samples = sums
+    """),
+    ("4-1", "by the UNet's own number of skips", """
+        if is_controlnet:
+            down_block_res_samples = [
+                down_block_res_samples[i] + down_block_additional_residuals[i] for i in range(self.num_skips)
+            ]
     """),
     ("4-1", "a tuple that grows", f"""
         if down_block_additional_residuals is not None:

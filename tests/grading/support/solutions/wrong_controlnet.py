@@ -183,6 +183,23 @@ WRONG = [
         {DOWN.replace("f(x) for", "conditioning_scale * f(x) for")}
         {MID}
     """),
+    ("3", "returned early, unscaled", "returns from `forward` by itself", f"""
+        {DOWN}
+        {MID}
+        if not return_dict:
+            return tuple(down_block_res_samples), mid_block_res_sample
+    """),
+    ("3", "scaled here already, but not in guess mode", "multiplied with `conditioning_scale`", f"""
+        {DOWN}
+        {MID}
+        if not guess_mode:
+            down_block_res_samples = [x * conditioning_scale for x in down_block_res_samples]
+    """),
+    ("3", "the scale set to one", "`conditioning_scale` is another one afterwards", f"""
+        {DOWN}
+        {MID}
+        conditioning_scale = 1.0
+    """),
     ("3", "a generator", "of type `generator`", f"""
         down_block_res_samples = (f(x) for f, x in zip(self.controlnet_down_blocks, down_block_res_samples))
         {MID}

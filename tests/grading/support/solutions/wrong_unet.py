@@ -27,6 +27,16 @@ WRONG = [
         if is_controlnet:
             down_block_res_samples = tuple(residual.add_(skip) for skip, residual in {PAIRS})
     """),
+    ("4-1", "no ControlNet afterwards", "`is_controlnet` is another one afterwards", f"""
+        if is_controlnet:
+            down_block_res_samples = [skip + residual for skip, residual in {PAIRS}]
+            is_controlnet = False
+    """),
+    ("4-1", "another mid residual", "`mid_block_additional_residual` is another one afterwards", f"""
+        if is_controlnet:
+            down_block_res_samples = [skip + residual for skip, residual in {PAIRS}]
+            mid_block_additional_residual = down_block_additional_residuals[-1]
+    """),
     ("4-1", "forgotten", "the residuals are not added", "pass"),
     ("4-1", "computed and thrown away", "the residuals are not added", f"""
         if is_controlnet:
@@ -105,6 +115,10 @@ WRONG = [
     ("4-1", "returns", "returns from the UNet's `forward`", f"""
         if is_controlnet:
             return tuple(skip + residual for skip, residual in {PAIRS})
+    """),
+    ("4-2", "no timestep afterwards", "`emb` is another one afterwards", """
+        sample = sample + mid_block_additional_residual
+        emb = None
     """),
     ("4-2", "forgotten", "is not added", "pass"),
     ("4-2", "only a comment", "Some code must stand between these banners", "# nothing to do"),
