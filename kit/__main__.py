@@ -48,7 +48,13 @@ def parser() -> argparse.ArgumentParser:
         "--base", type=path, default=PurePath("tiny_sd"), metavar="DIR", help="the base model (%(default)s)"
     )
     page = add("page", parents=[shared], help="a page in the browser: draw an outline, and see the ControlNet obey")
-    page.add_argument("--base", type=os.path.expanduser, default="tiny_sd", metavar="MODEL", help="folder, file, or hub name (%(default)s)")
+    page.add_argument(
+        "--base",
+        type=os.path.expanduser,
+        default="tiny_sd",
+        metavar="MODEL",
+        help="folder, file, or hub name (%(default)s)",
+    )
     page.add_argument("--host", default="127.0.0.1", help="listen here (%(default)s: only for this machine)")
     page.add_argument("--port", default="7860", help="and at this port (%(default)s)")
     tests = add(

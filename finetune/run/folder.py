@@ -102,9 +102,9 @@ class Run:
         run = read_run(self.output_dir)
         if run["finished"] is None:
             return chosen, None
-        nothing_left = self.settings["max_train_steps"] <= run["finished"] and (self.output_dir / run["result"]).exists()
-        if chosen and self.resume_from == "latest" and nothing_left and read_state(chosen)["step"] < run["finished"]:
-            chosen = None
+        wanted, result = self.settings["max_train_steps"], self.output_dir / run["result"]
+        if chosen and self.resume_from == "latest" and wanted <= run["finished"] and result.exists():
+            chosen = None if read_state(chosen)["step"] < run["finished"] else chosen
         return chosen, {**run, "step": run["finished"]}
 
     def _ways(self) -> str:

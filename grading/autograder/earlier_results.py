@@ -22,9 +22,14 @@ def grader_key(numbers: Numbers, quick: bool) -> str:
     return json.dumps(identity(CODE, [asdict(numbers), quick]), sort_keys=True)
 
 
-def key_of(hand_in: Path, grader: str) -> str:
-    """Differs where the hand-in's files or the grader do."""
-    digest = hashlib.sha256(grader.encode())
+def key_of(content: str, grader: str) -> str:
+    """Differs where the hand-in's files (`digest_of` them) or the grader do."""
+    return hashlib.sha256(f"{grader}\0{content}".encode()).hexdigest()
+
+
+def digest_of(hand_in: Path) -> str:
+    """Differs where the hand-in's files do. Raises OSError if one cannot be read."""
+    digest = hashlib.sha256()
     paths = sorted(hand_in.rglob("*")) if hand_in.is_dir() else [hand_in]
     for path in paths:
         digest.update(f"{path.relative_to(hand_in)!s}\0{path.is_file()}\0".encode(errors="surrogateescape"))
@@ -41,9 +46,19 @@ def of_content(file: Any) -> bytes:
     return digest.digest()
 
 
-def keep(folder: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def keep(folder: Path, key: str, rows: Sequence[Mapping[str, Any]], content: str, changed: str | None) -> None:
     """Keeps with the results in a hand-in's folder what they were made of, and the pictures for the page."""
-    write_atomically(folder / KEPT, json.dumps({"key": key, "rows": list(rows)}))
+    kept = {"key": key, "rows": list(rows), "content": content, "changed": changed}
+    write_atomically(folder / KEPT, json.dumps(kept))
+
+
+def last_change(folder: Path, content: str, now: str) -> str | None:
+    """When it was first seen that the hand-in's files had changed; None if no earlier start knows other ones."""
+    try:
+        kept = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept.get("changed") if kept.get("content") in (None, content) else now
 
 
 def take_up(folder: Path, key: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:

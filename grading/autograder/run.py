@@ -31,6 +31,7 @@ from finetune.argument_types import file_path, positive_int
 
 from ..files.archive import is_dropping
 from ..files.collection import hand_ins, is_readable_archive, left_out
+from ..grades.by_hand import utc_now
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import in_short, not_graded
 from ..grades.submission import METADATA, MetadataError, Submission, days_late, read_submission, results_that_stay
@@ -43,7 +44,7 @@ from ..sandbox.sandbox import Sandbox
 from ..sandbox.start import warm_python
 from ..sandbox.trusted import ROOT, GraderError
 from .alignment import PREPARE_SECONDS, share
-from .earlier_results import grader_key, keep, key_of, take_up
+from .earlier_results import digest_of, grader_key, keep, key_of, last_change, take_up
 from .job import LAST_SECONDS, RESULTS, Job, grade_into, run_job, stop_all, write_results
 from .loras import keep_plain
 from .proof.prove import find_reference, make_reference, prepare_once
@@ -167,7 +168,7 @@ def grade_all(
 def earlier(hand_in: Path, folder: Path, grader: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """What an earlier start found out about a hand-in, if that still holds."""
     try:
-        return take_up(folder, key_of(hand_in, grader))
+        return take_up(folder, key_of(digest_of(hand_in), grader))
     except OSError:  # told when it is its turn
         return None
 
@@ -185,18 +186,23 @@ def grade_or_take_up(
     """Results and pictures of one hand-in, from its folder if they are there already."""
     folder.mkdir(exist_ok=True)
     try:
-        key = key_of(hand_in, grader)
+        content = digest_of(hand_in)
     except OSError as error:  # no reason to stop grading the others
         unread = not_graded(f"this machine cannot read it ({error.strerror}).", with_settings(Numbers(), settings))
         write_results(folder / RESULTS, unread)
         return unread, []
+    key = key_of(content, grader)
     known = take_up(folder, key)
     if known is None:
+        changed = last_change(folder, content, utc_now())
         known = grade_into(
             hand_in, folder / RESULTS, means.shared, hidden, settings, means.gaps, seconds, quick=quick,
             reference=means.reference, plain=means.plain,
         )  # fmt: skip
-        keep(folder, key, known[1])
+        if changed:  # points that were given by hand before were given for other files
+            known[0]["extra_data"]["changed"] = changed
+            write_results(folder / RESULTS, known[0])
+        keep(folder, key, known[1], content, changed)
     return known
 
 

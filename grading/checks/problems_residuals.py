@@ -44,8 +44,13 @@ def judge_ends(runs: list[tuple[RightResiduals, Any, dict[str, Any]]]) -> Iterat
     yield "`down_block_res_samples`: each feature through its own zero convolution", down
     mid = first(wrong_mid(right, run) for right, run in kept)
     yield "`mid_block_res_sample`: the mid block's output through its own", mid
-    yield "leaves the other names as they are", first(
-        changed_names(run["names"], dict(zip(NEEDED_AFTER_3, setting))) for _, setting, run in runs if run["reached"]
+    yield (
+        "leaves the other names as they are",
+        first(
+            changed_names(run["names"], dict(zip(NEEDED_AFTER_3, setting)))
+            for _, setting, run in runs
+            if run["reached"]
+        ),
     )
     if not down and not mid:
         yield "lets gradients through", first(lost_gradients(*one) for one in runs)

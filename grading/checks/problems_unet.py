@@ -8,7 +8,17 @@ import torch
 
 from .comparing import all_same, is_whole_list, same
 from .observe import MID_RUNS, NEEDED_AFTER_4_1, NEEDED_AFTER_4_2, SKIP_RUNS
-from .problems import changed_names, describe_all, errors, explain_error, first, gradient_problem, judge_layouts, kind, what_it_is
+from .problems import (
+    changed_names,
+    describe_all,
+    errors,
+    explain_error,
+    first,
+    gradient_problem,
+    judge_layouts,
+    kind,
+    what_it_is,
+)
 from .standins import UNetMiddle, gradients
 
 RETURNED = "the code returns from the UNet's `forward`, so the rest of the UNet never runs: set the name and go on."

@@ -301,7 +301,8 @@ def item_folder(folder: Path) -> Path:
     """The folder itself, or the one folder in it and so on, whichever has items of a hand-in. Raises ArchiveError."""
     top = sorted(folder.iterdir())
     inner = folder
-    while not any(is_item(path) for path in inner.iterdir()):  # packed, unpacked and packed again, Windows adds folders
+    # Packed, unpacked and packed again, Windows adds a folder each time.
+    while not any(is_item(path) for path in inner.iterdir()):
         inside = list(inner.iterdir())
         if len(inside) != 1 or not inside[0].is_dir():
             break
@@ -318,7 +319,7 @@ def item_folder(folder: Path) -> Path:
 def unpack(path: Path, target: Path, limits: Limits = Limits()) -> Path:  # noqa: B008 (it is frozen)
     """Unpacks or copies a hand-in into `target`, a new or empty folder, and returns the folder that has its items.
 
-    That is `target`, or the only folder in it, or the only one in that. Where something is wrong, `target` stays as it was.
+    That is `target`, or the only folder in it and so on. Where something is wrong, `target` stays as it was.
 
     Raises:
         ArchiveError: for everything that no honest hand-in has, and for one without any items.

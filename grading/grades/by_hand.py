@@ -13,7 +13,7 @@ import secrets
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from .results import write_atomically
 from .rules import BY_HAND, Rules
@@ -156,6 +156,23 @@ def ahead(points: Points, now: datetime) -> list[str]:
         f"nothing that others enter before then counts. Look at it, and set it right on this grading's page."
         for (name, field), entry in sorted(last.items())
         if entry.time > latest
+    ]
+
+
+def utc_now() -> str:
+    """Now, as an entry's time is written."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def outdated(points: Points, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for every value that counts and was given before the hand-in's files changed."""
+    last = {(entry.hand_in, entry.field): entry for entry in points.entries if entry.value is not None}
+    changed = {name: result["extra_data"].get("changed", "") for name, result in results.items()}
+    return [
+        f"Points by hand: {BY_HAND[field]} of {name!r}, {entry.value:g}, was given before other files came of this "
+        f"hand-in ({changed[name][:16].replace('T', ' ')} UTC): look at it again."
+        for (name, field), entry in sorted(last.items())
+        if entry.time < changed.get(name, "") and (name, field) in points.current()
     ]
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any, Iterable, Mapping, Sequence
 
 from . import form
-from .by_hand import Points, ahead, fields_in_use, unused
+from .by_hand import Points, ahead, fields_in_use, outdated, unused
 from .numbers import Numbers
 from .results import first_line, in_short, is_graded, share_left, tasks_of
 from .rubric import FULL, TASKS
@@ -224,6 +224,7 @@ def page(
         hand_in_section(name, i, result, rows[name], rules) for i, (name, result) in enumerate(results.items())
     )
     said = [*left_out, *unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
+    said += outdated(points, results)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
 <title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>

@@ -20,7 +20,18 @@ from typing import Any, Sequence
 
 from finetune.argument_types import file_path
 
-from ..grades.by_hand import STORE, Points, PointsError, ahead, read_file, read_folder, require_allowed, unused, write_store
+from ..grades.by_hand import (
+    STORE,
+    Points,
+    PointsError,
+    ahead,
+    outdated,
+    read_file,
+    read_folder,
+    require_allowed,
+    unused,
+    write_store,
+)
 from ..grades.form import DATA_END, DATA_START, data_block
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import write_atomically, write_table
@@ -82,7 +93,7 @@ def update(grades: Path, points: Points, rules: Rules) -> list[str]:
     data["entries"] = points.as_json()["entries"]
     write_table(grades / TABLE, results, {name: points.given(name, rules) for name in names})
     write_atomically(grades / PAGE, f"{before}{data_block(data)}{after}")
-    return [*unused(points, rules, names), *ahead(points, datetime.now(timezone.utc))]
+    return [*unused(points, rules, names), *ahead(points, datetime.now(timezone.utc)), *outdated(points, results)]
 
 
 def main() -> None:

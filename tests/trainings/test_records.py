@@ -210,7 +210,8 @@ def test_a_best_is_beaten_by_what_is_better_only(tmp_path):
         Best.forget_later(best.folder.parent, 5)
         assert not best.beaten_by({best.by: worse})
         Best.forget_later(best.folder.parent, 4)  # the run went back to before it
-        assert best.beaten_by({best.by: worse}) and not best.beaten_by({best.by: math.nan}), "nothing would ever beat it"
+        assert best.beaten_by({best.by: worse})
+        assert not best.beaten_by({best.by: math.nan}), "nothing would ever beat it"
         best.keep({best.by: value}, 5, {}, save)
     assert Best(tmp_path, "validation/loss", "other data").beaten_by({"validation/loss": 9.0})
     assert Best.in_words(tmp_path) == [f"The best by validation/loss, 0.20000 at step 5: {tmp_path / 'best'}"]

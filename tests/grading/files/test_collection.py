@@ -14,6 +14,7 @@ from grading.autograder.run import grade_all, grade_on_gradescope
 from grading.files.archive import find_items, unpack
 from grading.files.collection import hand_ins, left_out
 from grading.files.items import WEIGHTS_FILE
+from grading.grades.by_hand import Entry, Points, write_store
 from grading.grades.numbers import Numbers
 from grading.grades.results import not_graded, results_of
 from grading.grades.rubric import Evidence, grade
@@ -225,6 +226,31 @@ def test_a_second_start_that_is_stopped_loses_nobody_from_the_table(tmp_path, gr
         grade_all(folder, out, tmp_path / "prepared", [], jobs=1)
     rows = list(csv.reader((out / "grades.csv").open(newline="", encoding="utf-8-sig")))
     assert [row[0] for row in rows[1:]] == ["1", "3"]
+
+
+def test_points_that_were_given_for_other_files_are_told(tmp_path, graders):
+    graders(results_of(grade(Evidence({}, unreadable="It has nothing."), NUMBERS), NUMBERS, 1, []), UNPACK)
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+
+    def page() -> str:
+        grade_all(folder, out, tmp_path / "prepared", [], jobs=1)
+        return (out / "index.html").read_text()
+
+    for name in ("1", "2"):
+        write_zip(ITEMS, folder / f"{name}.zip")
+    out.mkdir()
+    given = [Entry("2026-11-30T10:00:00.000Z", name, "task_1_1", 5) for name in ("1", "2")]
+    write_store(out, Points("a page").with_entries(given))
+    assert "was given before" not in page()
+    write_zip({**ITEMS, "more.txt": b"handed in again"}, folder / "2.zip")
+    for _ in range(2):  # also when it is taken up
+        shown = page()
+        assert shown.count("was given before other files came of this hand-in") == 1
+        assert "Task 1-1 of &#x27;2&#x27;, 5, was given before" in shown
+    again = Entry("2999-11-30T10:00:00.000Z", "2", "task_1_1", 4)  # looked at once more
+    write_store(out, Points("a page").with_entries([*given, again]))
+    assert "was given before" not in page()
 
 
 def test_what_the_grader_could_not_grade_has_no_points(tmp_path, graders, capsys):

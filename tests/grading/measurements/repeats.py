@@ -65,23 +65,26 @@ def main() -> None:
     os.environ.update(thread_environment(1))
     numbers = replace(Numbers(), prove=False)
     texts = {"right": SOLUTION, "wrong": wrong_solution()}
-    waiting = [(name, seed) for seed in range(args.seeds) for name in texts if (name, seed) not in read(args.results)]
+    done = read(args.results)
+    waiting = [(name, seed) for seed in range(args.seeds) for name in texts if (name, seed) not in done]
     with warm_python(PLAIN_ENVIRONMENT), ready(args.prepared, numbers, PREPARE_SECONDS) as means:
         shared, pool = Shared(means.shared), ThreadPoolExecutor(args.jobs)
         running = {
             pool.submit(overlap, texts[name], shared, replace(numbers, seed=seed)): (name, seed)
             for name, seed in waiting
         }
-        for done in as_completed(running):
-            name, seed = running[done]
+        for future in as_completed(running):
+            name, seed = running[future]
             with args.results.open("a") as file:
-                file.write(json.dumps([name, seed, done.result()]) + "\n")
-            print(f"{name}, seed {seed}: {done.result():.3f}", flush=True)
+                file.write(json.dumps([name, seed, future.result()]) + "\n")
+            print(f"{name}, seed {seed}: {future.result():.3f}", flush=True)
     found = {name: [iou for (one, _), iou in read(args.results).items() if one == name] for name in texts}
     for name, ious in found.items():
         print(f"{name}: {min(ious):.3f} to {max(ious):.3f}, mean {mean(ious):.3f}, deviation {stdev(ious):.3f}")
     gap, spread = min(found["right"]) - max(found["wrong"]), max(max(ious) - min(ious) for ious in found.values())
-    print(f"the lowest right one is {gap:.3f} above the highest wrong one, {gap / spread:.1f} times what repeats differ")
+    print(
+        f"the lowest right one is {gap:.3f} above the highest wrong one, {gap / spread:.1f} times what repeats differ"
+    )
 
 
 if __name__ == "__main__":
