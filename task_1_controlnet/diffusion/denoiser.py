@@ -85,9 +85,10 @@ def rehearsal(args: argparse.Namespace, device: torch.device) -> Callable[[str],
     batch, side = args.train_batch_size, args.resolution // factor_of(vae_config)
 
     def make(precision: str) -> Rehearsal:
-        unet = UNet2DConditionModel.from_config(unet_config).requires_grad_(False)
+        unet = UNet2DConditionModel.from_config(unet_config)
         trained = ControlNetModel.from_config(config) if config else None
         trained = trained or ControlNetModel.from_unet(unet, args.conditioning_channels)
+        unet.requires_grad_(False)  # after the copy, as in train.py: one by `deepcopy` would be as frozen as the UNet
         check_widths(trained, factor_of(vae_config), start)
         for model in (unet, trained.train()):
             use_fast_attention(model, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -125,6 +126,23 @@ def test_scripts_name_presets_and_pass_on_what_is_given(tmp_path):
         )
         assert run.stdout.startswith(expected)
         assert run.stdout.endswith("--resume_from_checkpoint|latest|--seed|3|"), "so that what is typed comes last"
+
+
+def test_a_copy_by_deepcopy_is_as_much_to_train_as_one_by_state_dicts(tmp_path, monkeypatch):
+    """Both are right in TODO (2), and the first takes over whether weights are frozen."""
+    from diffusion.controlnet import ControlNetModel
+
+    def by_deepcopy(unet, *widths):
+        controlnet = from_unet(unet, *widths)
+        controlnet.down_blocks = copy.deepcopy(unet.down_blocks)
+        return controlnet
+
+    monkeypatch.chdir(ROOT / "task_1_controlnet")
+    flags = ["--preset", "demo", "--dry_run", "--output_dir", str(tmp_path / "run"), "--max_train_samples", "13"]
+    (before,) = re.findall("Trained: (.*) M parameters", call(train.main, *flags)[1])
+    from_unet = ControlNetModel.from_unet
+    monkeypatch.setattr(ControlNetModel, "from_unet", by_deepcopy)
+    assert f"Trained: {before} M parameters" in call(train.main, *flags)[1]
 
 
 def test_a_dry_run_says_what_a_training_would_be_and_does_nothing(tmp_path, monkeypatch):
