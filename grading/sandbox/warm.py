@@ -86,6 +86,7 @@ def keep(connection: socket.socket) -> list[str]:
     attach(output, request)
     if confined:
         in_sandbox(confined)
+    set_threads()
     return request.arguments
 
 
@@ -139,7 +140,15 @@ def attach(output: int, request: Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)
-    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:  # which PyTorch reads at its import only
+
+
+def set_threads() -> None:
+    """As many for PyTorch as the environment says, which it reads at its import only.
+
+    Behind the last fork: PyTorch makes its threads anew in a child at their first use, and where that comes in two
+    threads at once, it may end in "Invalid thread pool!" (one of 21 trainings, 2026-12-02; not seen again).
+    """
+    if "torch" in sys.modules and "OMP_NUM_THREADS" in os.environ:
         sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
