@@ -1,9 +1,9 @@
 """How far apart are right and wrong, beside what chance does? For the grader's limit `least_iou`, in grades/numbers.py.
 
-    python tests/grading/measurements/repeats.py                        # ten seeds each: 20 trainings, 45 minutes on one core
+    python tests/grading/measurements/repeats.py                        # ten seeds each: 20 trainings
 
 Trains the right solution, and one that leaves the features as they are in TODO (3), so that no zero convolution learns,
-as the grader does, with one seed after the other, and prints the mean IoU of each. A minute or three for each on one
+as the grader does, with one seed after the other, and prints the mean IoU of each. Two or three minutes for each on one
 core; each result is kept as it comes, and a second start goes on. No test for CI, which has minutes.
 """
 
