@@ -41,8 +41,10 @@ def require_finite_weights(
     weights before it."""
     trained = (parameter.detach() for parameter in model.parameters() if parameter.requires_grad)
     parts = [one.to_local() if hasattr(one, "to_local") else one for one in trained]  # of FSDP, this process's part
-    wrong = sum(((~torch.isfinite(one)).any().float() for one in parts), torch.zeros((), device=accelerator.device))
-    if accelerator.reduce(wrong, reduction="sum").item():
+    found = torch.zeros((), device=accelerator.device)  # which FSDP may have moved the weights away from
+    for part in parts:
+        found += (~torch.isfinite(part)).any().to(found)
+    if accelerator.reduce(found, reduction="sum").item():
         raise NonFiniteLossError(
             f"The weights after step {step} are not finite. {last_good()} A lower --learning_rate usually helps."
         )
