@@ -132,7 +132,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     first.add_argument("--preset")
     preset = presets_of(parser.prog).get(first.parse_known_args()[0].preset)
     if preset is not None:  # any other name is refused by the parser itself
-        parser.set_defaults(**defaults_of(preset, sys.argv[1:]))
+        parser.set_defaults(**defaults_of(preset, sys.argv[0], sys.argv[1:]))
     args = parser.parse_args()
     falls = args.lr_warmup_steps < args.max_train_steps and args.learning_rate > LAST_OF_POLYNOMIAL
     if args.lr_scheduler == "polynomial" and not falls:

@@ -6,6 +6,7 @@ paths that start at the program's folder. What it leaves out is the program's de
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, NamedTuple, Sequence
 
 CONTROLNET, STYLE, SUBJECT = "train.py", "train_lora.py", "train_dreambooth_lora.py"
@@ -117,11 +118,18 @@ def presets_of(program: str) -> dict[str, Preset]:
     return {name: preset for name, preset in PRESETS.items() if preset.program == program}
 
 
-def defaults_of(preset: Preset, typed: Sequence[str]) -> Options:
-    """What a preset sets beside the words that were typed on the command line."""
+def defaults_of(preset: Preset, program: str, typed: Sequence[str]) -> Options:
+    """What a preset sets beside the words that were typed behind `program`, the path that the command line names."""
     names = {word.split("=")[0].lstrip("-") for word in typed if word.startswith("--")}
     replaced = {other for name, other in INSTEAD.items() if name in names}
-    return {name: value for name, value in preset.options.items() if name not in replaced}
+    folder = os.path.dirname(program)
+    return {name: _from(folder, value) for name, value in preset.options.items() if name not in replaced}
+
+
+def _from(folder: str, value: Any) -> Any:
+    """A path that starts at the program's folder as one that starts where the program was called; all else as it is."""
+    is_path = isinstance(value, str) and value.startswith(("../", "sample_data/"))
+    return os.path.normpath(os.path.join(folder, value)) if folder and is_path else value
 
 
 def in_words(program: str) -> str:

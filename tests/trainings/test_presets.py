@@ -54,6 +54,20 @@ def test_a_preset_is_what_could_be_typed(name, monkeypatch):
     assert not differences(one, other, True) + differences(one, other, False), "one run goes on with the other"
 
 
+def test_a_presets_paths_are_found_from_anywhere(monkeypatch):
+    parse, folder = PROGRAMS["train_dreambooth_lora.py"]
+    paths = ("pretrained_model_name_or_path", "instance_data_dir", "class_data_dir", "output_dir")
+    in_its_folder = parsed(monkeypatch, "train_dreambooth_lora.py", "--preset", "dreambooth-tiny")
+    for start in (ROOT, ROOT / "docs"):
+        monkeypatch.chdir(start)
+        program = os.path.relpath(ROOT / folder / "train_dreambooth_lora.py")
+        monkeypatch.setattr(sys, "argv", [program, "--preset", "dreambooth-tiny", "--validation_prompt", "../a"])
+        args = parse()
+        for name in paths:
+            assert (start / getattr(args, name)).resolve() == (ROOT / folder / getattr(in_its_folder, name)).resolve()
+        assert args.validation_prompt == "../a"
+
+
 def test_what_is_typed_beside_a_preset_counts_wherever_it_stands(monkeypatch):
     args = parsed(monkeypatch, "train.py", "--max_train_steps", "7", "--preset", "canny-tiny",
                   "--snr_gamma", "none")  # fmt: skip

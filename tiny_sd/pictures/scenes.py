@@ -76,6 +76,13 @@ TWO_THINGS = [
 ]
 # {a} is the ink, {b} the paper and {g} what is carved around the thing.
 ONE_PRINT = ["print of {n}{g}", "a print of {n}{g}", "a {a} print of {n}{g} on {b}", "a {a} print of {n} on {b}{g}"]
+# {t} fills what is of middle tone and {u} what is light. A base that never reads these in a caption takes them from the
+# noise, and leaves a style's LoRA no words that it could set them by (2026-12-02).
+PRINT_IN_INKS = [
+    "print of {n}{g} in {t} and {u}",
+    "a print of {n}{g} in {t} and {u}",
+    "a {a} print of {n}{g} on {b} in {t} and {u}",
+]
 BRIGHTNESS = {name: np.dot(color, (0.3, 0.59, 0.11)) for name, color in COLORS.items()}
 INKS = [name for name in NAMES if BRIGHTNESS[name] < 90]
 TINTS = [name for name in NAMES if 90 < BRIGHTNESS[name] < 210]
@@ -128,13 +135,14 @@ def print_scene(index: int) -> tuple[Image.Image, list[str]]:
         a, b = str(rng.choice(INKS)), str(rng.choice(PAPERS))
         if not is_held_out(a, b):
             break
-    inks = tuple(COLORS[name] for name in (a, *rng.choice(TINTS, 2, replace=False)))
+    t, u = (str(tint) for tint in rng.choice(TINTS, 2, replace=False))
     subjects = load_subjects()
     name = str(rng.choice(list(subjects)))
     with_rays = bool(rng.random() < 2 / 3)
+    inks = tuple(COLORS[one] for one in (a, t, u))
     image = block_print(next(iter(STYLES)), name, inks, COLORS[b], with_rays, rng)
-    words = {"a": a, "b": b, "n": subjects[name], "g": " with rays" if with_rays else ""}
-    return image, [caption.format(**words) for caption in ONE_PRINT]
+    words = {"a": a, "b": b, "t": t, "u": u, "n": subjects[name], "g": " with rays" if with_rays else ""}
+    return image, [caption.format(**words) for caption in ONE_PRINT + PRINT_IN_INKS]
 
 
 def things_on(
