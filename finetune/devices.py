@@ -38,11 +38,11 @@ def takes(device: torch.device, precision: str) -> bool:
     """Whether a training with accelerate may be in this precision there: "no", "bf16" or "fp16".
 
     On MPS, autocast knows bfloat16 since PyTorch 2.6, where macOS has it (14), and float16 gradients can be scaled
-    since PyTorch 2.8 (https://github.com/pytorch/pytorch/pull/139390 and 144022); accelerate took both up in 1.9.
+    since PyTorch 2.8 (https://github.com/pytorch/pytorch/pull/139390 and 144022); accelerate took both up in 1.11.
     """
     if precision == "no" or device.type != "mps":
         return True
-    if not compare_versions("accelerate", ">=", "1.9"):
+    if not compare_versions("accelerate", ">=", "1.11"):
         return False
     if precision == "fp16":
         return is_torch_version(">=", "2.8")
@@ -52,7 +52,8 @@ def takes(device: torch.device, precision: str) -> bool:
 def bf16_is_fast(device: torch.device) -> bool:
     """Whether bfloat16 is what this device computes fastest in; a CPU without the instructions only imitates it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        # Not `torch.cuda.is_bf16_supported`: newer releases say yes to what CUDA only imitates, as on a T4 (7.5).
+        return bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
     if device.type == "xpu":
         return not hasattr(torch.xpu, "is_bf16_supported") or torch.xpu.is_bf16_supported()
     if device.type == "mps":
@@ -64,9 +65,11 @@ def bf16_is_fast(device: torch.device) -> bool:
 
 
 def fast_precision(device: torch.device) -> str:
-    """What `--mixed_precision auto` stands for there: bf16 where that is fast, on MPS else fp16, or else "no"."""
+    """What `--mixed_precision auto` stands for there: bf16 where that is fast, else fp16 where that is, else "no"."""
     if bf16_is_fast(device):
         return "bf16"
+    if device.type == "cuda":
+        return "fp16" if torch.cuda.get_device_capability() >= (7, 0) else "no"  # tensor cores came with Volta
     return "fp16" if device.type == "mps" and takes(device, "fp16") else "no"
 
 
@@ -80,6 +83,11 @@ def has_float64(device: torch.device) -> bool:
     if device.type == "xpu":
         return bool(getattr(torch.xpu.get_device_properties(device), "has_fp64", False))
     return device.type != "mps"
+
+
+def solves(device: torch.device) -> bool:
+    """Whether `torch.linalg.solve` is there, which the sampler asks: on MPS it came after PyTorch 2.6."""
+    return device.type != "mps" or is_torch_version(">=", "2.7")
 
 
 def pins_memory(device: torch.device) -> bool:
@@ -107,7 +115,13 @@ def picture_layout(device: torch.device) -> torch.memory_format:
 
 
 def can_fuse(device: torch.device) -> bool:
-    """Whether PyTorch's optimisers update all weights in one kernel there: a step of one number is tried."""
+    """Whether PyTorch's optimisers update all weights in one kernel there: a step of one number is tried.
+
+    On MPS that kernel took no notice of gradients that had overflowed, so that float16's first overflow was every
+    weight's end, before PyTorch 2.13 (https://github.com/pytorch/pytorch/pull/186360).
+    """
+    if device.type == "mps" and not is_torch_version(">=", "2.13"):
+        return False
     # Tried and not looked up: which devices can differs from release to release.
     weight = torch.nn.Parameter(torch.zeros(1, device=device))
     weight.grad = torch.zeros_like(weight)

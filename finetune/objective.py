@@ -208,7 +208,7 @@ def fixed_draws(
     noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
     # The timestep at which so large a share of all weights is reached: quantiles become timesteps as often as the
     # training draws them. In float64, as a sum of a thousand float32 need not end at what it is divided by.
-    reached = weights.double().cpu().cumsum(0)  # (T,)
+    reached = weights.cpu().double().cumsum(0)  # (T,)
     timesteps = torch.searchsorted(reached / reached[-1], batch["quantile"].double())
     return noise.to(latents), timesteps.to(latents.device)
 

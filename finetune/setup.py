@@ -121,6 +121,15 @@ def require_precision(mixed_precision: str) -> None:
         )
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raises SetupError if PyTorch would write kernels for this GPU and lacks Triton, which compiles them."""
+    if device.type in ("cuda", "xpu") and importlib.util.find_spec("triton") is None:
+        raise SetupError(
+            f"--compile needs Triton on {device.type}, which comes with PyTorch on Linux (on Windows: pip install "
+            "triton-windows): install it, or leave out --compile."
+        )
+
+
 def join_processes_on_cpu() -> None:
     """Lets accelerate join what a launcher started without a GPU, where each process would train for itself.
 
@@ -161,13 +170,16 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
 
     Raises:
         SetupError: if the processes that were started do not train together, the GPU does not take the precision, or
-            the tracker or 8-bit Adam is not installed.
+            the tracker, 8-bit Adam or Triton is not installed.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
     require_precision(precision_here(args.mixed_precision))
+    # Before the data are encoded, which may take hours.
     if args.use_8bit_adam:
-        eight_bit_adam(pick_device())  # before the data are encoded, which may take hours
+        eight_bit_adam(pick_device())
+    if args.compile:
+        require_compiler(pick_device())
     join_processes_on_cpu()
     # DeepSpeed's launcher sets it, to its own default or "auto", and accelerate prefers it to the argument below.
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = str(args.gradient_accumulation_steps)

@@ -79,8 +79,8 @@ def read_texts(files: Files, texts: dict[str, str]) -> Iterator[Row]:
 
 def texts_beside(names: Sequence[str]) -> dict[str, str]:
     """By picture, the .txt of the same name; where there is none, the one whose name differs in case only."""
-    texts = {posixpath.splitext(name)[0]: name for name in names if name.lower().endswith(".txt")}
-    pictures = {name: posixpath.splitext(name)[0] for name in names if is_picture(name)}
+    texts = {posixpath.splitext(normal(name))[0]: name for name in names if name.lower().endswith(".txt")}
+    pictures = {name: posixpath.splitext(normal(name))[0] for name in names if is_picture(name)}
     taken = set(pictures.values())
     alike = {stem.lower(): text for stem, text in texts.items() if stem not in taken}
     found = {picture: texts.get(stem) or alike.get(stem.lower()) for picture, stem in pictures.items()}

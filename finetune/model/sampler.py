@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import UniPCMultistepScheduler
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+from ..devices import pick_device, solves
 
 
 class DrawingError(ValueError):
@@ -20,7 +24,23 @@ def sampling_scheduler(config: Any) -> UniPCMultistepScheduler:
     It starts at the last timestep: at an earlier one, the noise that sampling starts from would pass for the beginnings
     of a picture, which then stands against the condition (Lin et al., 2023, https://arxiv.org/abs/2305.08891, 3.3).
     """
-    return UniPCMultistepScheduler.from_config(config, timestep_spacing="trailing")
+    kind = UniPCMultistepScheduler if solves(pick_device()) else SolvesOnCPU
+    return kind.from_config(config, timestep_spacing="trailing")
+
+
+class SolvesOnCPU(UniPCMultistepScheduler):
+    """Asks no device for `torch.linalg.solve`: what each step solves are two equations."""
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        with _SolveOnCPU():
+            return super().step(*args, **kwargs)
+
+
+class _SolveOnCPU(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.linalg.solve:
+            return function(*args, **(kwargs or {}))
+        return function(*(matrix.cpu() for matrix in args)).to(args[0].device)
 
 
 def as_pictures(pixels: np.ndarray) -> list[Image.Image]:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..devices import peak_bytes
 from .checkpoints import write_file, write_folder
 from .settings import keep, read_run
 
@@ -180,11 +181,8 @@ def duration(seconds: float) -> str:
 
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: the most that tensors held on the device; on a CPU, the most that the process did. None: not known."""
-    of_device = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
-    if of_device is not None:
-        return of_device()
-    if resource is None:
-        return None
+    if device.type != "cpu" or resource is None:
+        return peak_bytes(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts in bytes, Linux in KiB.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -93,6 +93,15 @@ def test_paths_are_found_as_any_system_writes_them(tmp_path, texts_of, written, 
     assert texts_of(tmp_path) == ["found"]
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_text_is_found_beside_its_picture_whoever_wrote_their_names(tmp_path, forms):
+    """macOS may have written one of the names, with loose accents, and an editor the other."""
+    picture_name, text_name = (unicodedata.normalize(form, "\u00e9t\u00e9") for form in forms)
+    fill(tmp_path, f"{picture_name}.png")
+    (tmp_path / f"{text_name}.txt").write_text("found", encoding="utf-8")
+    assert style_texts(tmp_path) == subject_texts(tmp_path) == ["found"]
+
+
 @every_training
 def test_a_column_called_image_is_not_taken_for_the_picture(tmp_path, texts_of):
     list_in(fill(tmp_path, "a.png"), {"file_name": "a.png", "image": "a portrait", "text": "found"})

@@ -6,18 +6,24 @@ Neither was at hand: what PyTorch says of them is replaced, and what is asked of
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune import devices, setup
 from finetune.model import base as base_module
+from finetune.model.sampler import _SolveOnCPU, sampling_scheduler
+from finetune.objective import fixed_draws
 from finetune.optimizer import SetupError, build_optimizer, set_hyperparameters
+from finetune.run.records import peak_memory
 from processes import BASE
 
 KINDS = ["cuda", "mps", "xpu"]
@@ -27,9 +33,12 @@ KINDS = ["cuda", "mps", "xpu"]
 def machine(monkeypatch):
     """`machine("mps", torch="2.8")`: from then on PyTorch of this version finds this kind of GPU, and no other."""
 
-    def pretend(kind: str, torch_version: str = "2.14", accelerate: str = "1.15", macos: int = 26) -> torch.device:
+    def pretend(
+        kind: str, torch_version: str = "2.14", accelerate: str = "1.15", macos: int = 26, capability=(8, 6)
+    ) -> torch.device:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: kind == "cuda")
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *imitated: True)  # newer releases: everywhere
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: kind == "mps")
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: macos >= major, raising=False)
         xpu = SimpleNamespace(is_available=lambda: kind == "xpu", is_bf16_supported=lambda: True)
@@ -64,12 +73,14 @@ def test_without_any_of_them_the_message_names_all(machine):
     "found, auto, refused",
     [
         (("cuda",), "bf16", ()),
+        (("cuda", "2.14", "1.15", 0, (7, 5)), "fp16", ()),
+        (("cuda", "2.14", "1.15", 0, (6, 1)), "no", ()),
         (("xpu",), "bf16", ()),
         (("mps",), "bf16", ()),
         (("mps", "2.8", "1.15", 13), "fp16", ("bf16",)),
         (("mps", "2.7"), "bf16", ("fp16",)),
         (("mps", "2.5"), "no", ("fp16", "bf16")),
-        (("mps", "2.14", "1.6"), "no", ("fp16", "bf16")),
+        (("mps", "2.14", "1.10"), "no", ("fp16", "bf16")),
         (("mps", "2.1", "0.33"), "no", ("fp16", "bf16")),
     ],
 )
@@ -82,6 +93,53 @@ def test_the_precision_is_one_that_the_gpu_takes(machine, found, auto, refused):
                 setup.require_precision(precision)
         else:
             setup.require_precision(precision)
+
+
+def test_fused_steps_are_not_taken_where_they_do_not_mind_an_overflow(machine, monkeypatch):
+    """On MPS before PyTorch 2.13 the scaler leaves it to the kernel, and the kernel knows nothing of it."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, fused: SimpleNamespace(step=lambda: None))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(1))
+    for version, fused in (("2.12", False), ("2.13", True)):
+        assert devices.can_fuse(machine("mps", version)) is fused
+
+
+def test_compiling_for_a_gpu_without_triton_is_refused_at_once(machine, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "triton" else found(name))
+    machine("cuda")
+    flags = {"mixed_precision": "no", "report_to": "none", "use_8bit_adam": False, "compile": True}
+    with pytest.raises(SetupError, match="--compile needs Triton on cuda"):
+        setup.start_accelerator(argparse.Namespace(output_dir=tmp_path, **flags), "controlnet")
+    setup.require_compiler(machine(""))
+
+
+def test_the_sampler_draws_the_same_where_the_gpu_solves_no_equations(machine):
+    """What it solves goes to the CPU, whatever the numbers are on; here the meta device is not asked either."""
+    drawn, kinds = [], []
+    for version in ("2.6", "2.7"):
+        machine("mps", version)
+        scheduler = sampling_scheduler(DDPMScheduler().config)
+        scheduler.set_timesteps(8)
+        sample = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+        for timestep in scheduler.timesteps:
+            sample = scheduler.step(sample.sin(), timestep, sample).prev_sample
+        drawn.append(sample)
+        kinds.append(type(scheduler))
+    assert torch.equal(*drawn) and kinds[0] is not kinds[1]
+    asked = []
+
+    class Asked(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if function is torch.linalg.solve:
+                asked.append({matrix.device.type for matrix in args})
+                return torch.ones(len(args[1]))
+            if getattr(function, "__name__", "") == "cpu":
+                return torch.ones(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    with Asked(), _SolveOnCPU():
+        solved = torch.linalg.solve(torch.eye(2, device="meta"), torch.ones(2, device="meta"))
+    assert asked == [{"cpu"}] and solved.device.type == "meta"
 
 
 def test_a_refused_precision_stops_before_anything_is_begun(machine, tmp_path):
@@ -158,6 +216,21 @@ def test_no_float64_reaches_a_device_without_it(monkeypatch):
     assert not devices.has_float64(torch.device("mps")) and devices.has_float64(torch.device("cuda"))
 
 
+def test_held_out_draws_count_in_float64_on_the_cpu_alone():
+    weights = torch.linspace(1, 2, 10)
+
+    class OnMPS:
+        def cpu(self) -> torch.Tensor:
+            return weights
+
+        def double(self) -> None:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    batch = {"noise_seed": torch.tensor([3]), "quantile": torch.tensor([0.5])}
+    drawn = [fixed_draws(batch, torch.zeros(1, 4, 2, 2), given) for given in (OnMPS(), weights)]
+    assert all(map(torch.equal, *drawn))
+
+
 def test_eight_bit_adam_is_refused_where_it_cannot_run():
     with pytest.raises(SetupError, match="do not run on MPS"):
         build_optimizer([torch.nn.Parameter(torch.zeros(2))], 1e-3, True, torch.device("mps"))
@@ -190,7 +263,8 @@ def test_each_gpu_is_waited_for_and_measured_by_its_own_functions(kind, monkeypa
     devices.synchronize(device)
     devices.reset_peak(device)
     assert devices.peak_bytes(device) == (None if kind == "mps" else 7)
-    assert sorted(asked) == sorted(functions)
+    assert peak_memory(device) == (None if kind == "mps" else 7), "not what the process took of the system"
+    assert sorted(set(asked)) == sorted(functions)
 
 
 def test_a_cpu_is_not_waited_for():
