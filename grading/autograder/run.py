@@ -141,7 +141,7 @@ def grade_all(
     found, others = hand_ins(path), left_out(path)
     print(*(f"{sentence}\n" for sentence in others), sep="", end="")
     names = folder_names(found)
-    files = TeacherFiles(output, names, numbers, others)
+    files = TeacherFiles(output, names, numbers, others, path)
     with ready(prepared, numbers, PREPARE_SECONDS, quick=quick) as means:
         for gap in means.gaps:
             print(f"Note: the sandbox is not complete here, as {gap} (see docs/teacher.md).")

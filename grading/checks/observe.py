@@ -20,7 +20,7 @@ from torch import nn
 from finetune.argument_types import file_path, seed_int
 
 from ..handed_out.banners import TODOS, read_parts
-from .places import ControlNetModel, PlaceError, blamed_on, run
+from .places import USED_AROUND, ControlNetModel, Outcome, PlaceError, blamed_on, run
 from .standins import (
     CONVOLUTIONS,
     LAYOUTS,
@@ -68,6 +68,11 @@ def attempt(todo: str, text: str, function: Callable[..., Any], *args: Any) -> A
             return function(*args)
     except PlaceError as error:
         return {"error": str(error)}
+
+
+def hidden(todo: str, outcome: Outcome) -> list[str]:
+    """What of `USED_AROUND` the text has set."""
+    return [name for name in USED_AROUND[todo] if name in outcome.names]
 
 
 # TODO (1)
@@ -170,6 +175,7 @@ def observe_controlnet_end(text: str, seed: int, layout: str, setting: tuple[flo
         "down": record(down),
         "mid": record(mid),
         "names": {name: record(outcome.names.get(name)) for name in NEEDED_AFTER_3},
+        "hides": hidden("3", outcome),
         "gradients": record(gradients(outputs, end.leaves)),
     }
 
@@ -218,6 +224,7 @@ def observe_unet_middle(todo: str, text: str, middle: UNetMiddle, sample: torch.
         "given_sample": record(sample),
         "given_residuals": record([*(residuals or ()), middle.mid_residual]),
         "names": {name: record(outcome.names.get(name)) for name in NEEDED_AFTER_4_1},
+        "hides": hidden(todo, outcome),
         "gradients": record(gradients([*outputs, after], middle.leaves)),
     }
 

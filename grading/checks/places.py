@@ -56,6 +56,14 @@ SURROUNDINGS = {
 }
 
 
+# Names of Python and of the file that `forward` uses outside of the place: a text that sets one hides it from all of
+# `forward`, as in Python a name is local in the whole function or not at all.
+USED_AROUND = {
+    "3": ("ControlNetOutput", "len", "residual_scales", "tuple", "zip"),
+    **dict.fromkeys(("4-1", "4-2"), ("UNet2DConditionOutput", "is_steered", "len", "size_unless_doubled")),
+}
+
+
 class PlaceError(Exception):
     """A text that does not compile or run. The message says what stopped it, and in which of its lines."""
 
@@ -90,6 +98,11 @@ def zero_convolution(
     return zero_module(nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding))
 
 
+def residual_scales(number: int, conditioning_scale: float, guess_mode: bool) -> list[float]:
+    """The factors of ControlNet's residuals, for a text that goes on where its place ends."""
+    return ((torch.logspace(-1, 0, number) if guess_mode else torch.ones(number)) * conditioning_scale).tolist()
+
+
 def file_names(todo: str) -> dict[str, Any]:
     """The names that the file of a TODO has imported or defined, with diffusers' models for its own."""
     names = {
@@ -110,6 +123,7 @@ def file_names(todo: str) -> dict[str, Any]:
         "ControlNetOutput": ControlNetOutput,
         "F": F,
         "dataclass": dataclass,
+        "residual_scales": residual_scales,
         "zero_convolution": zero_convolution,
     }
 

@@ -8,8 +8,10 @@ import torch
 
 from .comparing import all_same, same
 
+CALLED_LIST = 'missing the required "forward"'
 # What PyTorch or Python says, and what it means here.
 HINTS = {
+    CALLED_LIST: "A list of layers cannot be called: send each tensor through one layer of it.",
     "does not support item assignment": "A tuple cannot be changed: build a new one, or change a list of it.",
     "'tuple' object has no attribute": "A tuple cannot be changed: build a new one, or change a list of it.",
     "leaf Variable that requires grad": "Change weights with `nn.init`, or inside `with torch.no_grad():`.",
@@ -25,7 +27,7 @@ class Note(str):
 
 def explain_error(error: str, where: str = "the code stops with") -> str:
     """A sentence about an error that the student's code raised."""
-    if error.startswith("NotImplementedError"):
+    if error.startswith("NotImplementedError") and CALLED_LIST not in error:
         return f"this is still to be done: {error}."
     hint = first(f" {hint}" for said, hint in HINTS.items() if said in error)
     return f"{where} {error}.{hint or ''}"
@@ -78,10 +80,12 @@ def judge_layouts(
     return findings
 
 
-def changed_names(found: Any, needed: Mapping[str, Any]) -> str | None:
+def changed_names(run: Mapping[str, Any], needed: Mapping[str, Any]) -> str | None:
     """The first of the names that `forward` still needs, and that is not what it was."""
+    for name in run["hides"]:
+        return f"`{name}` is set here, which hides what the rest of `forward` calls so: choose another name."
     for name, right in needed.items():
-        value = found.get(name) if isinstance(found, dict) else None
+        value = run["names"].get(name)
         if not (same(value, right) if torch.is_tensor(right) else type(value) is type(right) and value == right):
             return f"`{name}` is another one afterwards, and the rest of `forward` needs it: leave it as it is."
     return None

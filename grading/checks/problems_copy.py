@@ -41,15 +41,17 @@ def not_a_controlnet(seed: int, seen: dict[str, Any]) -> str | None:
 
 def not_copied(seed: int, seen: dict[str, Any]) -> str | None:
     unet, controlnet = original_states(seed)
-    missing, partial = [], []
+    missing, partial, altered = [], [], []
     for module in COPIED:
         names = [name for name in controlnet if name.partition(".")[0] == module]
         different = [name for name in names if not same(seen["controlnet"][name], unet[name])]
-        if len(different) == len(names):
+        if different and not any(same(seen["controlnet"][name], controlnet[name]) for name in different):
+            altered.append(module)
+        elif len(different) == len(names):
             missing.append(module)
         elif different:
-            partial.append(f"{len(different)} of the {len(names)} tensors of `{module}`, such as `{different[0]}`,")
-    if not missing and not partial:
+            partial.append(f"{len(different)} of the {len(names)} tensors of `{module}` (such as `{different[0]}`)")
+    if not missing and not partial and not altered:
         return None
     if any(same(seen["unet"].get(name), controlnet[name]) for name in controlnet):
         return "the copy goes the wrong way: ControlNet's random weights have replaced the UNet's."
@@ -58,6 +60,10 @@ def not_copied(seed: int, seen: dict[str, Any]) -> str | None:
     if missing:
         names = number_of([f"`{module}`" for module in missing])
         return f"{names} {'is' if len(missing) == 1 else 'are'} not copied and would start from random weights."
+    if altered:
+        hold = "holds" if len(altered) == 1 else "hold"
+        names = number_of([f"`{module}`" for module in altered])
+        return f"{names} {hold} other values than the UNet's: copy them as they are."
     return f"the copy is partial: {number_of(partial)} are not the UNet's."
 
 

@@ -46,11 +46,7 @@ def judge_ends(runs: list[tuple[RightResiduals, Any, dict[str, Any]]]) -> Iterat
     yield "`mid_block_res_sample`: the mid block's output through its own", mid
     yield (
         "leaves the other names as they are",
-        first(
-            changed_names(run["names"], dict(zip(NEEDED_AFTER_3, setting)))
-            for _, setting, run in runs
-            if run["reached"]
-        ),
+        first(changed_names(run, dict(zip(NEEDED_AFTER_3, setting))) for _, setting, run in runs if run["reached"]),
     )
     if not down and not mid:
         yield "lets gradients through", first(lost_gradients(*one) for one in runs)

@@ -87,7 +87,7 @@ def others(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]], needed: Sequence[
     """What became of the names that are neither set nor done with here, with ControlNet or without."""
     for middle, given, run in runs:
         right = middle.names(controlled=bool(given))
-        changed = changed_names(run["names"], {name: right[name] for name in needed}) if run.get("reached") else None
+        changed = changed_names(run, {name: right[name] for name in needed}) if run.get("reached") else None
         if changed:
             return changed
     return None
@@ -163,14 +163,14 @@ def what_is_skip(middle: UNetMiddle, i: int, found: torch.Tensor) -> str:
 
 def changed_mid_input(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
     right = middle.skips[-1]
+    if same(run["sample"], right):
+        return None
     if not same(run["given_sample"], right):
         return (
             "the skips are changed in place: the last one is the same tensor as the mid block's input `sample`, "
             "which must stay as it is. Make new tensors with `a + b`."
         )
-    if not same(run["sample"], right):
-        return "`sample` is another tensor afterwards: the mid block's input must stay as it is."
-    return None
+    return "`sample` is another tensor afterwards: the mid block's input must stay as it is."
 
 
 def changed_without(middle: UNetMiddle, run: dict[str, Any]) -> str | None:

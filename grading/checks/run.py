@@ -27,6 +27,7 @@ FUNCTIONS = {
 }
 # These can only fail too where gradients are switched off.
 GRADIENT_CHECKS = ("computes a convolution", "lets gradients through")
+MAX_MESSAGE = 2000  # characters
 # Each yields pairs: a check's name, and what is wrong, a `Note`, or None.
 JUDGES: dict[str, Callable[[int, dict[str, Any]], Iterator[tuple[str, str | None]]]] = {
     "1": judge_zero_convolution,
@@ -68,10 +69,15 @@ def judge(todo: str, seed: int, seen: dict[str, Any]) -> list[Result]:
             todo,
             name,
             problem is None or isinstance(problem, Note),
-            "" if problem is None else f"TODO ({todo}): {problem}",
+            "" if problem is None else shortened(f"TODO ({todo}): {problem}"),
         )
         for name, problem in found
     ]
+
+
+def shortened(message: str) -> str:
+    """What a table's cell and a reader take: names that the text chose may be of any length."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} …"
 
 
 def check(todo: str, text: str, seed: int = 0) -> list[Result]:

@@ -32,9 +32,10 @@ CONFIGS = {
     "alike": FrozenDict(block_out_channels=(8, 8), layers_per_block=2),
     "as in Stable Diffusion": FrozenDict(block_out_channels=(4, 8, 16, 16), layers_per_block=2),
 }
+# Five blocks, where the embedded base has three and Stable Diffusion four: a copy of so many by number is partial here.
 ENCODER = {
-    "block_out_channels": (16, 32),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "block_out_channels": (16, 32, 16, 24, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", *("DownBlock2D",) * 4),
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "cross_attention_dim": 8,
@@ -116,12 +117,14 @@ class ConvolutionInputs:
 
 @lru_cache(maxsize=4)
 def original_models(seed: int) -> tuple[UNet2DConditionModel, ControlNetModel]:
-    """For TODO (2): a UNet and the ControlNet that was just built from its configuration, all weights random.
+    """For TODO (2): a UNet and the ControlNet that was just built from its configuration, all weights random but for
+    ControlNet's zero convolutions.
 
     These are not for the student's code, which gets `fresh_models`.
     """
     with torch.random.fork_rng(devices=[]):
-        unet = UNet2DConditionModel(sample_size=8, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **ENCODER)
+        up_block_types = (*("UpBlock2D",) * 4, "CrossAttnUpBlock2D")
+        unet = UNet2DConditionModel(sample_size=16, up_block_types=up_block_types, **ENCODER)
         controlnet = ControlNetModel(conditioning_embedding_out_channels=(8, 8, 8, 8), **ENCODER)
     source = random_source(seed)
     for model in (unet, controlnet):
@@ -129,6 +132,9 @@ def original_models(seed: int) -> tuple[UNet2DConditionModel, ControlNetModel]:
         for block in model.down_blocks:
             if not hasattr(block, "attentions"):
                 block.attentions = None  # as in the repository's DownBlock2D
+    for zero_convolution in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
+        nn.init.zeros_(zero_convolution.weight)
+        nn.init.zeros_(zero_convolution.bias)
     unet.num_skips = len(controlnet.controlnet_down_blocks)  # as in the repository's UNet
     return unet, controlnet
 
@@ -197,6 +203,13 @@ def hide(model: nn.Module, path: str) -> None:
     setattr(layer, name, Hidden(getattr(layer, name)))
 
 
+def with_surface(model: nn.Module, layout: str) -> None:
+    """Gives a stand-in what else `self` has there, for texts that ask for it."""
+    model.config, model.dtype, model.device = CONFIGS[layout], torch.float32, torch.device("cpu")
+    model.down_blocks = nn.ModuleList(nn.Identity() for _ in model.config.block_out_channels)
+    model.mid_block = nn.Identity()
+
+
 class ControlNetEnd(nn.Module):
     """For TODO (3): ControlNet where its encoder and mid block are done; zero convolutions that are not zero any more.
 
@@ -206,7 +219,7 @@ class ControlNetEnd(nn.Module):
     def __init__(self, layout: str, seed: int) -> None:
         super().__init__()
         source = random_source(seed)
-        self.config = CONFIGS[layout]
+        with_surface(self, layout)
         channels = [width for width, _ in LAYOUTS[layout]]
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in channels)
         self.controlnet_mid_block = nn.Conv2d(channels[-1], channels[-1], 1)
@@ -234,7 +247,8 @@ class UNetMiddle:
         self.residuals = tuple(residuals)
         self.emb, self.encoder_hidden_states = torch.randn(BATCH, 8, generator=source), random_image(3, 8, source)
         self.unet = nn.Module()
-        self.unet.config, self.unet.num_skips = CONFIGS[layout], len(shapes)
+        with_surface(self.unet, layout)
+        self.unet.num_skips = len(shapes)
 
     def names(self, controlled: bool) -> dict[str, Any]:
         """What else `forward` has in scope, and needs after the places as it is, with ControlNet or without."""

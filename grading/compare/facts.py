@@ -15,13 +15,13 @@ import numpy as np
 from ..files.archive import ArchiveError, unpack
 from ..files.items import LORAS, TASK_1, WEIGHTS_FILE, Items, find_items, shown
 from ..files.lora import LoraError, check_values, digest_of, matrices_of, read_pairs
+from ..files.lora_likeness import save_canonical
 from ..files.safe_tensors import TensorsError
 from ..grades.results import write_atomically
 from ..handed_out.banners import BannerError
 from ..handed_out.record import FINETUNE, HANDED_OUT, ROOT, read_handed_out
 from ..handed_out.taken import take_texts
 from .look_into_pdf import SIDE, ReportUnreadable, look_into
-from .loras import save_canonical
 
 FORMAT = 1  # of what is kept; another number makes it be read anew, as another hand-out does
 TEXT_BYTES = 20_000  # of a TODO place

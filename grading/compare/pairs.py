@@ -16,10 +16,10 @@ from typing import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from ..files.items import LORAS, shown
+from ..files.lora_likeness import cosines
 from .facts import Facts
 from .given import handed_out, our_code, our_prose
 from .likeness import LINE, AlikePair, Comparison, Likeness
-from .loras import cosines
 from .pictures import Gallery, Thumbnail, is_flat, is_one_of
 from .texts import BETWEEN, Text, code, in_common, most_for, often, prose
 

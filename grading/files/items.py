@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from ..report.words import STUDENT_ID
+
 TASK_1 = "task_1_controlnet"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 LORAS = {"lora_1": "Task 2-1", "lora_2": "Task 2-2"}
@@ -50,18 +52,24 @@ def way_out(path: PurePosixPath) -> str:
     return "make its pictures smaller" if path.suffix.lower() == ".pdf" else "leave it out"
 
 
-def is_item(path: Path) -> bool:
-    return path.is_dir() if path.name in (TASK_1, *LORAS) else path.suffix.lower() == ".pdf" and path.is_file()
+def is_item(path: Path, report: Path | None = None) -> bool:
+    if path.name in (TASK_1, *LORAS):
+        return path.is_dir()
+    return path == report if report else path.suffix.lower() == ".pdf" and path.is_file()
 
 
 def find_report(folder: Path) -> tuple[Path | None, str | None]:
     reports = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".pdf" and path.is_file()]
     if len(reports) == 1:
         return reports[0], None
+    named = [path for path in reports if STUDENT_ID.fullmatch(path.stem)]
+    if len(named) == 1:
+        return named[0], None  # others beside it are told as what does not belong there
     if not reports:
         return None, f"The report is missing: put one PDF, named after your student id, beside {TASK_1}/."
     names = ", ".join(shown(path.name) for path in reports[:3])
-    return None, f"There are {len(reports)} PDFs beside {TASK_1}/ ({names}): leave only the report."
+    too_many = f"There are {len(reports)} PDFs beside {TASK_1}/ ({names})"
+    return None, f"{too_many}: leave only the report, named after your student id."
 
 
 def find_lora(folder: Path, name: str) -> tuple[Path | None, str | None]:
@@ -82,7 +90,7 @@ def find_items(folder: Path) -> Items:
     if not task_1.is_dir():
         task_1, no_task_1 = None, f"The code of Task 1 is missing: put your folder {TASK_1}/ on top of the hand-in."
     loras, no_loras = zip(*(find_lora(folder, name) for name in LORAS))
-    extra = [path for path in folder.iterdir() if not is_item(path)]
+    extra = [path for path in folder.iterdir() if not is_item(path, report)]
     extra += [path for name in LORAS for path in (folder / name).glob("*") if path.name != WEIGHTS_FILE]
     return Items(
         report,

@@ -12,7 +12,7 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from .by_hand import Points, fields_in_use
 from .results import is_graded, marks, share_left
@@ -25,6 +25,7 @@ POLICY = (
     f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
 )
 DATA_START, DATA_END = '<script type="application/json" id="points">', "</script>"
+SAID_START, SAID_END = '<div id="points-said">', "</div>"
 STYLE = """
 .by-hand { display: flex; flex-wrap: wrap; gap: 1em; border: 1px solid #bbb; margin: 1em 0; padding: .5em 1em; }
 .by-hand input, .by-hand select { font: inherit; width: 6em; } .by-hand input:invalid { background: #fbdfdc; }
@@ -39,6 +40,12 @@ def data_block(content: Mapping[str, Any]) -> str:
     """JSON in an element of its own. No text in it can end the element: it has no <."""
     text = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
     return f"{DATA_START}{text}{DATA_END}"
+
+
+def said(sentences: Sequence[str]) -> str:
+    """What there is to say about points by hand, in an element of its own: new points change it."""
+    lines = "".join(f'<p class="wrong">{html.escape(sentence)}</p>' for sentence in sentences)
+    return f"{SAID_START}{lines}{SAID_END}"
 
 
 def form_data(

@@ -223,15 +223,16 @@ def page(
     sections = "".join(
         hand_in_section(name, i, result, rows[name], rules) for i, (name, result) in enumerate(results.items())
     )
-    said = [*left_out, *unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
-    said += outdated(points, results)
+    of_points = [*unused(points, numbers.rules, results), *ahead(points, datetime.now(timezone.utc))]
+    of_points += outdated(points, results)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{form.POLICY}">
 <title>Grades</title><style>{STYLE}{form.STYLE}</style></head><body>
 <h1>Grades</h1>
 <p>{QUICK_INTRO if quick else INTRO}</p>
 {isolation(results)}
-{"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in said)}
+{"".join(f'<p class="wrong">{escape(sentence)}</p>' for sentence in left_out)}
+{form.said(of_points)}
 <table><tr><th>hand-in</th><th class="points">total</th>{heads(rules)}</tr>{summary}</table>
 {likeness}
 {sections}

@@ -164,6 +164,8 @@ def pack(sources: Sources, path: Path) -> bool:
 
 def check_zip(path: Path) -> bool:
     """Unpacks a finished zip and checks it; whether it is right."""
+    if not path.is_file():
+        return show([Line("WRONG", "zip", f"There is no file {path}: name the zip that the hand-in wrote.")])
     student_id, _, name = path.stem.partition("_")
     problem = naming_problem(student_id, name) or (None if path.suffix == ".zip" else "Its name must end in .zip.")
     right = show([Line("WRONG", "zip", f"{path.name} is not named STUDENT-ID_NAME.zip. {problem}")] if problem else [])

@@ -32,10 +32,10 @@ from ..grades.by_hand import (
     unused,
     write_store,
 )
-from ..grades.form import DATA_END, DATA_START, data_block
+from ..grades.form import DATA_END, DATA_START, SAID_END, SAID_START, data_block, said
 from ..grades.numbers import Numbers, with_settings
 from ..grades.results import write_atomically, write_table
-from ..grades.rules import Rules
+from ..grades.rules import Allowed, Rules
 from ..grades.teacher_files import PAGE, TABLE
 
 RESULTS = "results.json"
@@ -49,9 +49,23 @@ def split_page(page: Path) -> tuple[str, dict[str, Any], str]:
     """
     before, start, rest = page.read_text(encoding="utf-8").partition(DATA_START)
     text, end, after = rest.partition(DATA_END)
-    if not (start and end):
+    if not (start and end and SAID_START in before):
         raise PointsError(f"{page} has no form for points by hand: grade again.")
     return before, json.loads(text), after
+
+
+def by_the_page(rules: Rules, page: Path) -> Rules:
+    """The rules with those points by hand that the page's fields take, by which they were entered.
+
+    Raises:
+        PointsError: for a page of an older release.
+    """
+    fields = {field["name"]: field for field in split_page(page)[1]["fields"]}
+    allowed = {
+        name: Allowed(field["low"], field["high"], None if field["values"] is None else tuple(field["values"]))
+        for name, field in fields.items()
+    }
+    return replace(rules, by_hand={**dict.fromkeys(rules.by_hand, Allowed(values=())), **allowed})
 
 
 def merge(grades: Path, files: Sequence[Path], rules: Rules, others_too: bool = False) -> Points:
@@ -92,8 +106,11 @@ def update(grades: Path, points: Points, rules: Rules) -> list[str]:
     results = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     data["entries"] = points.as_json()["entries"]
     write_table(grades / TABLE, results, {name: points.given(name, rules) for name in names})
+    sentences = [*unused(points, rules, names), *ahead(points, datetime.now(timezone.utc)), *outdated(points, results)]
+    above, _, rest = before.partition(SAID_START)
+    before = f"{above}{said(sentences)}{rest.partition(SAID_END)[2]}"
     write_atomically(grades / PAGE, f"{before}{data_block(data)}{after}")
-    return [*unused(points, rules, names), *ahead(points, datetime.now(timezone.utc)), *outdated(points, results)]
+    return sentences
 
 
 def main() -> None:
@@ -103,13 +120,15 @@ def main() -> None:
     add = parser.add_argument
     add("files", type=file_path, nargs="*", metavar="FILE", help="points_by_hand.json, as the page saved it")
     add("--grades", type=file_path, default=Path("build/grades"), help="the folder of results (%(default)s)")
-    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="the rules of that grading")
+    add("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="other rules than the page's")
     add("--other-grading", action="store_true", help="take points from another grading's page, too")
     args = parser.parse_args()
     try:
         if not args.grades.is_dir():
             raise PointsError(f"There is no folder {args.grades}: name the one with {PAGE} by --grades.")
         rules = with_settings(Numbers(), args.settings).rules
+        if not args.settings and (args.grades / PAGE).is_file():
+            rules = by_the_page(rules, args.grades / PAGE)
         points = merge(args.grades, args.files, rules, args.other_grading)
         if not (args.grades / PAGE).is_file():
             return print(f"The points are kept in {args.grades}. There is no {PAGE} yet: the next grading uses them.")

@@ -232,6 +232,22 @@ def test_a_lora_is_judged_by_its_pictures(make, words):
     assert "differ from those without it by" in facts
 
 
+@pytest.mark.parametrize("sd_1", [False, True])
+def test_one_lora_is_no_two_however_it_is_written(tmp_path, sd_1):
+    own, other = lora_tensors(1, sd_1=sd_1), lora_tensors(2, sd_1=sd_1)
+    forms = {
+        "half precision": ({name: tensor.astype(np.float16) for name, tensor in own.items()}, False),
+        "other factors": ({name: tensor * (2 if "lora_A" in name else 0.25) for name, tensor in own.items()}, False),
+        "another": (other, True),
+    }
+    for form, (tensors, is_another) in forms.items():
+        files = {name: tmp_path / f"{name}.safetensors" for name in ("lora_1", "lora_2")}
+        for path, content in zip(files.values(), (own, tensors)):
+            path.write_bytes(save(content))
+        judged, _ = judge_files(files)
+        assert judged["lora_1"].problem is None and (judged["lora_2"].problem is None) == is_another, form
+
+
 def test_loras_of_stable_diffusion_are_judged_by_their_norms(tmp_path):
     for b, words in ((0.01, None), (1e-7, "adds nearly nothing"), (1e3, "so much")):
         path = tmp_path / "lora.safetensors"
@@ -515,10 +531,26 @@ def test_one_hand_in_does_not_replace_the_table_of_a_course(tmp_path, monkeypatc
 
     assert start("in/a.zip", "out") == ["a"] and start("in/b.zip", "out") == ["b"]
     assert start("in", "out") == ["a", "b", "c"]
-    with pytest.raises(GraderError, match="has the table of 2 others, which one hand-in would replace"):
+    with pytest.raises(GraderError, match="has a table with a, c, too, which these hand-ins would replace"):
         start("in/b.zip", "out")
     assert [row[0] for row in read_table(tmp_path / "out" / "grades.csv")[1:]] == ["a", "b", "c"]
     assert start("in/b.zip", "elsewhere") == ["b"]
+    (tmp_path / "late").mkdir()
+    for name in "ab":
+        write_zip({"x": b"once more"}, tmp_path / "late" / f"{name}.zip")
+    with pytest.raises(GraderError, match="has a table with c, too.* Put all in one folder"):
+        start("late", "out")
+    (tmp_path / "in" / "c.zip").unlink()
+    assert start("in", "out") == ["a", "b"], "taken back"
+    (tmp_path / "out" / "grades.csv").write_bytes("hand-in,total\r\n김,1".encode("cp949"))
+    with pytest.raises(GraderError, match="grades.csv is not as the grader wrote it .*move it away"):
+        start("in", "out")
+
+
+def test_a_hand_in_may_say_what_no_encoding_has(tmp_path):
+    """Half a character, as an exception's words or a PDF may have: the others' grades are written all the same."""
+    write_atomically(tmp_path / "page.html", "a\ud800b")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "a\\ud800b"
 
 
 def test_ctrl_c_ends_what_runs_and_starts_no_more():

@@ -52,6 +52,11 @@ NOT_PLAIN = {
     ("3", "a helper function"),
     ("4-1", "by the UNet's own number of skips"),
     ("3", "with the configuration's widths"),
+    ("1", "by matrices"),
+    ("2", "zero convolutions set to zero again"),
+    ("3", "where the model is, and as precise"),
+    ("3", "to the end of forward"),
+    ("4-1", "in place, behind a copy of the mid block's input"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from grading.checks import __main__ as program
 from grading.checks import observe
 from grading.checks import run as checks
+from grading.checks.places import USED_AROUND
 from grading.checks.run import check, check_all, judge
 from grading.handed_out.banners import TODO_FILES, TODOS, BannerError, extract, fill, read_parts, read_source
 from grading.starter.make import blank
-from solutions import INDENT, MID, NOT_STRICT, PAIRS, RIGHT, SOLUTION, WRONG, between_banners
+from solutions import CONV, INDENT, MID, NOT_STRICT, PAIRS, RIGHT, SOLUTION, WRONG, between_banners
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK_1 = ROOT / "task_1_controlnet"
@@ -48,6 +50,35 @@ def test_a_wrong_solution_is_blamed_on_itself_only(todo, name, words, text):
     assert not messages[0].passed and words in messages[0].message
     assert messages[0].message.startswith(f"TODO ({todo}): ")
     assert torch.is_grad_enabled()
+
+
+def test_rounding_is_no_fault_whatever_the_numbers():
+    """Gradients of a convolution are sums in which large numbers cancel: how they are added up shows."""
+    text = next(text for todo, form, text in RIGHT if form == "by matrices")
+    assert not [failed(check("1", between_banners("1", text), seed)) for seed in range(12)
+                if failed(check("1", between_banners("1", text), seed))]  # fmt: skip
+
+
+def test_a_message_stays_one_that_can_be_read():
+    text = (
+        f"{CONV}\nfor i in range(99):\n    module.register_parameter(f'{{i}}' + 999 * 'a', nn.Parameter(torch.ones(1)))"
+    )
+    (message,) = [result.message for result in check("1", between_banners("1", text)) if result.message]
+    assert len(message) < 2100 and message.startswith("TODO (1): the weights are called")
+
+
+@pytest.mark.parametrize("todo", ["3", "4-1", "4-2"])
+def test_the_names_that_a_text_may_not_hide_are_those_that_forward_uses(todo):
+    file = next(file for file, todos in TODO_FILES.items() if todo in todos)
+    source = (TASK_1 / file).read_text(encoding="utf-8")
+    lines = [number for number, line in enumerate(source.splitlines(), 1) if "#### TODO (" in line]
+    places = list(zip(lines[::2], lines[1::2]))
+    functions = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "forward"]
+    (forward,) = [node for node in functions if node.lineno < places[-1][0] < node.end_lineno]
+    names = [node for part in forward.body for node in ast.walk(part) if isinstance(node, ast.Name)]
+    names = [node for node in names if not any(start < node.lineno < end for start, end in places)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {one.arg for one in forward.args.args}
+    assert {node.id for node in names} - own == set(USED_AROUND[todo])
 
 
 @pytest.mark.parametrize("todo", TODOS)

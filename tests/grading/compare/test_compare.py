@@ -21,11 +21,11 @@ pytest.importorskip("copydetect")
 from grading.compare import facts as facts_module
 from grading.compare.facts import Facts, LoraFacts, kept_facts
 from grading.compare.likeness import AlikePair, Comparison, Likeness, section
-from grading.compare.loras import save_canonical
 from grading.compare.pairs import LORA_LINE, compare
 from grading.compare.run import compare_all, page, write
 from grading.files.items import TASK_1
 from grading.files.lora import Pair
+from grading.files.lora_likeness import save_canonical
 from hand_ins import LORA_1, LORA_2, PDF, ROOT, hand_in, lora_tensors, with_text, write_zip
 from made_pictures import as_jpeg, disc, scene
 

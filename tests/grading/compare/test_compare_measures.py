@@ -15,13 +15,13 @@ from PIL import Image
 pytest.importorskip("imagehash")
 pytest.importorskip("copydetect")
 
-from grading.compare import loras
 from grading.compare.look_into_pdf import MAX_PIXELS, ReportUnreadable, look_into
-from grading.compare.loras import canonical, cosines, save_canonical
 from grading.compare.pairs import PICTURE_LINE
 from grading.compare.pictures import Thumbnail, correlation, is_flat, resemblance
 from grading.compare.texts import CODE_GRAM, PROSE_GRAM, WINDOW, code, in_common, prose
+from grading.files import lora_likeness
 from grading.files.lora import Pair
+from grading.files.lora_likeness import canonical, cosines, save_canonical
 from made_pictures import as_jpeg, disc, scene
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def saved(some: list[dict[str, Pair]], folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("rows", [1, 9, 2048])
 def test_cosines_of_small_matrices_are_those_of_the_full_products(tmp_path, monkeypatch, rows):
-    monkeypatch.setattr(loras, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(lora_likeness, "CHUNK_ROWS", rows)
     source = np.random.default_rng(0)
     some = []
     for rank in (1, 4, 4, 7, 20):  # of more rows than a matrix has, too

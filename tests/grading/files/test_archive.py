@@ -485,6 +485,10 @@ def test_surprises_are_listed_and_a_second_pdf_is_a_problem(folder):
     assert find_items(folder).report.name == "20241234.pdf"
     (folder / "draft.PDF").write_bytes(b"")
     items = find_items(folder)
+    assert items.report.name == "20241234.pdf" and not items.problems and "draft.PDF" in items.extra
+    (folder / "20241234.pdf").rename(folder / "final.pdf")
+    items = find_items(folder)
     assert items.report is None and items.problems == (
-        "There are 2 PDFs beside task_1_controlnet/ ('20241234.pdf', 'draft.PDF'): leave only the report.",
+        "There are 2 PDFs beside task_1_controlnet/ ('draft.PDF', 'final.pdf'): leave only the report, named after "
+        "your student id.",
     )

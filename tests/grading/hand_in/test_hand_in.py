@@ -485,7 +485,7 @@ def test_zips_that_are_none_and_names_that_are_wrong(made, repository, tmp_path,
     status, output = call("--check", str(tmp_path / ZIP))
     assert status == 1 and f"WRONG  zip: '{ZIP}' is not a zip archive" in output
     status, output = call("--check", str(tmp_path / "20241234_nowhere.zip"))
-    assert status == 1 and "No such file" in output
+    assert status == 1 and "There is no file" in output
     shutil.copy(made[0] / ZIP, tmp_path / "Hong_20241234.zip")
     status, output = call("--check", str(tmp_path / "Hong_20241234.zip"))
     assert (

@@ -228,7 +228,7 @@ def letters_of_todos(count: int = 60) -> None:
 
 
 def cosines_of(facts: dict[str, Facts], work: Path) -> None:
-    from grading.compare.loras import cosines
+    from grading.files.lora_likeness import cosines
 
     slots = {"style": "lora_1", "subject": "lora_2"}
     paths = {kind: [work / one.loras[slot].canonical for one in facts.values()] for kind, slot in slots.items()}

@@ -48,7 +48,7 @@ def result(evidence: Evidence = EVIDENCE, **rules) -> dict:
     return results_of(grade(evidence, used), used, 1, [], left=share_left(evidence, used.rules))
 
 
-def grade_into(output: Path, names=NAMES, page: str = PAGE) -> None:
+def grade_into(output: Path, names=NAMES, page: str = PAGE, numbers: Numbers = NUMBERS) -> None:
     """What a grading leaves: results, page and table."""
     results = {name: result() for name in names}
     results["Not graded"] = not_graded("the grader stopped.", NUMBERS)
@@ -58,7 +58,7 @@ def grade_into(output: Path, names=NAMES, page: str = PAGE) -> None:
         (output / folder / merge.RESULTS).write_text(json.dumps(results[name]))
     if not (output / STORE).exists():
         write_store(output, Points(page))
-    TeacherFiles(output, folders, NUMBERS).write(results, dict.fromkeys(results, ()))
+    TeacherFiles(output, folders, numbers).write(results, dict.fromkeys(results, ()))
 
 
 def table(output: Path) -> dict[str, dict[str, str]]:
@@ -169,6 +169,25 @@ def test_points_of_a_hand_in_that_is_gone_are_kept_and_told(tmp_path, monkeypatc
     assert sentence in (output / "index.html").read_text(encoding="utf-8")
     grade_into(output)
     assert table(output)["Kim"]["total"] == "20"
+
+
+def test_the_pages_own_fields_say_what_can_be_given(tmp_path, monkeypatch):
+    """The command that the page shows does not repeat the rules of its grading, which it knows."""
+    output, rules = tmp_path / "grades", RULES.changed("by_hand", '{task_2 = "0 to 10", task_1_1 = [], report = []}')
+    grade_into(output, numbers=replace(NUMBERS, rules=rules))
+    points_command(monkeypatch, saved(tmp_path / "a.json", entry(1, "Kim", "task_2", 7.5)), "--grades", output)
+    assert table(output)["Kim"]["total"] == "17.5"
+    with pytest.raises(SystemExit, match="Task 2 of 'Kim' is 11, but by the rules it is from 0 to 10"):
+        points_command(monkeypatch, saved(tmp_path / "b.json", entry(2, "Kim", "task_2", 11)), "--grades", output)
+
+
+def test_what_the_page_says_of_points_is_said_anew(tmp_path, monkeypatch):
+    output, page = tmp_path / "grades", tmp_path / "grades" / "index.html"
+    grade_into(output)
+    points_command(monkeypatch, saved(tmp_path / "a.json", entry(1, "Gone", "task_2", 5)), "--grades", output)
+    assert "Task 2 of &#x27;Gone&#x27;, 5, is kept but does not count" in page.read_text(encoding="utf-8")
+    points_command(monkeypatch, saved(tmp_path / "b.json", entry(2, "Gone", "task_2", None)), "--grades", output)
+    assert "Gone" not in page.read_text(encoding="utf-8").partition("<table>")[0]
 
 
 def test_points_of_another_grading_are_not_taken_unless_that_is_meant(tmp_path, monkeypatch, capsys):

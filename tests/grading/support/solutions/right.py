@@ -38,6 +38,17 @@ RIGHT = [
 
         module = ZeroConvolution(in_channels, out_channels, kernel_size, stride, padding)
     """),
+    ("1", "by matrices", """
+        class Zero(nn.Conv2d):
+            def forward(self, x):
+                columns = F.unfold(x, self.kernel_size, padding=self.padding, stride=self.stride)
+                side = (x.shape[-1] + 2 * padding - kernel_size) // stride + 1
+                return (self.weight.flatten(1) @ columns + self.bias[:, None]).view(len(x), -1, side, side)
+
+        module = Zero(in_channels, out_channels, kernel_size, stride, padding)
+        nn.init.zeros_(module.weight)
+        nn.init.zeros_(module.bias)
+    """),
     ("2", "module by module", """
         controlnet.conv_in.load_state_dict(unet.conv_in.state_dict())
         controlnet.time_proj.load_state_dict(unet.time_proj.state_dict())
@@ -94,7 +105,28 @@ RIGHT = [
         controlnet.conv_in.weight = nn.Parameter(unet.conv_in.weight.detach().clone())
         return controlnet
     """),
+    ("2", "zero convolutions set to zero again", f"""
+        {COPY}
+        for zero in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+    """),
     ("3", "lists", f"{DOWN}\n{MID}"),
+    ("3", "where the model is, and as precise", f"""
+        assert len(self.down_blocks) == len(self.config.block_out_channels)
+        {DOWN.replace("f(x)", "f(x.to(self.device, self.dtype))")}
+        {MID}
+    """),
+    ("3", "to the end of forward", f"""
+        {DOWN}
+        {MID}
+        scales = residual_scales(len(down_block_res_samples) + 1, conditioning_scale, guess_mode)
+        down_block_res_samples = tuple(x * scale for x, scale in zip(down_block_res_samples, scales))
+        mid_block_res_sample = mid_block_res_sample * scales[-1]
+        if not return_dict:
+            return down_block_res_samples, mid_block_res_sample
+        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
+    """),
     ("3", "a loop over a tuple", """
         results = ()
         for feature, zero in zip(down_block_res_samples, self.controlnet_down_blocks):
@@ -164,6 +196,12 @@ RIGHT = [
     ("4-1", "clones, in place", f"""
         if is_controlnet:
             down_block_res_samples = tuple(skip.clone().add_(residual) for skip, residual in {PAIRS})
+    """),
+    ("4-1", "in place, behind a copy of the mid block's input", f"""
+        if is_controlnet:
+            sample = sample.clone()
+            for skip, residual in {PAIRS}:
+                skip += residual
     """),
     ("4-1", "a helper function that returns early", """
         def controlled(skips, residuals):

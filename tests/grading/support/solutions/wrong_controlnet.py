@@ -108,6 +108,13 @@ WRONG = [
     ("2", "only the first block", "of `down_blocks`",
      f"{without(COPY, 'down_blocks')}\n"
      "controlnet.down_blocks[0].load_state_dict(unet.down_blocks[0].state_dict())"),
+    ("2", "as many blocks as Stable Diffusion has", "tensors of `down_blocks` (such as `down_blocks.4.", f"""
+        {without(COPY, "down_blocks")}
+        for i in range(4):
+            controlnet.down_blocks[i].load_state_dict(unet.down_blocks[i].state_dict())
+    """),
+    ("2", "in half precision", "`conv_in` and `mid_block` hold other values than the UNet's",
+     f"{COPY}\ncontrolnet.conv_in.half()\ncontrolnet.mid_block.half()"),
     ("2", "only the residual layers", "the copy is partial", """
         for name in ("conv_in", "time_embedding"):
             getattr(controlnet, name).load_state_dict(getattr(unet, name).state_dict())
@@ -199,6 +206,15 @@ WRONG = [
         {DOWN}
         {MID}
         conditioning_scale = 1.0
+    """),
+    ("3", "hides a function that forward needs", "`len` is set here, which hides", f"""
+        len = 6
+        {DOWN}
+        {MID}
+    """),
+    ("3", "calls the list of layers", "A list of layers cannot be called", f"""
+        down_block_res_samples = self.controlnet_down_blocks(down_block_res_samples)
+        {MID}
     """),
     ("3", "a generator", "of type `generator`", f"""
         down_block_res_samples = (f(x) for f, x in zip(self.controlnet_down_blocks, down_block_res_samples))

@@ -37,6 +37,11 @@ WRONG = [
             down_block_res_samples = [skip + residual for skip, residual in {PAIRS}]
             mid_block_additional_residual = down_block_additional_residuals[-1]
     """),
+    ("4-1", "hides a function that forward needs", "`len` is set here, which hides", f"""
+        if is_controlnet:
+            down_block_res_samples = [skip + residual for skip, residual in {PAIRS}]
+        len = 6
+    """),
     ("4-1", "forgotten", "the residuals are not added", "pass"),
     ("4-1", "computed and thrown away", "the residuals are not added", f"""
         if is_controlnet:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..files.lora import Pair
+from .lora import Pair
 
 # So many rows of all LoRAs together are multiplied at once: 2,048 take 17 MB for each of a few matrices.
 CHUNK_ROWS = 2048
