@@ -36,6 +36,13 @@ def test_a_picture_is_laid_on_white():
     assert [to_rgb(keyed, "x").getpixel((i, 0)) for i in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
 
 
+def test_a_picture_that_is_too_large_is_named_as_such(tmp_path, monkeypatch):
+    picture(0).save(tmp_path / "map.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match="map.png has too many pixels .*: make it smaller"):
+        open_image(tmp_path / "map.png", "map.png")
+
+
 def ring(color: tuple[int, int, int, int]) -> Image.Image:
     image = Image.new("RGBA", (64, 64), (*color[:3], 0))
     ImageDraw.Draw(image).ellipse([8, 8, 50, 50], outline=color, width=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 from types import SimpleNamespace
 
@@ -60,6 +61,14 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay_among_the_new_ones(tmp_path):
+    program = runpy.run_path(str(TASK / "evaluate.py"))
+    (tmp_path / "grid.png").write_bytes(b"another's")
+    for count in (3, 2):
+        program["save"](noise_pictures(count), ["a"] * count, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0.png", "1.png", "grid.png"]
 
 
 @pytest.mark.parametrize("size", [8, [8, 8]])

@@ -56,6 +56,15 @@ def test_make_and_kit_have_the_same_commands():
         assert re.search(rf"^{target}:\n\t@\$\(PYTHON\) -m kit {target}\b", makefile, re.MULTILINE), target
 
 
+def test_a_home_behind_an_equals_sign_is_the_home(monkeypatch):
+    """Shells leave `~` as it is there."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("USERPROFILE", "/home/somebody")
+    args = program.parser().parse_args(["demo", "--output=~/demo", "--base=~/base"])
+    assert (args.output, args.base) == (PurePath("/home/somebody/demo"), PurePath("/home/somebody/base"))
+    assert program.parser().parse_args(["page", "--base=~/base"]).base == os.path.join("/home/somebody", "base")
+
+
 def test_it_starts_without_any_package():
     run = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); "

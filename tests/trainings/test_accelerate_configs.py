@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,13 @@ def test_the_flag_for_precision_counts_whatever_a_file_says(tmp_path, monkeypatc
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     start_accelerator(flags(tmp_path), "run").end_training()
     assert "Precision: float32, as --mixed_precision says" in capsys.readouterr().out
+
+
+def test_processes_wait_as_long_as_one_encodes(tmp_path):
+    """Hours, where PyTorch gives up after 10 or 30 minutes."""
+    accelerator = start_accelerator(flags(tmp_path), "run")
+    assert accelerator.init_handler.timeout >= timedelta(hours=12)
+    accelerator.end_training()
 
 
 @pytest.mark.parametrize("names", [("WORLD_SIZE", "LOCAL_RANK"), ("OMPI_COMM_WORLD_SIZE",), ("PMI_SIZE",)])
