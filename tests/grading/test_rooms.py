@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GRADING = ROOT / "grading"
 # From the ground up; a new room gets its place here, and its lines in grading/README.md.
 FLOORS = (
-    ("files", "sandbox", "report", "gradescope"),
+    ("report",),
+    ("files", "sandbox", "gradescope"),
     ("handed_out",),
     ("checks", "hand_in", "starter", "questions", "grades"),
     ("contest", "points", "compare"),
