@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ..files.items import LORAS
-from ..files.lora import SD_1, LoraReport, inspect_lora, matrices_of, plain_tensors, read_pairs
-from ..files.lora_likeness import cosines, save_canonical
+from ..files.lora import SD_1, LoraReport, inspect_lora, plain_tensors
+from ..files.lora_likeness import are_alike
 from ..grades.numbers import Numbers
 from ..grades.rubric import Lora
 from ..sandbox.trusted import run_trusted
@@ -29,16 +29,6 @@ from .student_code import ROOT
 TASK_2 = "task_2_lora"
 PROGRAM = Path(__file__).resolve().parent / "programs" / "draw_loras.py"
 PLAIN = "plain"
-ALIKE = 0.99  # cosine; honest LoRAs of two people for one task come to 0.54
-
-
-def are_alike(first: Path, second: Path) -> bool:
-    """Whether two LoRAs of one base add the same to it but for rounding and scale, whatever their two matrices are."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("first", "second")]
-        for lora, path in zip((first, second), paths):
-            save_canonical(read_pairs(lora, matrices_of(lora))[1], path)
-        return bool(cosines(paths)[0, 1] > ALIKE)
 
 
 def judge_files(files: Mapping[str, Path]) -> tuple[dict[str, Lora], dict[str, LoraReport]]:
@@ -49,7 +39,7 @@ def judge_files(files: Mapping[str, Path]) -> tuple[dict[str, Lora], dict[str, L
         facts = f"A LoRA of rank {report.rank} for {report.base}." if report.ok else ""
         problem = report.problem
         for other in good if report.ok else ():
-            if good[other].base == report.base and are_alike(path, files[other]):
+            if are_alike(path, files[other]):
                 problem = f"It has the same weights as {other}: {LORAS[name]} needs a LoRA of its own."
         if problem is None:
             good[name] = report

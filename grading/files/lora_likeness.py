@@ -7,6 +7,7 @@ What a LoRA adds to a module is B A. With B1 A1 and B2 A2 as vectors, their inne
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Iterator, Mapping, Sequence
 
@@ -14,10 +15,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from .lora import Pair
+from .lora import Pair, matrices_of, read_pairs
 
 # So many rows of all LoRAs together are multiplied at once: 2,048 take 17 MB for each of a few matrices.
 CHUNK_ROWS = 2048
+ALIKE = 0.99  # cosine; honest LoRAs of two people for one task come to 0.54
 
 
 def canonical(pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
@@ -103,3 +105,18 @@ def cosines(paths: Sequence[Path]) -> np.ndarray:
         ones = [(files[i].get_tensor(f"{module}.a"), files[i].get_tensor(f"{module}.b")) for i in owners]
         total[np.ix_(owners, owners)] += inner_products(ones)
     return np.clip(total, -1, 1)
+
+
+def are_alike(first: Path, second: Path) -> bool:
+    """Whether two good LoRAs add the same to one base but for rounding and scale, whatever their matrices are."""
+    (base, pairs), (other_base, other_pairs) = (read_pairs(path, matrices_of(path)) for path in (first, second))
+    if base != other_base:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("first", "second")]
+        try:
+            for one, path in zip((pairs, other_pairs), paths):
+                save_canonical(one, path)
+        except ValueError:  # one adds nothing: that is told where it is drawn with
+            return False
+        return bool(cosines(paths)[0, 1] > ALIKE)

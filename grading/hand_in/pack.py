@@ -30,6 +30,7 @@ from finetune.argument_types import file_path
 from ..files.archive import ArchiveError, unpack
 from ..files.items import TASK_1
 from ..files.lora import inspect_lora
+from ..files.lora_likeness import are_alike
 from ..files.report_pdf import inspect_report
 from ..handed_out.banners import BannerError
 from ..handed_out.record import ROOT, added_code, find_changes, read_handed_out
@@ -96,17 +97,18 @@ def check_todos(task_1: Path) -> Line:
 
 def check_loras(loras: Mapping[str, Path | None]) -> Iterator[Line]:
     """Is each of those that are there good, and are they different?"""
-    seen: dict[str, str] = {}
+    good: dict[str, Path] = {}
     for item, path in loras.items():
         if path is None:
             continue
         report = inspect_lora(path)
+        same = [other for other in good if are_alike(path, good[other])] if report.ok else []
         if not report.ok:
             yield Line("WRONG", item, report.problem)
-        elif report.digest in seen:
-            yield Line("WRONG", item, f"It has the same weights as {seen[report.digest]}: hand in two different LoRAs.")
+        elif same:
+            yield Line("WRONG", item, f"It has the same weights as {same[0]}: hand in two different LoRAs.")
         else:
-            seen[report.digest] = item
+            good[item] = path
             facts = f"A LoRA of rank {report.rank} for {report.base}, {report.bytes / 1e6:.1f} MB."
             yield Line("right", item, facts, report.warning or "")
 

@@ -232,6 +232,15 @@ def test_a_lora_is_judged_by_its_pictures(make, words):
     assert "differ from those without it by" in facts
 
 
+def mask(name: str, tensor: np.ndarray) -> np.ndarray:
+    ones = np.zeros_like(tensor)
+    if "lora_A" in name:
+        ones[1] = 1
+    else:
+        ones[:, 0] = 1
+    return ones
+
+
 @pytest.mark.parametrize("sd_1", [False, True])
 def test_one_lora_is_no_two_however_it_is_written(tmp_path, sd_1):
     own, other = lora_tensors(1, sd_1=sd_1), lora_tensors(2, sd_1=sd_1)
@@ -239,6 +248,8 @@ def test_one_lora_is_no_two_however_it_is_written(tmp_path, sd_1):
         "half precision": ({name: tensor.astype(np.float16) for name, tensor in own.items()}, False),
         "other factors": ({name: tensor * (2 if "lora_A" in name else 0.25) for name, tensor in own.items()}, False),
         "another": (other, True),
+        # The first column of B with the second row of A alone: neither is zero, what they make is.
+        "nothing at all": ({name: tensor * mask(name, tensor) for name, tensor in own.items()}, True),
     }
     for form, (tensors, is_another) in forms.items():
         files = {name: tmp_path / f"{name}.safetensors" for name in ("lora_1", "lora_2")}
