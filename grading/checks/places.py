@@ -20,11 +20,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import BaseOutput
 from torch import nn
 
-try:
-    from diffusers.models.controlnets.controlnet import zero_module
-except ImportError:  # diffusers before 0.32, in the course's environment
-    from diffusers.models.controlnet import zero_module
-
 FILENAME = "<between the banners>"
 MAX_MESSAGE = 300
 
@@ -92,19 +87,16 @@ class Outcome:
     returned: Any = None
 
 
-def zero_convolution(
-    in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1, padding: int = 0
-) -> nn.Module:
-    return zero_module(nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=padding))
-
-
 def residual_scales(number: int, conditioning_scale: float, guess_mode: bool) -> list[float]:
     """The factors of ControlNet's residuals, for a text that goes on where its place ends."""
     return ((torch.logspace(-1, 0, number) if guess_mode else torch.ones(number)) * conditioning_scale).tolist()
 
 
 def file_names(todo: str) -> dict[str, Any]:
-    """The names that the file of a TODO has imported or defined, with diffusers' models for its own."""
+    """The names that the file of a TODO has imported or defined, with diffusers' models for its own.
+
+    Except for `zero_convolution`, which no other place needs: it would be what TODO (1) is about.
+    """
     names = {
         "__name__": FILENAME,
         "Any": Any,
@@ -124,7 +116,6 @@ def file_names(todo: str) -> dict[str, Any]:
         "F": F,
         "dataclass": dataclass,
         "residual_scales": residual_scales,
-        "zero_convolution": zero_convolution,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Iterator
 
 import torch
@@ -13,12 +14,18 @@ from .standins import ControlNetEnd, gradients
 
 
 class RightResiduals(ControlNetEnd):
-    """What must come out."""
+    """What must come out. Computed with matrices: whoever reads this still has the place to write."""
 
     def __init__(self, layout: str, seed: int) -> None:
         super().__init__(layout, seed)
-        self.down = [layer(skip) for layer, skip in zip(self.controlnet_down_blocks, self.skips)]
-        self.mid = self.controlnet_mid_block(self.sample)
+        parameters = list(self.parameters())
+        self.matrices = list(zip(parameters[::2], parameters[1::2]))  # the last ones are the mid block's
+        *self.down, self.mid = map(self.convolved, range(len(self.matrices)), [*self.skips, self.sample])
+
+    def convolved(self, number: int, feature: torch.Tensor) -> torch.Tensor:
+        """What convolution `number` makes of a feature, (batch, channels, height, width); -1 is the mid block's."""
+        weight, bias = self.matrices[number]
+        return torch.einsum("oi,bihw->bohw", weight[:, :, 0, 0], feature) + bias[:, None, None]
 
     def outputs(self, setting: tuple[float, bool, bool], reached: bool) -> list[torch.Tensor]:
         """What must be there at the place's end, or else what `forward` must return: multiplied with its scales."""
@@ -86,18 +93,18 @@ def wrong_down(right: RightResiduals, run: dict[str, Any]) -> str | None:
 
 
 def what_is_down(right: RightResiduals, i: int, found: torch.Tensor) -> str:
-    skip, layers = right.skips[i], right.controlnet_down_blocks
+    skip = right.skips[i]
     candidates = [
         ("is the feature itself, without its zero convolution", skip),
-        ("went through its zero convolution twice", layers[i](right.down[i])),
-        ("is the sum of the feature and its result", skip + right.down[i]),
+        ("went through its zero convolution twice", right.convolved(i, right.down[i])),
+        ("is the sum of the feature and its result", torch.add(skip, right.down[i])),
         ("is multiplied with `conditioning_scale`, which happens after the place", 0.5 * right.down[i]),
     ]
-    fitting = [j for j, layer in enumerate(layers) if layer.in_channels == skip.shape[1] and j != i]
-    candidates += [(f"went through the wrong convolution, number {j}", layers[j](skip)) for j in fitting]
-    if right.controlnet_mid_block.in_channels == skip.shape[1]:
-        candidates.append(("went through the mid block's convolution", right.controlnet_mid_block(skip)))
-    candidates += [(f"is made of the wrong feature, number {j}", layers[i](right.skips[j])) for j in fitting]
+    fitting = [j for j, other in enumerate(right.skips) if other.shape[1] == skip.shape[1] and j != i]
+    candidates += [(f"went through the wrong convolution, number {j}", right.convolved(j, skip)) for j in fitting]
+    if right.sample.shape[1] == skip.shape[1]:
+        candidates.append(("went through the mid block's convolution", right.convolved(-1, skip)))
+    candidates += [(f"is made of the wrong feature, number {j}", right.convolved(i, right.skips[j])) for j in fitting]
     candidates += [(f"is the result of feature {j}", right.down[j]) for j in fitting]
     return what_it_is(found, candidates) or "is not what the feature's zero convolution makes of it"
 
@@ -110,7 +117,7 @@ def wrong_mid(right: RightResiduals, run: dict[str, Any]) -> str | None:
         return None
     if not torch.is_tensor(found):
         return f"`mid_block_res_sample` is {kind(found)} afterwards: it must be one tensor."
-    mid, last = right.controlnet_mid_block, right.controlnet_down_blocks[-1]
+    mid, last = (partial(right.convolved, number) for number in (-1, -2))
     candidates: list[tuple[str, torch.Tensor]] = [
         ("is `sample` itself: the mid block's convolution is forgotten", right.sample),
         ("is taken from the last skip, not from the mid block's output `sample`", mid(right.skips[-1])),

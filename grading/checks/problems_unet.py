@@ -118,8 +118,13 @@ def judge_skip_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Itera
     yield "leaves the other names as they are", others(runs, NEEDED_AFTER_4_1)
 
 
+def with_added(tensor: torch.Tensor, other: torch.Tensor, times: float = 1.0) -> torch.Tensor:
+    """`tensor` and so many `times` of `other`: whoever reads this still has the places to write."""
+    return torch.add(tensor, other, alpha=times)
+
+
 def sums(middle: UNetMiddle) -> list[torch.Tensor]:
-    return [skip + residual for skip, residual in zip(middle.skips, middle.residuals)]
+    return list(map(with_added, middle.skips, middle.residuals))
 
 
 def wrong_skips(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
@@ -151,13 +156,13 @@ def what_is_skip(middle: UNetMiddle, i: int, found: torch.Tensor) -> str:
     candidates = [
         ("is the skip without its residual: only some are added", skip),
         ("is the residual in place of the skip: it must be added", residual),
-        ("has its residual added twice", skip + 2 * residual),
-        ("is the skip minus its residual", skip - residual),
+        ("has its residual added twice", with_added(skip, residual, 2)),
+        ("is the skip minus its residual", with_added(skip, residual, -1)),
     ]
     for j, other in enumerate([*middle.residuals, middle.mid_residual]):
         if other.shape == skip.shape:
             which = f"number {j}" if j < len(middle.residuals) else "the mid block's"
-            candidates.append((f"has the wrong residual added, {which}", skip + other))
+            candidates.append((f"has the wrong residual added, {which}", with_added(skip, other)))
     return what_it_is(found, candidates) or "is not the sum of the skip and its residual"
 
 
@@ -200,27 +205,27 @@ def judge_mid_runs(runs: list[tuple[UNetMiddle, Any, dict[str, Any]]]) -> Iterat
         controlled,
         ("adds the mid block's residual to `sample`", wrong_mid),
         ("leaves the skip connections as they are", changed_skips),
-        lambda middle: [middle.mid_sample + middle.mid_residual],
+        lambda middle: [with_added(middle.mid_sample, middle.mid_residual)],
     )
     yield "does nothing without ControlNet", first(changed_mid_without(*one) for one in plain)
     yield "leaves the other names as they are", others(runs, NEEDED_AFTER_4_2)
 
 
 def wrong_mid(middle: UNetMiddle, run: dict[str, Any]) -> str | None:
-    found, sample, residual = run["sample"], middle.mid_sample, middle.mid_residual
-    if same(found, sample + residual):
+    found, sample, residual, last = run["sample"], middle.mid_sample, middle.mid_residual, middle.residuals[-1]
+    if same(found, with_added(sample, residual)):
         return None
     if not torch.is_tensor(found):
         return f"`sample` is {kind(found)} afterwards: it must be one tensor."
     candidates = [
         ("is what it was: the residual is not added, or the sum is not kept under this name", sample),
         ("is the residual, in place of its sum with the mid block's output", residual),
-        ("has the last skip's residual added, not `mid_block_additional_residual`", sample + middle.residuals[-1]),
-        ("has the last skip added, not `mid_block_additional_residual`", sample + middle.skips[-1]),
-        ("is the last skip plus the residual, without the mid block's output", middle.skips[-1] + residual),
-        ("is the residual plus the last skip's residual", residual + middle.residuals[-1]),
-        ("has the residual added twice", sample + 2 * residual),
-        ("is the mid block's output minus the residual", sample - residual),
+        ("has the last skip's residual added, not `mid_block_additional_residual`", with_added(sample, last)),
+        ("has the last skip added, not `mid_block_additional_residual`", with_added(sample, middle.skips[-1])),
+        ("is the last skip plus the residual, without the mid block's output", with_added(residual, middle.skips[-1])),
+        ("is the residual plus the last skip's residual", with_added(residual, last)),
+        ("has the residual added twice", with_added(sample, residual, 2)),
+        ("is the mid block's output minus the residual", with_added(sample, residual, -1)),
         ("is the product of the mid block's output and the residual", sample * residual),
     ]
     is_instead = what_it_is(found, candidates) or "is not the sum of the mid block's output and its residual"

@@ -132,9 +132,9 @@ def original_models(seed: int) -> tuple[UNet2DConditionModel, ControlNetModel]:
         for block in model.down_blocks:
             if not hasattr(block, "attentions"):
                 block.attentions = None  # as in the repository's DownBlock2D
-    for zero_convolution in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
-        nn.init.zeros_(zero_convolution.weight)
-        nn.init.zeros_(zero_convolution.bias)
+    for name, weights in controlnet.state_dict().items():
+        if name.startswith(("controlnet_down_blocks.", "controlnet_mid_block.")):
+            weights.zero_()
     unet.num_skips = len(controlnet.controlnet_down_blocks)  # as in the repository's UNet
     return unet, controlnet
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Sequence
 
 import torch
@@ -35,13 +36,9 @@ class MultiControlNet(MultiControlNetModel):
             for net, condition, scale in zip(self.nets, controlnet_cond, conditioning_scale)
             if scale != 0
         ]
-        down_block_res_samples, mid_block_res_sample = residuals[0]
-        for down, mid in residuals[1:]:
-            down_block_res_samples = tuple(a + b for a, b in zip(down_block_res_samples, down))
-            mid_block_res_sample = mid_block_res_sample + mid
-        if not return_dict:
-            return down_block_res_samples, mid_block_res_sample
-        return ControlNetOutput(down_block_res_samples, mid_block_res_sample)
+        outputs = [[*down, mid] for down, mid in residuals]
+        *down, mid = (reduce(torch.add, of_one_place) for of_one_place in zip(*outputs))
+        return ControlNetOutput(tuple(down), mid) if return_dict else (tuple(down), mid)
 
 
 def nets_of(controlnet: torch.nn.Module) -> Sequence[torch.nn.Module]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import copy
 import json
 import os
 import re
@@ -9,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -138,6 +142,45 @@ def test_no_solution_and_no_secret_is_in_it(starter):
         if name.startswith("tests/"):
             text = (starter / name).read_text(encoding="utf-8")
             assert "ControlNetModel" not in text and "train.py" not in text, name
+
+
+class SameNames(ast.NodeTransformer):
+    """Makes all names the same but those of functions of Python and of a library."""
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name("_")
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.Name:
+        return ast.Name("_")
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        known = isinstance(node.func, ast.Attribute) or hasattr(builtins, name)
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        return ast.Call(ast.Name(name if known else "_"), [self.visit(value) for value in values], [])
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        return self.generic_visit(ast.GeneratorExp(node.elt, node.generators))
+
+
+def forms(source: str) -> set[str]:
+    """Its expressions, whatever their names: what can be copied with other ones."""
+    kinds = (ast.Call, ast.BinOp, ast.ListComp, ast.GeneratorExp)
+    found = (node for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, kinds))
+    return {ast.unparse(SameNames().visit(copy.deepcopy(node))) for node in found}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 9), reason="ast.unparse is of Python 3.9")
+def test_no_solution_is_in_it_under_other_names(starter):
+    solution = set().union(*map(forms, SOLUTION.values()))
+    telling = {form for form in solution if form.count("_") > 3 and form.startswith(("Conv2d(", "tuple("))}
+    assert len(telling) == 3 and "tuple((_ + _ for _, _ in zip(_, _)))" in telling
+    telling |= {form.replace("tuple(", "", 1)[:-1] for form in telling if form.startswith("tuple(")}
+    sums_and_zeros = {"_ + _", "zeros_(_)", "load_state_dict(state_dict())"}
+    assert sums_and_zeros <= solution
+    for path in starter.rglob("*.py"):
+        told = telling | (sums_and_zeros if path.parent == starter / "grading" / "checks" else set())
+        assert not forms(path.read_text(encoding="utf-8")) & told, path
 
 
 @pytest.mark.parametrize("name", ["checks", "hand_in", "report"])
