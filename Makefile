@@ -10,7 +10,8 @@ export TORCH_INDEX
 
 .PHONY: demo page test test-course starter autograder grade docs real-size
 
-.venv/ready: requirements.txt pyproject.toml
+.PHONY: .venv/ready
+.venv/ready:
 	@$(PYTHON) -m kit environment
 
 demo:

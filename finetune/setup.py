@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -165,12 +166,37 @@ def flags_for_trackers(args: argparse.Namespace) -> dict[str, bool | int | float
     return {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values}
 
 
+def require_one_folder(accelerator: Accelerator, folder: Path, patience: float = 60) -> None:
+    """Raises SetupError if not all processes see the same `folder`: machines that share no disk would train wrongly.
+
+    Only the first process reads checkpoints' names and writes encodings; `patience` seconds are for network disks.
+    """
+    if accelerator.num_processes == 1:
+        return
+    sign = folder / ".seen-by-all"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        sign.touch()
+    accelerator.wait_for_everyone()
+    end = time.monotonic() + patience
+    while not sign.exists() and time.monotonic() < end:
+        time.sleep(0.5)
+    seen = accelerator.gather(torch.tensor([int(sign.exists())], device=accelerator.device))
+    if accelerator.is_main_process:
+        sign.unlink()
+    if not seen.all():
+        raise SetupError(
+            f"{len(seen) - int(seen.sum())} of {len(seen)} processes do not see what the first one writes to "
+            f"--output_dir {folder}: all machines need the same folder there, on a disk that they share."
+        )
+
+
 def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
     """Device, precision and processes; logs under `output_dir/logs/name`, which begin with all flags; seeded.
 
     Raises:
-        SetupError: if the processes that were started do not train together, the GPU does not take the precision, or
-            the tracker, 8-bit Adam or Triton is not installed.
+        SetupError: if the processes that were started do not train together or see different disks, the GPU does not
+            take the precision, or the tracker, 8-bit Adam or Triton is not installed.
     """
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise SetupError(f"--report_to {args.report_to} needs {args.report_to}: pip install {args.report_to}")
@@ -198,6 +224,7 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
             f"{processes_started()} processes were started, but each would train for itself: start the program by "
             "`python` alone, without torchrun, accelerate launch or mpirun."
         )
+    require_one_folder(accelerator, args.output_dir)
     if args.report_to != "none":
         logs.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers(name, flags_for_trackers(args), {"wandb": {"dir": str(logs)}})

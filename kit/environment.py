@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -33,15 +34,20 @@ class Environment:
 
     @property
     def stamp(self) -> Path:
-        """Written last; says where PyTorch came from."""
+        """Written last; says where PyTorch came from, and of what it was made."""
         return self.folder / "ready"
 
+    def stamped(self) -> list[str]:
+        return self.stamp.read_text(encoding="utf-8").splitlines() if self.stamp.is_file() else []
+
     def is_ready(self) -> bool:
-        """Whether it was made after its requirements were last changed."""
-        if not self.stamp.is_file():
-            return False
-        made = self.stamp.stat().st_mtime
-        return all(made >= path.stat().st_mtime for path in (self.requirements, ROOT / "pyproject.toml"))
+        """Whether it was made of these requirements in this folder, and its Python is still there."""
+        # Not by the files' times, which a copy or a checkout sets anew. A copied folder's `finetune` is the old one's.
+        return self.stamped()[1:] == [digest(self.requirements, ROOT / "pyproject.toml")] and self.runs()
+
+    def runs(self) -> bool:
+        """Whether its interpreter starts: after an upgrade of the system it may point to one that is gone."""
+        return works(self.python, "-c", "")
 
     def prepare(self, python: str, torch_index: str | None) -> None:
         """Makes it with that interpreter unless it is there; PyTorch and torchvision from the index that is given.
@@ -52,7 +58,7 @@ class Environment:
         """
         if torch_index is not None and not is_index(torch_index):
             raise Stopped(f"TORCH_INDEX is {torch_index!r}: give the address of an index, or leave it away.")
-        came_from = self.stamp.read_text(encoding="utf-8").strip() if self.stamp.is_file() else None
+        came_from = next(iter(self.stamped()), None)
         if came_from is not None and torch_index is not None and (came_from or USUAL) != torch_index:
             raise Stopped(
                 f"{self.folder.name} is there, with PyTorch from {came_from or USUAL}: remove {self.folder.name} first "
@@ -62,12 +68,14 @@ class Environment:
             return
         if not works(self.python, "-m", "pip", "--version"):
             self.require_version(python)
-            run([python, "-m", "venv", str(self.folder)])
+            dead = self.folder.exists() and not self.runs()  # one without pip is somebody's, and only gets it
+            run([python, "-m", "venv", *(["--clear"] if dead else []), str(self.folder)])
         index = torch_index if torch_index is not None else came_from or ""
         if index not in ("", USUAL):
             run([self.python, "-m", "pip", "install", f"--index-url={index}", *self.wanted_together()])
         run([self.python, "-m", "pip", "install", "-r", str(self.requirements)])
-        self.stamp.write_text(f"{index or USUAL}\n", encoding="utf-8")
+        made_of = digest(self.requirements, ROOT / "pyproject.toml")
+        self.stamp.write_text(f"{index or USUAL}\n{made_of}\n", encoding="utf-8")
 
     def add(self, more: Path) -> None:
         """Installs, beside the rest, what one command alone needs; again where either list was changed.
@@ -75,11 +83,11 @@ class Environment:
         Raises:
             Stopped: if that fails.
         """
-        stamp = self.folder / f"{more.stem}.ready"
-        if stamp.is_file() and all(stamp.stat().st_mtime >= path.stat().st_mtime for path in (more, self.stamp)):
+        stamp, made_of = self.folder / f"{more.stem}.ready", digest(more, self.stamp)
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") == made_of:
             return
         run([self.python, "-m", "pip", "install", "-r", str(more)])
-        stamp.write_text("", encoding="utf-8")
+        stamp.write_text(made_of, encoding="utf-8")
 
     def require_version(self, python: str) -> None:
         """Raises Stopped unless the interpreter is one that the requirements are for."""
@@ -94,6 +102,11 @@ class Environment:
         """The lines of the requirements that the index of PyTorch is asked for."""
         lines = [line.partition("#")[0].strip() for line in self.requirements.read_text(encoding="utf-8").splitlines()]
         return [line for line in lines if re.split(r"[^\w-]", line)[0] in TOGETHER]
+
+
+def digest(*files: Path, root: Path | None = None) -> str:
+    """Of the files' contents, and of where the repository lies."""
+    return hashlib.sha256(b"\0".join([str(root or ROOT).encode(), *(file.read_bytes() for file in files)])).hexdigest()
 
 
 def is_index(text: str) -> bool:

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from drawing import generate, images_at_once, load_pipeline
 from finetune.data.files import open_files
+from finetune.run.locks import one_at_a_time
 from finetune.run.notes import say_once, some
 from finetune.run.progress import progress_bar
 from finetune.run.settings import fingerprint
@@ -95,6 +96,15 @@ def draw_class_images(
     Raises ValueError if pictures that were drawn before are of another class, base or guidance.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(folder):
+        accelerator.wait_for_everyone()  # what another program drew is there before anyone counts
+        draw_missing(base, prompt, folder, number, guidance_scale, accelerator)
+
+
+def draw_missing(
+    base: str, prompt: str, folder: Path, number: int, guidance_scale: float, accelerator: Accelerator
+) -> None:
+    """As `draw_class_images`, while no other program draws there."""
     found, _ = readable_pictures(open_files(folder))
     # All that decides what a picture shows. Those of another base would pull this one towards what that one draws.
     wanted = {"prompt": prompt, "base": base, "weights": fingerprint(base), "guidance_scale": guidance_scale}

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig
 
 from ..run.checkpoints import write_folder
+from ..run.locks import one_at_a_time
 from ..run.processes import is_main_process
 from .base import BaseModelError, load_configs
 from .dtypes import dtype_argument
@@ -38,6 +39,11 @@ TEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.w
 # Reading a pickle with weights_only let it run code before (CVE-2025-32434).
 SAFE_PICKLES = "2.6"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PREDICTIONS = {
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+}  # ModelSpec's words, diffusers'
 NOT_READ = "Only whole models of Stable Diffusion 1.x and 2.x are read from one file"
 
 Header = Mapping[str, "tuple[Sequence[int], str]"]  # by the tensors' names their shapes and types
@@ -63,8 +69,14 @@ def as_folder(name: str) -> str:
     source = {"file": file.name, "bytes": state.st_size, "modified": state.st_mtime_ns}
     while not is_main_process() and not made_of(folder, source):
         time.sleep(1)  # of several processes the first one writes it; if that fails, all are ended
-    if made_of(folder, source):
-        return str(folder)
+    with one_at_a_time(folder):
+        if not made_of(folder, source):
+            make_folder(folder, file, source)
+    return str(folder)
+
+
+def make_folder(folder: Path, file: Path, source: Mapping[str, Any]) -> None:
+    """Raises what `as_folder` does."""
     # Not written by this program: it may be somebody's own model, and is not overwritten.
     if folder.exists() and not (folder / SOURCE_FILE).is_file():
         raise BaseModelError(f"{folder} is in the way, where the model of {file} would be written: rename it.")
@@ -72,7 +84,8 @@ def as_folder(name: str) -> str:
     with tempfile.TemporaryDirectory() as work:
         weights = file if file.suffix == ".safetensors" else from_pickle(file, Path(work) / "weights.safetensors")
         header, texts = read_header(weights, file)
-        configuration = write_configuration(kind_of(header, texts, file), Path(work) / "configuration")
+        kind, prediction = kind_of(header, texts, file), prediction_of(texts, file)
+        configuration = write_configuration(kind, Path(work) / "configuration", prediction)
         pipeline = read_parts(weights, configuration, dtype_of(header), file)
 
         def write(temporary: Path) -> None:
@@ -80,7 +93,6 @@ def as_folder(name: str) -> str:
             (temporary / SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n")
 
         write_folder(folder, write)
-    return str(folder)
 
 
 def configs_of(name: str) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig]:
@@ -160,7 +172,7 @@ def kind_of(header: Header, texts: Mapping[str, str], file: Path) -> str:
         return "stable-diffusion-v1"
     said = texts.get("modelspec.architecture", "").partition("/")[0]
     kind = said if said in configurations() else f"stable-diffusion-v2-{'512' if '512' in file.name else '768-v'}"
-    if kind != said:
+    if kind != said and "modelspec.prediction_type" not in texts:
         print(
             f"Note: {file} is taken for {kind}, by its name. If its pictures are noise, change the prediction_type in "
             "the folder's scheduler/scheduler_config.json (epsilon or v_prediction)."
@@ -173,9 +185,19 @@ def configurations() -> dict[str, Any]:
     return json.loads((DATA / "configurations.json").read_text())
 
 
-def write_configuration(kind: str, folder: Path) -> Path:
-    """A folder as diffusers saves a model, without its weights."""
+def prediction_of(texts: Mapping[str, str], file: Path) -> str | None:
+    """What the file's texts say that its UNet predicts, in diffusers' words. Raises BaseModelError for others."""
+    said = texts.get("modelspec.prediction_type")
+    if said is not None and said not in PREDICTIONS:
+        raise BaseModelError(f"{file} says that it predicts {said!r}: what is trained here predicts noise or velocity.")
+    return PREDICTIONS[said] if said else None
+
+
+def write_configuration(kind: str, folder: Path, prediction: str | None = None) -> Path:
+    """A folder as diffusers saves a model, without its weights; `prediction` in place of what its kind predicts."""
     for part, content in configurations()[kind].items():
+        if part == "scheduler" and prediction:
+            content = {**content, "prediction_type": prediction}
         name = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
         file = folder / "model_index.json" if part == "model_index" else folder / part / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def prepare_upload(args: argparse.Namespace) -> Upload | None:
     try:
         # Made before the training, as the only sure way to know that the token may: after hours it would be too late.
         repo_id = api.create_repo(name, exist_ok=True).repo_id
+        # Of a repository that is there already it only says that one may read it.
+        if "write" in inspect.signature(getattr(api, "auth_check", print)).parameters:  # not in older releases
+            api.auth_check(repo_id, write=True)
     except Exception as error:  # they have no common base class for what can go wrong
         raise SetupError(
             f"The Hugging Face hub does not take {name!r}: {first_line(error)}\nCheck the connection, the name, and "

@@ -1,12 +1,13 @@
-"""One folder, one training at a time."""
+"""One folder, one training at a time; and what several programs would make, one of them makes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Iterator, TextIO
 
 from .checkpoints import CheckpointError
 from .notes import say_once
@@ -52,3 +53,40 @@ def lock(folder: Path) -> None:
     file.write(str(os.getpid()))
     file.flush()
     _locked[place] = file
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Waits while another program is making `target`, which must not be there half: whoever comes second finds it.
+
+    Of several processes that train together the main one waits. Where there are no locks, nobody does.
+    """
+    if fcntl is None or not is_main_process():
+        yield
+        return
+    path = target.with_name(f".{target.name}{LOCK_FILE}")
+    file = _own(path)
+    try:
+        yield
+    finally:
+        path.unlink()
+        file.close()
+
+
+def _own(path: Path) -> TextIO:
+    """The open file at `path`, locked for this program alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say_once(f"another program is making {path.parent / path.name[1 : -len(LOCK_FILE)]}: waiting for it.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            say_once(f"the disk of {path.parent} has no locks ({error}): start one program at a time there.")
+            return file
+        # Who had it has removed it: a third program may have made and locked another one of that name by now.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()

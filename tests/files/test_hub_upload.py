@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import replace
@@ -104,6 +105,17 @@ def test_what_cannot_be_sent_later_is_said_before_training(
     status, said = train_a_lora(tmp_path / "cat", prints, *flags)
     assert status != 0 and words in said and "Traceback" not in said
     assert not list((tmp_path).glob("cat/*.safetensors")) and not hub.repos
+
+
+@pytest.mark.skipif(
+    "write" not in inspect.signature(getattr(HfApi, "auth_check", print)).parameters,
+    reason="this huggingface-hub cannot ask whether one may write",
+)
+def test_to_a_repository_of_others_nothing_is_trained(hub: Hub, prints, tmp_path):
+    hub.read_only.add("class/cat")
+    status, said = train_a_lora(tmp_path / "cat", prints, "--push_to_hub", "--hub_model_id", "class/cat")
+    assert status == 1 and "does not take 'class/cat'" in said and "your token may write" in said
+    assert not list((tmp_path).glob("cat/*.safetensors"))
 
 
 def test_without_a_connection_nothing_is_trained(prints, tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import is_torch_version
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -141,6 +143,46 @@ def header(width: int = 320, channels: int = 4, text: int = 768, **more: tuple) 
 ])  # fmt: skip
 def test_the_kind_of_model_is_told(name, content, texts, kind):
     assert kind_of(content, texts, Path(name)) == kind
+
+
+@pytest.mark.parametrize("said, predicts", [("v", "v_prediction"), ("epsilon", "epsilon"), (None, "epsilon")])
+def test_what_the_file_says_of_its_prediction_is_in_the_folder(weights, monkeypatch, tmp_path, said, predicts):
+    def small(kind: str, folder: Path, prediction: str | None) -> Path:
+        shutil.copytree(
+            BASE, folder, ignore=shutil.ignore_patterns("*.safetensors", "pictures", "training", "measures")
+        )
+        config = folder / "scheduler" / "scheduler_config.json"
+        changed = {"prediction_type": prediction} if prediction else {}
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+        return folder
+
+    monkeypatch.setattr(single_file, "kind_of", lambda *_: "small")
+    monkeypatch.setattr(single_file, "write_configuration", small)
+    file = tmp_path / "mine.safetensors"
+    save_file(weights, str(file), {"modelspec.prediction_type": said} if said else {})
+    assert DDPMScheduler.from_pretrained(as_folder(str(file)), subfolder="scheduler").config.prediction_type == predicts
+
+
+def test_what_the_file_says_of_its_prediction_counts_before_its_name(tmp_path, capsys):
+    texts, file = {"modelspec.prediction_type": "epsilon"}, Path("v2-1_768-ema.safetensors")
+    kind = kind_of(header(text=1024), texts, file)
+    assert not capsys.readouterr().out, "there is nothing to guess"
+    folder = write_configuration(kind, tmp_path, single_file.prediction_of(texts, file))
+    assert DDPMScheduler.from_pretrained(folder, subfolder="scheduler").config.prediction_type == "epsilon"
+    with pytest.raises(BaseModelError, match="says that it predicts 'sample'"):
+        single_file.prediction_of({"modelspec.prediction_type": "sample"}, file)
+
+
+def test_of_two_programs_on_one_fresh_file_one_makes_the_folder(small, weights, tmp_path, monkeypatch, capfd):
+    file = tmp_path / "base.safetensors"
+    save_file(weights, str(file))
+    made, make = [], single_file.make_folder
+    monkeypatch.setattr(single_file, "make_folder", lambda *args: (made.append(args), make(*args)))
+    with ThreadPoolExecutor() as programs:
+        folders = set(programs.map(as_folder, [str(file)] * 2))
+    assert len(made) == 1 and "another program is making" in capfd.readouterr().out
+    assert_is_the_base(*folders)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base-diffusers", "base.safetensors"]
 
 
 @pytest.mark.parametrize("content, words", [

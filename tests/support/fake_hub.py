@@ -21,6 +21,7 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.full = False  # takes no commit
+        self.read_only: set[str] = set()  # repositories of others
 
     def answer(self, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
         self.asked.append(path)
@@ -31,9 +32,16 @@ class Hub:
             return 200, {}
         if token != f"Bearer {TOKEN}":
             return 401, {"error": "Invalid credentials in Authorization header"}
+        if path.startswith("/api/models/") and path.endswith("/auth-check/write"):
+            repo = path[len("/api/models/") : -len("/auth-check/write")]
+            return (403, {"error": "No write access"}) if repo in self.read_only else (200, {})
+        if path[len("/api/models/") :] in self.read_only:
+            return 200, {"id": path[len("/api/models/") :], "siblings": []}
         if path == "/api/repos/create":
             wanted = json.loads(body)
             repo = f"{wanted.get('organization') or 'student'}/{wanted['name']}"
+            if repo in self.read_only:
+                return 403, {"error": "You don't have the rights to create a model under this namespace"}
             self.repos.setdefault(repo, {})
             return 200, {"url": f"{self.url}/{repo}"}
         if path.endswith("/preupload/main"):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import accelerate.utils.launch
 import pytest
+import torch
 import torch.distributed.run
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -19,7 +20,7 @@ from finetune import setup
 from finetune.flags import Plan, training_parser
 from finetune.optimizer import SetupError
 from finetune.run.processes import is_main_process, processes_started
-from finetune.setup import start_accelerator
+from finetune.setup import require_one_folder, start_accelerator
 from finetune.training_loop import Training
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "accelerate_configs").glob("*.yaml"))
@@ -155,3 +156,22 @@ def test_processes_that_would_each_train_alone_stop_with_a_sentence(tmp_path, mo
     monkeypatch.setattr(setup, "processes_started", lambda: 2)
     with pytest.raises(SetupError, match="2 processes were started, but each would train for itself"):
         start_accelerator(flags(tmp_path), "run")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_machines_that_share_no_disk_are_told_so_before_anything_is_trained(shared, tmp_path):
+    theirs = tmp_path / "first"
+
+    def wait_for_the_first_machine() -> None:
+        theirs.mkdir()
+        (theirs / ".seen-by-all").touch()
+
+    second = SimpleNamespace(
+        num_processes=2, is_main_process=False, device="cpu", wait_for_everyone=wait_for_the_first_machine,
+        gather=lambda seen: torch.cat([torch.ones_like(seen), seen]),
+    )  # fmt: skip
+    if shared:
+        require_one_folder(second, theirs)
+    else:
+        with pytest.raises(SetupError, match="1 of 2 processes do not see .* on a disk that they share"):
+            require_one_folder(second, tmp_path / "second", patience=0)

@@ -31,6 +31,7 @@ from grading.starter.make import (
     student_makefile,
     write_starter,
 )
+from kit.environment import digest
 from processes import run_python
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -208,7 +209,8 @@ def make_test(folder: Path) -> subprocess.CompletedProcess:
     python.parent.mkdir(parents=True, exist_ok=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    (folder / ".venv" / "ready").touch()
+    made_of = digest(folder / "requirements.txt", folder / "pyproject.toml", root=folder)
+    (folder / ".venv" / "ready").write_text(f"here\n{made_of}\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     return subprocess.run(["make", "test"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
