@@ -70,14 +70,22 @@ def require_port(host: str, port: int) -> None:
             ) from error
 
 
+def past_proxies(*hosts: str) -> None:
+    """Gradio asks its own page whether it is there, which no proxy could answer."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), *hosts]))
+
+
 def start(args: argparse.Namespace) -> None:
     from finetune.model.single_file import as_folder
     from finetune.setup import require_hardware
 
+    args.host = args.host.strip("[]")
     require_hardware(args.base)
     args.base = as_folder(args.base)
     tell(args)
-    address = f"http://{'127.0.0.1' if args.host == '0.0.0.0' else args.host}:{args.port}"
+    named = f"[{args.host}]" if ":" in args.host else args.host  # as IPv6 stands in addresses
+    address = f"http://{'127.0.0.1' if args.host == '0.0.0.0' else named}:{args.port}"
     require_port(args.host, args.port)
     if args.host not in LOCAL:
         print(f"Whoever can reach this machine can draw with it: it listens on {args.host}.")
@@ -90,7 +98,8 @@ def start(args: argparse.Namespace) -> None:
     from .studio import Studio
 
     print("Loading ...", flush=True)
-    page = serve(Actions(Studio(args.base), args.runs), args.host, args.port)
+    past_proxies(args.host, named, "127.0.0.1", "localhost")
+    page = serve(Actions(Studio(args.base), args.runs), named, args.port)
     print(f"Open {address} in a browser. Ctrl-C ends the page.", flush=True)
     page.block_thread()
 

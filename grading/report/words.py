@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import sys
@@ -96,7 +97,10 @@ def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def parse(path: Path) -> dict[str, Any]:
     """The TOML file as nested tables. Raises ReportError if it is missing, is not UTF-8, or is not TOML."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        content = path.read_bytes()
+        # Windows' PowerShell up to 5.1 writes UTF-16 where another shell's `>` writes what it was given.
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return tomllib.loads(content.decode(encoding).replace("\r\n", "\n"))
     except FileNotFoundError:
         raise ReportError(
             f"There is no file {path}: `python -m grading.report --example > {path}` writes one to fill in."
@@ -104,7 +108,9 @@ def parse(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ReportError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise ReportError(f"{path} is not UTF-8 text (byte {error.start}): store it as UTF-8.") from None
+        raise ReportError(
+            f"{path} is not {error.encoding.upper()} text (byte {error.start}): store it as UTF-8."
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ReportError(
             f"{path} is not right TOML: {error}. Text stands in quotes, a long one between ''' and ''', where "
@@ -124,6 +130,10 @@ def wrong_kind(key: str, value: Any) -> str | None:
         return None if is_text else f"{key} must be text in quotes."
     if kind == "texts":
         return None if is_texts else f'{key} must be a list of texts, none of them empty: ["...", "..."].'
+    if any("\n" in text or "\t" in text for text in ([value] if is_text else value if is_texts else [])):
+        return (
+            f"{key} has a line's end or a tab, which \\n and \\t make between \" and \": put the path between ' and '."
+        )
     return None if is_text or is_texts else f'{key} must be a folder in quotes, or a list of files: ["...", "..."].'
 
 

@@ -164,7 +164,8 @@ def check_replaceable(output: Path) -> None:
         parts = read_parts(output / TASK_1)
     except BannerError:
         parts = {"?": ""}
-    if any("NotImplementedError" not in part for part in parts.values()):
+    used = any((output / name).exists() for name in (".venv", "runs"))  # trained models: days of work
+    if used or any("NotImplementedError" not in part for part in parts.values()):
         raise StarterError(f"Somebody has worked in {output}: choose another folder, or delete it.")
 
 

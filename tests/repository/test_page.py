@@ -7,12 +7,14 @@ import base64
 import io
 import json
 import math
+import os
 import random
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import urllib.request
 import zlib
 from dataclasses import replace
 
@@ -580,6 +582,24 @@ def test_a_dry_run_says_what_was_found_and_where_the_page_would_be(runs, monkeyp
     ):
         assert words in said
     assert "Not filled in" not in said
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_is_one_that_a_browser_takes(host, runs, monkeypatch, capsys):
+    monkeypatch.setattr(program, "require_port", lambda host, port: asked.append(host))  # not every machine has it
+    asked: list[str] = []
+    start(monkeypatch, "--runs", runs, "--host", host, "--port", "7899", "--dry_run")
+    said = capsys.readouterr().out
+    assert "would be at http://[::1]:7899." in said and asked == ["::1"] and "Whoever can reach" not in said
+
+
+def test_the_page_is_asked_past_a_proxy(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("NO_PROXY", "")
+    program.past_proxies("192.0.2.7", "localhost")
+    assert os.environ["no_proxy"] == "example.org,192.0.2.7,localhost" and "192.0.2.7" in os.environ["NO_PROXY"]
+    assert urllib.request.proxy_bypass_environment("192.0.2.7:7860")
 
 
 def test_without_gradio_or_with_a_port_that_is_taken_it_says_what_to_do(runs, tmp_path, monkeypatch, capsys):

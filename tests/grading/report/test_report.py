@@ -23,7 +23,7 @@ from pypdf import PdfReader
 from grading.report import typeset as program
 from grading.report.pictures import KEPT_SIDE, list_pictures, open_picture
 from grading.report.typeset import make_report
-from grading.report.words import KEYS, ReportError, flatten, tomllib
+from grading.report.words import KEYS, ReportError, flatten, parse, tomllib
 
 ROOT = Path(__file__).resolve().parents[3]
 TEST_PROMPTS = json.loads((ROOT / "task_1_controlnet" / "data" / "test_prompts.json").read_text())
@@ -374,6 +374,8 @@ def test_a_picture_that_cannot_be_shown_is_named(folder, write, message):
         ('student_id = "../../x"\n', "must be eight digits"),
         ('[task_2_1]\nprompts = "a house"\n', r"task_2_1\.prompts must be a list of texts"),
         ('[task_2_1]\nprompts = ["a", " "]\n', r"task_2_1\.prompts must be a list of texts, none of them empty"),
+        ('[task_2_1]\ntraining = "runs\\new"\n', r"task_2_1\.training has a line's end or a tab"),
+        (b"\xff\xfen", "is not UTF-16.* text"),
         ("[task_2_1]\ntraining = 3\n", r"task_2_1\.training must be a folder in quotes, or a list"),
         ("[task_1_1]\n", r"task_1_1\.explanation is missing"),
     ],
@@ -383,6 +385,13 @@ def test_what_is_wrong_with_the_words_file_is_said(tmp_path, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     problems = problems_of(path)
     assert re.search(message, problems) and "report.toml" in problems
+
+
+def test_a_words_file_as_powershell_writes_it(tmp_path):
+    """Up to 5.1 its `>` writes UTF-16, with Windows' line ends."""
+    (tmp_path / "utf8.toml").write_text('name = "Zoë"\n', encoding="utf-8")
+    (tmp_path / "utf16.toml").write_bytes('name = "Zoë"\r\n'.encode("utf-16"))
+    assert parse(tmp_path / "utf16.toml") == parse(tmp_path / "utf8.toml") == {"name": "Zoë"}
 
 
 def test_a_words_file_that_is_not_there(tmp_path):

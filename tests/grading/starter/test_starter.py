@@ -264,6 +264,15 @@ def test_an_old_starter_is_replaced_and_work_is_not(starter, tmp_path):
     assert read_parts(folder / TASK_1)["1"] == SOLUTION["1"]
 
 
+def test_a_starter_with_what_somebody_trained_is_kept(starter, tmp_path):
+    folder = tmp_path / "starter"
+    shutil.copytree(starter, folder)
+    (folder / "runs" / "lora-custom").mkdir(parents=True)
+    with pytest.raises(StarterError, match="has worked in"):
+        write_starter(folder)
+    assert (folder / "runs" / "lora-custom").is_dir()
+
+
 def test_other_folders_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for folder in (tmp_path, ROOT, tmp_path / "thesis.tex"):
