@@ -25,6 +25,11 @@ def hub_errors(name: str, instead: str) -> Iterator[None]:
         ) from error
 
 
+def as_stored(feature: Any) -> bool:
+    """Whether a column holds each picture's bytes and name, as `datasets` stores them."""
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+
+
 class HubListing:
     """The samples of a data set's train split: what `Listing` is for a folder.
 
@@ -50,7 +55,9 @@ class HubListing:
         data = data.select_columns(list(dict.fromkeys(columns)))
         for column in columns[:-1]:
             feature = data.features[column]
-            if not isinstance(feature, datasets.Image):
+            # As Parquet files that `datasets` has not written hold them: it knows of pictures only from its own notes.
+            raw = getattr(feature, "dtype", None) in ("binary", "large_binary") or as_stored(feature)
+            if not isinstance(feature, datasets.Image) and not raw:
                 kind = getattr(feature, "dtype", None) or type(feature).__name__
                 raise ValueError(f"{name}: column {column!r} must hold an image, not {kind}: {flags}")
             # As bytes, which images.py opens: a picture is to be the same from the hub and from a folder.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import posixpath
+import reprlib
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -298,6 +299,8 @@ def text_in(row: Row, column: str, flags: str) -> str:
         if name in row.values:
             value = row.values[name]
             if not isinstance(value, str):
-                raise ValueError(f"{row.place}: {name!r} must be text, not {type(value).__name__}: {value!r}")
+                raise ValueError(
+                    f"{row.place}: {name!r} must be text, not {type(value).__name__}: {reprlib.repr(value)}"
+                )
             return value
     raise ValueError(f"{row.place} has no column {column!r}, only {', '.join(sorted(row.values))}: {flags}")

@@ -17,6 +17,8 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -486,6 +488,29 @@ def test_any_data_set_of_the_hub(hub_data):
     fingerprints = [d.fingerprint for d in (data, part, same_column)]
     assert len(set(fingerprints)) == 3 and load_data(**hub_data).fingerprint == fingerprints[0]
     assert same(pickle.loads(pickle.dumps(data))[1], SAMPLES[1])
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_pictures_in_parquet_of_other_programs(hub_data, as_struct, tmp_path, monkeypatch):
+    """Without the notes of `datasets` a picture's column is a struct, or plain bytes."""
+    data = datasets.load_dataset("someone/something", "train").select(range(3))
+    rows = [{**row, **{name: encoded(row[name]) for name in ("picture", "sketch")}} for row in data]
+    if as_struct:
+        rows = [{**row, **{name: {"bytes": row[name], "path": None} for name in ("picture", "sketch")}} for row in rows]
+    schema = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if as_struct else pa.binary()
+    fields = [("picture", schema), ("sketch", schema), ("caption", pa.string())]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), tmp_path / "train.parquet")
+    plain = datasets.Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert not isinstance(plain.features["picture"], datasets.Image)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: plain)
+    found = load_data(**hub_data)
+    assert all(same(found[i], SAMPLES[i]) for i in range(3))
+
+
+def encoded(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def test_wrong_columns_of_a_data_set_of_the_hub(hub_data):
