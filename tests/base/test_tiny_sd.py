@@ -19,7 +19,7 @@ from tiny_sd.measures.recognition import place_asked_for
 from tiny_sd.pictures.scenes import is_held_out, scene
 
 # Measured once; another tokenization, or weights that a release fails to find, gives another number.
-EMBEDDING_RMS = 0.958284
+EMBEDDING_RMS = 0.956742
 BASE = Path(__file__).resolve().parents[2] / "tiny_sd"
 
 
