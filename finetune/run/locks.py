@@ -69,7 +69,7 @@ def one_at_a_time(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)  # where a disk has no locks, another program may have removed it
         file.close()
 
 
