@@ -39,11 +39,8 @@ TEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.w
 # Reading a pickle with weights_only let it run code before (CVE-2025-32434).
 SAFE_PICKLES = "2.6"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PREDICTIONS = {
-    "epsilon": "epsilon",
-    "v": "v_prediction",
-    "v_prediction": "v_prediction",
-}  # ModelSpec's words, diffusers'
+# ModelSpec's words for what a UNet predicts, and diffusers' own.
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 NOT_READ = "Only whole models of Stable Diffusion 1.x and 2.x are read from one file"
 
 Header = Mapping[str, "tuple[Sequence[int], str]"]  # by the tensors' names their shapes and types
