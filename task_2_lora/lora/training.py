@@ -220,7 +220,10 @@ class LoraTraining:
             text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
         measured = batches[0] if is_held_out(batches[0]) else None
         if measured is None:
-            text = drop_prompts(text, self.no_prompt, self.plan.proportion_empty_prompts)
+            # Of a subject and its class the class's alone, or the empty prompt would learn what the subject looks like.
+            others, last = text[: -len(batches[-1]["text"])], text[-len(batches[-1]["text"]) :]
+            last = drop_prompts(last, self.no_prompt, self.plan.proportion_empty_prompts)
+            text = torch.cat([others, last])
         # The mean over all samples is one N-th of each batch's mean.
         sample_weights = len(batches) * torch.tensor(weights, device=device)
 

@@ -473,3 +473,19 @@ def test_the_prior_may_keep_what_the_base_predicts(subject_folder, tmp_path):
             found[steps, weight] = losses(tmp_path / steps / weight)[0]
     assert found["1", "3"] == pytest.approx(found["1", "0"], rel=1e-6)
     assert found["2", "3"] > found["2", "0"] * (1 + 1e-6)
+
+
+def test_beside_a_subject_only_the_class_loses_its_prompt(subject_folder, tmp_path):
+    """Else the empty prompt, with which guidance compares, would learn what the subject looks like."""
+    program = Program("task_2_lora", "train_dreambooth_lora.py", [
+        *SMALL, "--instance_data_dir", str(subject_folder), "--with_prior_preservation",
+        "--class_data_dir", str(subject_folder), "--num_class_images", "2", "--max_train_steps", "1",
+        "--proportion_empty_prompts", "1",
+    ], small_base)  # fmt: skip
+    found = {}
+    for subject, its_class in (("a sks circle", "a circle"), ("a sks circle", "a square"), ("a house", "a circle")):
+        folder = tmp_path / f"{subject} of {its_class}"
+        program.train(folder, "--instance_prompt", subject, "--class_prompt", its_class)
+        found[subject, its_class] = losses(folder)
+    assert found["a sks circle", "a square"] == found["a sks circle", "a circle"]
+    assert found["a house", "a circle"] != found["a sks circle", "a circle"]
