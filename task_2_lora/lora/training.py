@@ -218,17 +218,15 @@ class LoraTraining:
         if self.plan.train_text_encoder:
             # What was encoded before is of an untrained text encoder: here it has to be computed in each step.
             text = self.base.tokenize([prompt for batch in batches for prompt in batch["text"]])  # (N * B, T)
+        last = slice(-len(batches[-1]["text"]), None)
         measured = batches[0] if is_held_out(batches[0]) else None
         if measured is None:
             # Of a subject and its class the class's alone, or the empty prompt would learn what the subject looks like.
-            others, last = text[: -len(batches[-1]["text"])], text[-len(batches[-1]["text"]) :]
-            last = drop_prompts(last, self.no_prompt, self.plan.proportion_empty_prompts)
-            text = torch.cat([others, last])
+            text[last] = drop_prompts(text[last], self.no_prompt, self.plan.proportion_empty_prompts)
         # The mean over all samples is one N-th of each batch's mean.
         sample_weights = len(batches) * torch.tensor(weights, device=device)
 
         def as_the_base(noisy_latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            last = slice(-len(batches[-1]["text"]), None)
             with torch.no_grad(), self.denoiser.switched_off():
                 return self.denoiser(noisy_latents[last], timesteps[last], text[last])  # (B, 4, H / 8, W / 8)
 
