@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -54,8 +55,11 @@ def generate(
     seeds: Sequence[int],
     guidance_scale: float = 7.5,
     num_inference_steps: int = 20,
+    unconditional: str = "lora",
 ) -> list[Image.Image]:
     """One image a prompt, at the base's size. Each depends on its prompt and seed, not on what it is drawn with.
+
+    `unconditional`: whose guess for the empty prompt guidance compares with, the LoRA's or the base's own.
 
     Raises:
         DrawingError: if the model's numbers overflow.
@@ -65,16 +69,60 @@ def generate(
     images: list[Image.Image] = []
     for start in progress_bar(range(0, len(prompts), batch_size), desc="Drawing", leave=False):
         chosen = slice(start, start + batch_size)
-        pixels = pipeline(
-            list(prompts[chosen]),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            # On the CPU, one for each: a seed is the same noise on every device, in every batch, for base and LoRA.
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
-            output_type="np",
-        ).images
+        # Without guidance there is no such guess.
+        by_base = unconditional == "base" and guidance_scale > 1
+        with base_unconditional(pipeline, len(prompts[chosen])) if by_base else nullcontext({}) as embeddings:
+            pixels = pipeline(
+                list(prompts[chosen]),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                # On the CPU, one for each: a seed is the same noise on every device, in every batch, for base and LoRA.
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],
+                output_type="np",
+                **embeddings,
+            ).images
         images += as_pictures(pixels)
     return images
+
+
+@contextmanager
+def base_unconditional(pipeline: StableDiffusionPipeline, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Lets the pipeline draw with the LoRA's guess for the prompt and the base's own for the empty one.
+
+    Guidance moves away from what is guessed for the empty prompt. Where a LoRA has turned that, too, into what it was
+    shown, it moves away from what was to be learnt (Phunyaphibarn et al., 2025, https://arxiv.org/abs/2503.20240).
+
+    Yields what the pipeline's call needs for `batch_size` prompts besides: the base's embeddings of the empty one.
+    """
+    unet, tokenizer = pipeline.unet, pipeline.tokenizer
+    empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+    forward = unet.forward
+
+    def each_half_by_its_model(sample: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **how: Any):
+        # (2 B, 4, h, w) and (2 B, 77, D), of which the pipeline puts the empty prompt's half first.
+        (nothing, text), halves = encoder_hidden_states.chunk(2), sample.chunk(2)
+        with without_lora(pipeline):
+            (base,) = forward(halves[0], timestep, encoder_hidden_states=nothing, **how)
+        (lora,) = forward(halves[1], timestep, encoder_hidden_states=text, **how)
+        return (torch.cat([base, lora]),)
+
+    with without_lora(pipeline), torch.no_grad():
+        embeddings = pipeline.text_encoder(empty.to(pipeline.device))[0]  # (1, 77, D)
+    unet.forward = each_half_by_its_model
+    try:
+        yield {"negative_prompt_embeds": embeddings.expand(batch_size, -1, -1)}
+    finally:
+        unet.forward = forward
+
+
+@contextmanager
+def without_lora(pipeline: StableDiffusionPipeline) -> Iterator[None]:
+    """What is loaded is switched off inside."""
+    pipeline.disable_lora()
+    try:
+        yield
+    finally:
+        pipeline.enable_lora()
 
 
 def in_a_row(images: Sequence[Image.Image], columns: int | None = None, gap: int = 4) -> Image.Image:

@@ -1,7 +1,8 @@
 """Measures a LoRA: how much closer do the pictures come to the training images than the base's, prompt by prompt?
 
-    python evaluate.py --base ../tiny_sd --guidance_scale 2.5 --measure style --lora ../runs/lora-custom \
-        --train_data_dir sample_data/artistic-custom/train --output_dir ../runs/lora-custom/evaluation
+    python evaluate.py --base ../tiny_sd --guidance_scale 1.5 --unconditional base --measure style \
+        --lora ../runs/lora-custom --train_data_dir sample_data/artistic-custom/train \
+        --output_dir ../runs/lora-custom/evaluation
 
 writes base/ and lora/ (the same prompts and seeds without and with the LoRA), generated/ (the LoRA's first picture of
 each prompt, for the report), grid.png (base and LoRA side by side) and metrics.json. --clip and --dino add the usual
@@ -113,6 +114,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
     parser.add_argument("--lora_scale", type=natural_float, default=1.0, help="how strong the LoRA is: 0 is the base")
     parser.add_argument(
+        "--unconditional",
+        choices=["lora", "base"],
+        default="lora",
+        help="whose guess for the empty prompt guidance compares with",
+    )
+    parser.add_argument(
         "--clip", default=None, metavar="MODEL", help="CLIP-T and CLIP-I by openai/clip-vit-large-patch14"
     )
     parser.add_argument("--dino", default=None, metavar="MODEL", help="DINO score by facebook/dino-vits16")
@@ -130,7 +137,7 @@ def draw_both(args: argparse.Namespace, pipeline: StableDiffusionPipeline) -> di
     prompts = [*args.prompts, *([args.class_prompt] if args.class_prompt else [])]
     load_lora(pipeline, args.lora, "lora")  # before anything is drawn: it may not fit
     pipeline.set_adapters("lora", args.lora_scale)
-    with_lora = draw(pipeline, prompts, args.num_seeds, settings)
+    with_lora = draw(pipeline, prompts, args.num_seeds, {**settings, "unconditional": args.unconditional})
     # And only then the base's: it is the same pipeline, and a part of the LoRA that stayed would make it look better.
     pipeline.unload_lora_weights()
     return {"base": draw(pipeline, prompts, args.num_seeds, settings), "lora": with_lora}
@@ -189,7 +196,8 @@ def main() -> None:
     print_table(means, moved, args.class_prompt)
     side_by_side(images["base"], images["lora"], args.num_seeds).save(args.output_dir / "grid.png")
     metrics = args.output_dir / "metrics.json"
-    settings = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "lora_scale")}
+    drawn_by = ("num_inference_steps", "guidance_scale", "lora_scale", "unconditional")
+    settings = {name: getattr(args, name) for name in drawn_by}
     figures = {"settings": settings, "prompts": args.prompts, "means": means, "scores": scores}
     if moved:
         figures["drift"] = {"prompt": args.class_prompt, "mean": mean(moved), "pictures": moved}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from drawing import generate, load_pipeline
+from finetune.model.sampler import sampling_scheduler
 from lora.files import load_lora
 from lora.model import KOHYA_FILE, WEIGHTS_FILE, LoraDenoiser, load_state, save_lora, save_state
 from made_loras import draw, random_lora
@@ -216,6 +217,33 @@ def test_a_picture_does_not_depend_on_what_it_is_drawn_with():
     difference = np.abs(np.asarray(together[1], int) - np.asarray(alone[0], int))
     assert difference.max() <= 1
     assert together[0].size == (128, 128)
+
+
+def test_guidance_may_compare_with_the_bases_own_guess_for_the_empty_prompt(tmp_path):
+    base, pipeline = load_pipeline(BASE), load_pipeline(BASE)
+    load_lora(pipeline, save_lora(random_lora(), tmp_path, kohya=False))  # also on the text encoder
+    whole = generate(pipeline, ["a cat"], [0], 3.0, 2)
+    drawn = generate(pipeline, ["a cat"] * 2, [0, 1], 3.0, 2, unconditional="base")
+    scheduler = sampling_scheduler(base.scheduler.config)
+    scheduler.set_timesteps(2)
+    latents = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (nothing, _), (text, _) = (
+            base.encode_prompt("", "cpu", 1, False),
+            pipeline.encode_prompt("a cat", "cpu", 1, False),
+        )
+        for timestep in scheduler.timesteps:
+            without = base.unet(latents, timestep, encoder_hidden_states=nothing).sample
+            with_lora = pipeline.unet(latents, timestep, encoder_hidden_states=text).sample
+            latents = scheduler.step(without + 3 * (with_lora - without), timestep, latents).prev_sample
+        pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample / 2 + 0.5
+    by_hand = pixels.clamp(0, 1).mul(255).round().squeeze(0).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(np.asarray(drawn[0], int) - by_hand).max() <= 1
+    assert np.abs(np.asarray(whole[0], int) - by_hand).max() > 10
+    # And the pipeline is as it was.
+    assert np.array_equal(generate(pipeline, ["a cat"], [0], 3.0, 2)[0], whole[0])
+    assert np.array_equal(generate(pipeline, ["a cat"], [0], 1.0, 2, unconditional="base")[0],
+                          generate(pipeline, ["a cat"], [0], 1.0, 2)[0])  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from closeness import means_of
-from drawing import PIXELS_AT_ONCE, images_at_once
+from drawing import PIXELS_AT_ONCE, generate, images_at_once, load_pipeline
 from finetune.model.base import BaseModelError
 from hub_metrics import clip_scores, dino_scores
 from hub_models import save_small_clip, save_small_dino
+from lora.files import load_lora
 from lora.model import save_lora, save_state
 from made_loras import random_lora
 from processes import ROOT, run_python
@@ -48,6 +49,7 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
         image.save(training / f"{i}.png")
     flags = ["--base", small_base(), "--lora", str(lora), "--measure", "style", "--train_data_dir", str(training)]
     flags += ["--prompts", "a cat", "gold circle", "--num_seeds", "2", "--num_inference_steps", "2"]
+    flags += ["--unconditional", "base"]
     run = run_python("evaluate.py", *flags, "--output_dir", tmp_path / "out", folder=TASK)
     assert run.returncode == 0, run.stderr
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -60,6 +62,10 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
         assert all((tmp_path / "out" / name / file).exists() for file in prompts)
     pictures = [np.asarray(Image.open(tmp_path / "out" / name / "0.png")) for name in ("base", "lora")]
     assert not np.array_equal(*pictures)
+    pipeline = load_pipeline(small_base(), torch.device("cpu"))
+    load_lora(pipeline, lora)
+    (by_hand,) = generate(pipeline, ["a cat"], [0], num_inference_steps=2, unconditional="base")
+    assert np.array_equal(by_hand, pictures[1])
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
 
 
