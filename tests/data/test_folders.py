@@ -23,7 +23,7 @@ from finetune.data.cache import Samples
 from finetune.data.files import Archive
 from finetune.setup import fail_clearly
 from folders import fill, list_in, picture
-from pictures import CaptionedImages, SubjectImages, training_images
+from pictures import CAPTIONS_COUNT, CaptionedImages, SubjectImages, training_images
 
 
 def style(folder: Path, **columns: str) -> CaptionedImages:
@@ -40,7 +40,8 @@ def controlnet_texts(folder: Path) -> list[str]:
 
 
 def subject_texts(folder: Path) -> list[str]:
-    return [prompt for prompt in SubjectImages(folder, "sks", with_captions=True).prompts if prompt != "sks"]
+    subject = SubjectImages(folder, "sks", with_captions=True)
+    return [prompt for prompt in subject.prompts if prompt != "sks"][::CAPTIONS_COUNT]
 
 
 every_training = pytest.mark.parametrize("texts_of", [style_texts, controlnet_texts, subject_texts])

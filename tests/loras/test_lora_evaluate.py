@@ -101,11 +101,11 @@ def test_the_classs_drift_is_measured_with_the_subject(which, least, lora, tmp_p
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert [len(results["scores"][name]["subject"]) for name in ("base", "lora")] == [2, 2], "no class among the scores"
     moved = results["drift"]["pictures"]
-    assert len(moved) == 2 and min(moved) >= least and (which == "random" or max(moved) == 0)
+    assert len(moved) == 6 and min(moved) >= least and (which == "random" or max(moved) == 0)
     assert f'drift of "a cat": {np.mean(moved):.0%} of the way to the subject' in run.stdout
     for name in ("class-base", "class-lora"):
         prompts = json.loads((tmp_path / "out" / name / "prompts.json").read_text())
-        assert prompts == {"0.png": "a cat", "1.png": "a cat"} and (tmp_path / "out" / name / "1.png").exists()
+        assert prompts == {f"{i}.png": "a cat" for i in range(6)} and (tmp_path / "out" / name / "5.png").exists()
 
 
 def evaluate_in_vain(lora, folder) -> str:

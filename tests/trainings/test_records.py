@@ -27,7 +27,7 @@ from finetune.model.cards import read_texts
 from finetune.objective import HeldOut, diffusion_loss, split_off, timestep_weights
 from finetune.run.records import Best, Record, commit, read_stats
 from metrics import chance, not_aligned_yet
-from pictures import CaptionedImages, SubjectImages
+from pictures import CAPTIONS_COUNT, CaptionedImages, SubjectImages
 from processes import BASE, assert_same, call, scalars
 
 SMALL = ["--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2", "--rank", "2"]
@@ -138,7 +138,7 @@ def test_held_out_pictures_are_not_trained_on_and_always_the_same(data):
         assert (len(rest), len(held_out)) == (6, 2), "both captions of a picture are on one side"
         assert not one & other and one | other == set(COLORS)
     rest, held_out = split_off(SubjectImages(data, "a sks wall", with_captions=True), 0.01)
-    assert len(held_out) == 3 and len({held_out.data.names[i] for i in held_out.indices}) == 1
+    assert len(held_out) == 1 + 2 * CAPTIONS_COUNT and len({held_out.data.names[i] for i in held_out.indices}) == 1
     with pytest.raises(ValueError, match="of 1 pictures leaves none"):
         split_off(CaptionedImages(None, str(data), "image", "text", max_samples=1), 0.5)
 
@@ -148,7 +148,7 @@ def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_p
     common = [*SMALL, "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1"]
     flags = ["--output_dir", str(tmp_path / "run"), "--validation_data_dir"]
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(data))
-    assert status == 1 and "holds what is trained on: 12 of its 12 samples" in said
+    assert status == 1 and "holds what is trained on: 28 of its 28 samples" in said
     Image.new("RGB", (64, 64), "pink").save(tmp_path / "other.png")
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(tmp_path))
     assert status == 0 and "Step 1: held-out loss" in said, said
