@@ -45,8 +45,8 @@ PROMPTS = {
 
 
 CLASS_PROMPTS = {"style": None, "subject": "a cat"}  # of the sample data: the subject's prompts, less the rare word
-# The class has so many times the seeds of a prompt: one cat of four that stands elsewhere, and is otherwise as it was, is
-# 17 % of the way by itself (2026-12-02).
+# The class has so many times the seeds of a prompt: one cat of four that stands elsewhere, and is otherwise as it was,
+# is 17 % of the way by itself (2026-12-02).
 CLASS_SEEDS = 3
 
 
