@@ -112,9 +112,10 @@ def readable_pictures(
 
 
 # How often a picture is shown with a caption, for each time without. The sample cat: once, and the plain prompt brought
-# the places of its pictures along (10 of 12 pictures are where their prompt says); three times, 12 of 12; never
-# without, 12 of 12, too, but marks in 17 of 20 pictures in place of 20 (2026-12-02, docs/log.md).
-CAPTIONS_COUNT = 3
+# the places of its pictures along (10 of 12 pictures are where their prompt says); twice and three times, 12 of 12, and
+# "a cat" moved by 15 and 22 %; never without, 12 of 12, too, but marks in 17 of 20 pictures in place of 20
+# (2026-12-02, docs/log.md).
+CAPTIONS_COUNT = 2
 
 
 class SubjectImages:
@@ -142,7 +143,7 @@ class SubjectImages:
         # The plain prompt first and always, or the rare word alone would not be learnt; with captions the place belongs
         # to other words than the subject's.
         for name in list(self.names):
-            own = captions.get(name, []) * CAPTIONS_COUNT
+            own = [text for text in captions.get(name, []) for _ in range(CAPTIONS_COUNT)]
             self.names += [name] * len(own)
             self.prompts += own
         contents = self.files.fingerprint(dict.fromkeys(self.names))
