@@ -103,7 +103,7 @@ PRESETS = {
     # of 12 in 8, 12 and 12 (one thread, 2026-12-01). On the present base, counted 6 times: 36 %, of twelve pictures 31,
     # marks in 20; 560 steps: 39 %, 17; 700 steps, 15 times: 26 %, 13 (2026-12-02). With a quarter of the class's
     # prompts empty, so that guidance still compares with the base's own pictures: 5 %, of twelve 7, marks in 19, right
-    # places of 12 in 10 (one thread, the same day). That, with each caption counted twice (pictures.py): of twelve 15 %,
+    # places of 12 in 10 (one thread, the same day). With each caption counted twice (pictures.py): of twelve 15 %,
     # marks in 20, right places in 12.
     "dreambooth-tiny": Preset(SUBJECT, "the sample cat on the embedded base", {
         **TINY_LORA, **CAT, "train_batch_size": 4, "max_train_steps": 800, "learning_rate": 1e-3,
