@@ -65,7 +65,7 @@ def test_the_program_writes_pictures_and_figures(lora, tmp_path):
     pipeline = load_pipeline(small_base(), torch.device("cpu"))
     load_lora(pipeline, lora)
     (by_hand,) = generate(pipeline, ["a cat"], [0], num_inference_steps=2, unconditional="base")
-    assert np.array_equal(by_hand, pictures[1])
+    assert np.abs(np.asarray(by_hand, int) - pictures[1]).max() <= 1
     assert Image.open(tmp_path / "out" / "grid.png").width > 4 * 64
 
 
@@ -203,16 +203,18 @@ def test_the_notebook_runs_headless(lora, monkeypatch):
         if cell.cell_type == "code":
             cell.outputs = []
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(TASK)}}).execute()
-    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 7
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 8
 
 
 def test_the_notebook_is_committed_with_the_outputs_of_a_good_run():
     shown = str(outputs(nbformat.read(NOTEBOOK, 4)))
-    assert shown.count("image/jpeg") == 7
+    assert shown.count("image/jpeg") == 8
     assert "site-packages" not in shown and "stderr" not in shown, "warnings name the machine's paths"
     style, subject = (
         [float(value) for value in found]
-        for found in re.findall(r"base\W+([0-9.]+)\W+lora\W+([0-9.]+)\W+true\W+([0-9.]+)", shown)
+        for found in re.findall(
+            r"base\W+([0-9.]+)\W+lora\W+([0-9.]+)\W+(?:against the base\W+[0-9.]+\W+)?true\W+([0-9.]+)", shown
+        )
     )
     assert style[1] <= style[0] / 2, "the style distance falls by half"
     assert subject[1] >= (subject[0] + subject[2]) / 2, "the subject score closes half of the way to the true pictures"
