@@ -79,8 +79,8 @@ def prepare_upload(args: argparse.Namespace) -> Upload | None:
     try:
         # Made before the training, as the only sure way to know that the token may: after hours it would be too late.
         repo_id = api.create_repo(name, exist_ok=True).repo_id
-        # Of a repository that is there already it only says that one may read it. Releases up to huggingface-hub 0.24
-        # cannot ask, later ones at first not for writing.
+        # Of a repository that is there already it only says that one may read it. Older
+        # releases of the library, as the course's, cannot ask.
         if hasattr(api, "auth_check") and "write" in inspect.signature(api.auth_check).parameters:
             api.auth_check(repo_id, write=True)
     except Exception as error:  # they have no common base class for what can go wrong
