@@ -37,9 +37,9 @@ class Numbers:
     train_flags: tuple[str, ...] = ()
     seed: int = 0
     # The overlap (IoU) of the five test conditions and of held-out ones together. Without ControlNet it is about 0.15.
-    # Measured after 700 steps on the base of 2026-12-01, eight seeds each, in bfloat16 on an AMD EPYC (2026-12-02,
-    # tests/grading/measurements/repeats.py): the right solution 0.87 to 0.91, one without the zero convolutions of TODO
-    # (3) 0.19 to 0.28. The limit lies half-way, and what is between them is seven times what seeds differ.
+    # Measured after 700 steps on the base of 2026-12-02, ten seeds each, in bfloat16 on an AMD EPYC (the same day,
+    # tests/grading/measurements/repeats.py): the right solution 0.86 to 0.90, one without the zero convolutions of TODO
+    # (3) 0.15 to 0.23. The limit lies half-way, and what is between them is eight times what seeds differ.
     held_out: int = 32  # two batches
     guidance_scale: float = 3.0  # what the embedded base's model card recommends
     least_iou: float = 0.55
