@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import os
 import pickle
@@ -99,8 +100,10 @@ def test_the_search_finds_what_it_is_for(tmp_path, monkeypatch):
 def in_use(path: Path) -> str | None:
     """What of it this process has open or mapped."""
     whole = os.path.realpath(path)
-    descriptors = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
-    held = [os.readlink(link) for link in descriptors if os.path.islink(link)]
+    held = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # another thread has closed it meanwhile: not held
+            held.append(os.readlink(os.path.join("/proc/self/fd", name)))
     with open("/proc/self/maps") as maps:
         held += [line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count("/") and len(line.split()) > 5]
     return next((name for name in held if name == whole or name.startswith(whole + os.sep)), None)
