@@ -58,10 +58,13 @@ def generate(
     num_inference_steps: int = 20,
     guidance_scale: float = 7.5,
     conditioning_scale: float = 1.0,
+    unconditional: str = "controlnet",
 ) -> list[Image.Image]:
     """One image for each condition and prompt, at the base model's size.
 
     Image i depends on `seed + i` and not on what shares its batch.
+    `unconditional`: whose guess for the empty prompt guidance compares with, ControlNet's and the base's or the base's
+    alone.
 
     Raises:
         DrawingError: if the model's numbers overflow.
@@ -85,6 +88,7 @@ def generate(
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 controlnet_conditioning_scale=conditioning_scale,
+                steer_unconditional=unconditional == "controlnet",
                 generator=generators,
                 output_type="np",
             ).images
@@ -264,6 +268,12 @@ def main() -> None:
     parser.add_argument("--num_conditions", type=natural_int, default=100, help="held-out conditions (0: none)")
     parser.add_argument("--num_inference_steps", type=sampling_steps, default=20)
     parser.add_argument("--guidance_scale", type=natural_float, default=7.5)
+    parser.add_argument(
+        "--unconditional",
+        choices=["controlnet", "base"],
+        default="controlnet",
+        help="whose guess for the empty prompt guidance compares with",
+    )
     parser.add_argument("--seed", type=seed_int, default=0)
     parser.add_argument("--output_dir", type=file_path, required=True)
     args = parser.parse_args()
@@ -279,6 +289,7 @@ def main() -> None:
         "seed": args.seed,
         "num_inference_steps": args.num_inference_steps,
         "guidance_scale": args.guidance_scale,
+        "unconditional": args.unconditional,
     }
     if args.edges:
         columns = (args.image_column, args.conditioning_image_column, args.caption_column)

@@ -116,11 +116,14 @@ def two_means(lab: np.ndarray, iterations: int = 20) -> np.ndarray:
     deviation = pixels - pixels.mean(0)
     axis = np.linalg.eigh(deviation.T @ deviation)[1][:, -1]
     along = deviation @ axis
-    centers = np.stack([pixels[along.argmin()], pixels[along.argmax()]])
+    centers, before = np.stack([pixels[along.argmin()], pixels[along.argmax()]]), None
     for _ in range(iterations):
         second = ((pixels - centers[1]) ** 2).sum(1) < ((pixels - centers[0]) ** 2).sum(1)
         if second.all() or not second.any():  # one colour: there is nothing to split
             break
+        if before is not None and np.array_equal(second, before):  # nothing would change any more
+            break
+        before = second
         centers = np.stack([pixels[~second].mean(0), pixels[second].mean(0)])
     return second.reshape(lab.shape[:2])
 

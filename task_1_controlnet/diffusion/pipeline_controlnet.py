@@ -57,6 +57,8 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         cross_attention_kwargs: for the UNet's attention processors; `{"scale": s}` scales LoRA's share.
         controlnet_conditioning_scale: a factor on the residuals, for all ControlNets or for each.
         guess_mode: steer only the conditional half of the guidance, the coarse features most; it needs no prompt.
+        steer_unconditional: False steers the conditional half only, all features alike (diffusers has no such
+            argument): what follows the condition is drawn out as what follows the prompt is, in less time.
         control_guidance_start, control_guidance_end: the part of the steps, within 0..1, in which ControlNet is
             heard, for all ControlNets or for each.
         clip_skip: how many of the text encoder's last layers are left out for the prompt (not the negative one).
@@ -98,7 +100,7 @@ class StableDiffusionControlNetPipeline(PipelineParts):
         output_type: str = "pil", return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
         controlnet_conditioning_scale: float | Sequence[float] = 1.0,
-        guess_mode: bool = False,
+        guess_mode: bool = False, steer_unconditional: bool = True,
         control_guidance_start: float | Sequence[float] = 0.0, control_guidance_end: float | Sequence[float] = 1.0,
         clip_skip: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -122,8 +124,8 @@ class StableDiffusionControlNetPipeline(PipelineParts):
 
         device, num_images = self._execution_device, num_prompts * num_images_per_prompt
         conditions, height, width = self.prepare_conditions(image, height, width, num_prompts, num_images)
-        strength = (controlnet_conditioning_scale, control_guidance_start, control_guidance_end, guess_mode)
-        steering = Steering(self.controlnet, conditions, *strength)
+        strength = (controlnet_conditioning_scale, control_guidance_start, control_guidance_end)
+        steering = Steering(self.controlnet, conditions, *strength, guess_mode, steer_unconditional)
         prompt_embeds, negative_prompt_embeds = self.embed_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )

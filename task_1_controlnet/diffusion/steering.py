@@ -54,7 +54,8 @@ class Steering:
         conditions: for each ControlNet (images, channels, height, width) in 0..1, on its device.
         scale, start, end: the factor on the residuals, and the part of the steps, within 0..1, in which a ControlNet is
             heard; a number for all ControlNets, or one for each.
-        guess_mode: only the conditional half of the guidance is steered.
+        guess_mode: only the conditional half of the guidance is steered, by the coarse features most.
+        steer_unconditional: whether without it the unconditional half is steered, too.
 
     Raises:
         ValueError: for numbers that are missing, too many, none, or no part of 0..1.
@@ -68,8 +69,10 @@ class Steering:
         start: float | Sequence[float],
         end: float | Sequence[float],
         guess_mode: bool,
+        steer_unconditional: bool,
     ) -> None:
         self.controlnet, self.nets, self.guess_mode = controlnet, nets_of(controlnet), guess_mode
+        self.conditional_half_only = guess_mode or not steer_unconditional
         self.conditions = conditions
         self.scales = per_controlnet("controlnet_conditioning_scale", scale, len(self.nets))
         self.starts = per_controlnet("control_guidance_start", start, len(self.nets))
@@ -99,8 +102,8 @@ class Steering:
             return None, None
         # Guidance draws out what the two halves of the batch differ by. Heard in one half only, ControlNet is a part of
         # that, counts `guidance_scale` times, and can steer without any prompt (Zhang et al., 2023, section 3.4).
-        conditional_half_only = self.guess_mode and guided
-        conditions = self.embed(repeats=2 if guided and not self.guess_mode else 1)
+        conditional_half_only = self.conditional_half_only and guided
+        conditions = self.embed(repeats=2 if guided and not conditional_half_only else 1)
         if conditional_half_only:
             sample, prompt_embeds = sample.chunk(2)[1], prompt_embeds.chunk(2)[1]  # (B, 4, H, W), (B, T, D)
         one = not hasattr(self.controlnet, "nets")

@@ -30,6 +30,7 @@ from small_bases import base_of_size, small_base
 
 spec = importlib.util.spec_from_file_location("evaluate_task_1", ROOT / "task_1_controlnet" / "evaluate.py")
 evaluate = importlib.util.module_from_spec(spec)  # by its path, as Task 2 has a program of the same name
+sys.modules[spec.name] = evaluate
 spec.loader.exec_module(evaluate)
 
 
@@ -55,6 +56,30 @@ def test_a_base_whose_size_is_a_pair_draws_as_one_with_a_number(tmp_path):
     for size in ((8, 16), None):
         with pytest.raises(BaseModelError, match="sample_size of .*, but pictures are drawn in squares"):
             evaluate.generate(load_pipeline(bases[size], net), *drawn)
+
+
+def test_the_flag_lets_the_base_alone_guess_for_the_empty_prompt(tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(small_base(), subfolder="unet")
+    net = ControlNetModel.from_unet(unet, [8] * 4)
+    for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight)
+    net.save_pretrained(tmp_path / "net")
+    # fmt: off
+    flags = ["--base", str(small_base()), "--controlnet", str(tmp_path / "net"), "--num_conditions", "0",
+             "--num_inference_steps", "2", "--output_dir", str(tmp_path)]
+    # fmt: on
+    drawn = {}
+    for name in ("controlnet", "base"):
+        status, said = call(evaluate.main, *flags, "--unconditional", name)
+        assert status == 0, said
+        assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["unconditional"] == name
+        drawn[name] = np.asarray(Image.open(tmp_path / "generated" / "0.png"))
+    conditions, prompts = load_test_data()
+    pipeline = load_pipeline(small_base(), tmp_path / "net")
+    for model in (pipeline.unet, pipeline.controlnet):  # as the program has it: other attention rounds otherwise
+        evaluate.use_fast_attention(model, pipeline.device)
+    alone = evaluate.generate(pipeline, conditions, prompts, num_inference_steps=2, unconditional="base")[0]
+    assert np.array_equal(drawn["base"], alone) and not np.array_equal(drawn["base"], drawn["controlnet"])
 
 
 def test_a_controlnet_that_is_not_there_or_of_another_base_is_named(tmp_path):

@@ -320,6 +320,34 @@ def test_fresh_controlnet_and_scale_0_draw_what_the_base_draws(pipelines, argume
     assert not np.array_equal(draw(ours, **arguments), without)
 
 
+def test_the_unconditional_guess_may_be_the_bases_alone(pipelines):
+    """As diffusers' models draw it in a loop by hand, whose two guesses are two calls."""
+    scheduler = diffusers.DDIMScheduler.from_config(pipelines[0].scheduler.config)
+    ours, theirs = (with_components(pipeline, scheduler=scheduler) for pipeline in pipelines)
+    prompt, empty = theirs.encode_prompt("red disc", "cpu", 1, True)
+    condition = theirs.prepare_image(picture(), SIZE, SIZE, 1, 1, "cpu", torch.float32)
+    latents = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=seeded())
+    scheduler.set_timesteps(3)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            down, mid = theirs.controlnet(latents, t, prompt, condition, 0.8, return_dict=False)
+            steered = theirs.unet(
+                latents, t, prompt, down_block_additional_residuals=down, mid_block_additional_residual=mid
+            ).sample
+            alone = theirs.unet(latents, t, empty).sample
+            latents = scheduler.step(alone + 3.0 * (steered - alone), t, latents).prev_sample
+    drawn = {"guidance_scale": 3.0, "controlnet_conditioning_scale": 0.8, "output_type": "latent"}
+    found = draw(ours, steer_unconditional=False, **drawn)
+    torch.testing.assert_close(found, latents, rtol=1e-4, atol=1e-4)
+    usual = draw(ours, **drawn)
+    assert (usual - found).abs().mean() > 0.01, "the argument changes nothing"
+
+
+def test_without_guidance_there_is_no_unconditional_guess(pipelines):
+    unguided = {"guidance_scale": 1.0}
+    assert np.array_equal(draw(pipelines[0], steer_unconditional=False, **unguided), draw(pipelines[0], **unguided))
+
+
 @pytest.mark.parametrize("which, calls", [("one", 4), ("two", 4), ("silent", 0)])
 def test_controlnet_is_called_once_a_step_and_not_where_it_is_silent(pipelines, pairs, which, calls):
     """PNDM takes 4 evaluations for 3 steps. Offloading moves what is called as a module, so the whole must be."""
@@ -557,8 +585,8 @@ def test_the_condition_is_embedded_once_for_all_steps(pipelines):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("guess_mode", [False, True])
-def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch, guess_mode):
+@pytest.mark.parametrize("halves", [{}, {"guess_mode": True}, {"steer_unconditional": False}])
+def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch, halves):
     counts = {}
     for name in ("unet", "controlnet"):
         for key, layer in getattr(pipelines[0], name).named_modules():
@@ -572,10 +600,10 @@ def test_the_text_is_projected_once_for_all_steps(pipelines, monkeypatch, guess_
         return forward(layer, x)
 
     monkeypatch.setattr(torch.nn.Linear, "forward", count)
-    draw(pipelines[0], num_inference_steps=3, guess_mode=guess_mode)
+    draw(pipelines[0], num_inference_steps=3, **halves)
     calls = sorted(counts.values())
     assert calls.count(1) == 2 * calls.count(max(calls)), "queries at each step, keys and values once"
-    draw(pipelines[0], num_inference_steps=3, guess_mode=guess_mode)
+    draw(pipelines[0], num_inference_steps=3, **halves)
     assert sorted(counts.values()) == [2 * n for n in calls], "a call must not see the text of the one before"
 
 
