@@ -5,7 +5,6 @@ What is right is found without our models, in `library_answers.py`.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_key import ForkedKey
 from library_answers import RIGHT, library
 from pypdf import PdfReader
 
@@ -25,7 +25,7 @@ from grading.handed_out.banners import TODOS
 from grading.questions import __main__ as program
 from grading.questions import key as key_program
 from grading.questions import sheet as sheets
-from grading.questions.drawing import Draw, draw_configuration
+from grading.questions.drawing import Configuration, Draw, draw_configuration
 from grading.questions.sheet import (
     QUESTIONS,
     Asked,
@@ -37,15 +37,16 @@ from grading.questions.sheet import (
 )
 from grading.questions.typeset import typeset
 from grading.starter.make import write_starter
+from processes import FORKS
 
 ROOT = Path(__file__).resolve().parents[3]
 FIFTY = [str(20240000 + 137 * i) for i in range(50)]
 
 
-def all_questions(student_id: str) -> Sheet:
-    """A sheet with every question there is."""
+def all_questions(student_id: str, configuration: Configuration | None = None) -> Sheet:
+    """A sheet with every question there is, about the id's own models or others."""
     key = ("", student_id)
-    configuration = draw_configuration(Draw(*key, "configuration"))
+    configuration = configuration or draw_configuration(Draw(*key, "configuration"))
     return Sheet(student_id, configuration, tuple(ask(question, key, configuration) for question in QUESTIONS.values()))
 
 
@@ -55,10 +56,22 @@ def all_questions(student_id: str) -> Sheet:
 
 @pytest.fixture(scope="module")
 def fifty() -> list[tuple[Sheet, list[str]]]:
-    """Every question of fifty ids, with the answers of the key, which is told them as its process is."""
-    every = [all_questions(student_id) for student_id in FIFTY]
-    answers = map(key_program.answer, json.loads(json.dumps(requests(every))))
-    return [(sheet, list(itertools.islice(answers, len(sheet.asked)))) for sheet in every]
+    """Every question drawn for fifty ids, with the answers of the key, which is told them as its process is.
+
+    Models are what takes the time: ids whose models have the same blocks and layers, of which the questions draw one,
+    share those of the first, one after the other; and what is asked twice is answered once.
+    """
+    alike: dict[tuple[Any, ...], Configuration] = {}
+    every, answers = [], {}
+    for student_id in FIFTY:
+        own = draw_configuration(Draw("", student_id, "configuration"))
+        every.append(all_questions(student_id, alike.setdefault((own.down_block_types, own.layers_per_block), own)))
+    every.sort(key=lambda sheet: str(sheet.configuration))  # the key keeps the models of the last two
+    for asked in requests(every):
+        told = json.dumps(asked)
+        if told not in answers:
+            answers[told] = key_program.answer(json.loads(told))
+    return [(sheet, [answers[json.dumps(asked)] for asked in requests([sheet])]) for sheet in every]
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -162,13 +175,12 @@ class Interrupted:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
         self.answered: list[tuple[Sheet, list[str]]] = []
-        self.started: list[subprocess.Popen] = []
-        original = subprocess.Popen
+        self.started: list[subprocess.Popen | ForkedKey] = []
+        start = ForkedKey if FORKS else subprocess.Popen
         patch.setattr(
-            subprocess, "Popen", lambda *args, **kw: self.started.append(original(*args, **kw)) or self.started[-1]
+            subprocess, "Popen", lambda *args, **kw: self.started.append(start(*args, **kw)) or self.started[-1]
         )
         patch.setattr(program, "typeset", self.typeset)
-        patch.setenv("PYTHONHASHSEED", "2")
         with pytest.raises(SystemExit) as stopped:
             call(patch, "--student-id", *IDS, "--answers", "--output", str(folder))
         self.message = str(stopped.value)
@@ -229,7 +241,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def test_the_program_writes_the_same_bytes_again(interrupted, tmp_path):
-    """With other hash seeds, of which `interrupted` has two: that of its key and this process's own."""
+    """With other hash seeds: `interrupted` has this process's own. Here also the key's process is a fresh Python."""
     ended = run(tmp_path, "--student-id", *IDS[:2], "--output", "1", "--answers", PYTHONHASHSEED="1")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [f"1/{i}{end}.pdf" for i in IDS[:2] for end in ("", "-answers")]
@@ -293,6 +305,8 @@ def starter(tmp_path_factory) -> Path:
 
 def test_without_the_solution_there_is_no_key(starter, tmp_path, monkeypatch):
     monkeypatch.setattr(sheets, "TASK_1", starter / "task_1_controlnet")
+    if FORKS:
+        monkeypatch.setattr(subprocess, "Popen", ForkedKey)
     with pytest.raises(SystemExit) as caught:
         call(monkeypatch, "--student-id", "20241234", "--answers", "--output", str(tmp_path / "out"))
     message = str(caught.value)
