@@ -24,6 +24,7 @@ from pictures import CaptionedImages, Joined, SubjectImages, Variants
 from processes import BASE, Program, assert_same, losses, wait_for
 from small_bases import small_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the forked processes
 SMALL = [
     "--resolution", "64", "--train_batch_size", "2",
     "--gradient_accumulation_steps", "2", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--rank", "2",
@@ -394,8 +395,8 @@ def test_a_killed_lora_training_gives_the_same_weights(lora, straight, tmp_path)
 
 def test_cached_and_uncached_lora_training_are_the_same(lora, tmp_path):
     flags = ("--max_train_steps", "6", "--proportion_empty_prompts", "0.3", "--noise_offset", "0.1")
-    lora.train(tmp_path / "cached", *flags)
-    lora.train(tmp_path / "uncached", *flags, "--no_cache")
+    lora.train_here(tmp_path / "cached", *flags)
+    lora.train_here(tmp_path / "uncached", *flags, "--no_cache")
     assert losses(tmp_path / "uncached") == pytest.approx(losses(tmp_path / "cached"), rel=1e-4)
 
 
@@ -419,7 +420,7 @@ def test_compiled_training_loses_the_same(lora, base_that_compiles_fast, tmp_pat
     flags = (*base, "--max_train_steps", "4", "--checkpointing_steps", "1")
     output = lora.train(tmp_path / "compiled", *flags, "--compile").stdout
     assert "Compiling: the first step takes" in output
-    lora.train(tmp_path / "plain", *flags)
+    lora.train_here(tmp_path / "plain", *flags)
     assert len(losses(tmp_path / "plain")) == 4
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
@@ -429,7 +430,7 @@ def test_clipping_clips(lora, tmp_path):
     flags = ("--max_train_steps", "2", "--lr_scheduler", "constant")
     largest = {}
     for norm in ("1.0", "1e-14"):
-        lora.train(tmp_path / norm, *flags, "--max_grad_norm", norm)
+        lora.train_here(tmp_path / norm, *flags, "--max_grad_norm", norm)
         weights = load_file(tmp_path / norm / WEIGHTS_FILE)
         largest[norm] = max(tensor.abs().max().item() for name, tensor in weights.items() if ".lora_B." in name)
     assert largest["1.0"] > 1e-4 and largest["1e-14"] < 1e-6
@@ -437,8 +438,8 @@ def test_clipping_clips(lora, tmp_path):
 
 def test_pictures_during_training_change_nothing(lora, tmp_path):
     flags = ("--max_train_steps", "4", "--validation_epochs", "1", "--num_validation_images", "2")
-    lora.train(tmp_path / "without", *flags)
-    lora.train(tmp_path / "with", *flags, "--validation_prompt", "gold circle")
+    lora.train_here(tmp_path / "without", *flags)
+    lora.train_here(tmp_path / "with", *flags, "--validation_prompt", "gold circle")
     assert_same(load_file(tmp_path / "with" / WEIGHTS_FILE), load_file(tmp_path / "without" / WEIGHTS_FILE))
     pictures = sorted((tmp_path / "with" / "validation").iterdir())
     assert [path.name for path in pictures] == ["step-000002.png", "step-000004.png"]
@@ -468,7 +469,7 @@ def test_dreambooth_draws_the_missing_class_images_and_resumes(subject_folder, t
     missing = classes / "class-0001.png"
     was = np.asarray(Image.open(missing), int)
     missing.unlink()
-    program.train(tmp_path / "c", "--max_train_steps", "1")
+    program.train_here(tmp_path / "c", "--max_train_steps", "1")
     assert np.abs(np.asarray(Image.open(missing), int) - was).max() <= 1  # drawn alone, it may be rounded otherwise
     assert all((classes / name).read_bytes() == before[name] for name in before if name != missing.name)
 
@@ -481,7 +482,7 @@ def test_the_prior_counts_as_much_as_it_is_told(subject_folder, tmp_path):
         "--num_class_images", "2", "--max_train_steps", "1", "--gradient_accumulation_steps", "1",
     ], small_base)  # fmt: skip
     for weight in ("0", "1", "3"):
-        program.train(tmp_path / weight, "--prior_loss_weight", weight)
+        program.train_here(tmp_path / weight, "--prior_loss_weight", weight)
     none, one, three = (losses(tmp_path / weight)[0] for weight in ("0", "1", "3"))
     assert three - none == pytest.approx(3 * (one - none), rel=1e-3)
     assert one > none > 0
@@ -497,7 +498,7 @@ def test_the_prior_may_keep_what_the_base_predicts(subject_folder, tmp_path):
     found = {}
     for steps in ("1", "2"):
         for weight in ("0", "3"):
-            program.train(tmp_path / steps / weight, "--prior_loss_weight", weight, "--max_train_steps", steps)
+            program.train_here(tmp_path / steps / weight, "--prior_loss_weight", weight, "--max_train_steps", steps)
             found[steps, weight] = losses(tmp_path / steps / weight)[0]
     assert found["1", "3"] == pytest.approx(found["1", "0"], rel=1e-6)
     assert found["2", "3"] > found["2", "0"] * (1 + 1e-6)
@@ -513,7 +514,7 @@ def test_beside_a_subject_only_the_class_loses_its_prompt(subject_folder, tmp_pa
     found = {}
     for subject, its_class in (("a sks circle", "a circle"), ("a sks circle", "a square"), ("a house", "a circle")):
         folder = tmp_path / f"{subject} of {its_class}"
-        program.train(folder, "--instance_prompt", subject, "--class_prompt", its_class)
+        program.train_here(folder, "--instance_prompt", subject, "--class_prompt", its_class)
         found[subject, its_class] = losses(folder)
     assert found["a sks circle", "a square"] == found["a sks circle", "a circle"]
     assert found["a house", "a circle"] != found["a sks circle", "a circle"]

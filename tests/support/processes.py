@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from finetune.setup import fail_clearly
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = str(ROOT / "tiny_sd")
+WRAPPERS = ROOT / "tests" / "support" / "wrappers"
 # What has used a GPU cannot be forked, and on other systems PyTorch's libraries cannot.
 FORKS = sys.platform == "linux" and not torch.cuda.is_available()
 
@@ -138,13 +140,47 @@ def run_two(*arguments: str | Path, folder: Path, environment: dict[str, str] | 
         start_python(*arguments, folder=folder, stderr=False, environment={**told, "RANK": rank, "LOCAL_RANK": rank})
         for rank in ("0", "1")
     ]
+    return end_well(processes)
+
+
+def end_well(processes: Sequence[subprocess.Popen | Forked]) -> str:
+    """All that they say to their ends, which must be good ones."""
     try:
         said = [process.communicate(timeout=600)[0].decode() for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert not any(process.returncode for process in processes), said
     return "".join(said)
+
+
+def launch_two(launcher: Sequence[str], program: Program, output_dir: Path, *flags: str) -> str:
+    """The program in two processes, with the arguments and the environment that a launcher gives those it starts.
+
+    Its own would import PyTorch for seconds, so they wait, as `wrappers/launched.py`, while forked ones train.
+    """
+    with tempfile.TemporaryDirectory(prefix="launched-") as folder:
+        arguments = (WRAPPERS / "launched.py", folder, *program.arguments(output_dir, flags))
+        started = start_python(
+            *launcher, *arguments, folder=program.folder, environment=program.environment, stderr=False
+        )
+        try:
+            asked_for = [Path(folder) / f"{rank}.json" for rank in range(2)]
+            for file in asked_for:
+                wait_for(file, started)
+            processes = []
+            for file in asked_for:
+                asked = json.loads(file.read_text())
+                processes.append(
+                    start_python(
+                        *asked["arguments"], folder=asked["folder"], environment=asked["environment"], stderr=False
+                    )
+                )
+            said = end_well(processes)
+            (Path(folder) / "done").touch()
+            return said + end_well([started])
+        finally:
+            started.kill()
 
 
 class Program:
@@ -174,6 +210,17 @@ class Program:
         run = self.run(output_dir, *flags)
         assert run.returncode == 0, run.stdout + run.stderr
         return run
+
+    def run_here(self, output_dir: Path, *flags: str) -> tuple[int, str]:
+        """As `run`, in this process, for what needs no other: its exit status, and all it said."""
+        main = importlib.import_module(Path(self.script).stem).main
+        return call(main, *self.arguments(output_dir, flags)[1:])
+
+    def train_here(self, output_dir: Path, *flags: str) -> str:
+        """As `train`, in this process, for what needs no other; all it said."""
+        status, said = self.run_here(output_dir, *flags)
+        assert status == 0, said
+        return said
 
     def start(self, output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
         """In the background, with all that it says in `stdout`."""

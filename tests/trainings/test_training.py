@@ -23,11 +23,10 @@ from finetune.flags import Plan
 from finetune.model.cards import read_texts
 from finetune.run import checkpoints
 from finetune.training_loop import Training
-from processes import ROOT, Program, assert_same, losses, run_python, run_two, wait_for
+from processes import ROOT, WRAPPERS, Program, assert_same, launch_two, losses, run_python, run_two, wait_for
 from small_bases import small_base
 
 # Small, float32 and without validation: a run takes a second.
-WRAPPERS = ROOT / "tests" / "support" / "wrappers"
 PROGRAM = Program("task_1_controlnet", "train.py", [
     "--dataset_name", "rendered", "--resolution", "64",
     "--max_train_samples", "24", "--train_batch_size", "2", "--gradient_accumulation_steps", "2",
@@ -35,7 +34,8 @@ PROGRAM = Program("task_1_controlnet", "train.py", [
     "--validation_steps", "0", "--proportion_empty_prompts", "0.5",
     "--new_layers_lr_ratio", "5",
 ], small_base)  # fmt: skip
-train, start = PROGRAM.train, PROGRAM.start
+train, train_here, start = PROGRAM.train, PROGRAM.train_here, PROGRAM.start
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the forked processes, whose weights are compared to the bit
 
 
 def weights(output_dir: Path, folder: str = "controlnet") -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def test_new_layers_have_a_rate_of_their_own_and_the_schedule_of_all(straight):
 def test_a_run_that_goes_on_elsewhere_with_another_ratio_trains_by_that_one(straight, tmp_path):
     """And not by the one that the checkpoint's optimiser knows."""
     flags = ("--max_train_steps", "12", "--checkpointing_steps", "7", "--new_layers_lr_ratio", "2")
-    said = train(tmp_path, *flags, "--resume_from_checkpoint", str(straight / "checkpoint-6")).stdout
+    said = train_here(tmp_path, *flags, "--resume_from_checkpoint", str(straight / "checkpoint-6"))
     assert "Note: --new_layers_lr_ratio was 5.0, is 2.0" in said
     optimizer = torch.load(tmp_path / "checkpoint-7" / "optimizer.bin", weights_only=True)
     usual, new = ((group["lr_ratio"], group["lr"]) for group in optimizer["param_groups"])
@@ -93,11 +93,10 @@ def test_a_run_that_goes_on_elsewhere_with_another_ratio_trains_by_that_one(stra
 
 def test_going_on_elsewhere_with_another_embedding_says_which_it_was(straight, tmp_path):
     flags = ("--resume_from_checkpoint", str(straight / "checkpoint-6"), "--conditioning_channels", "4", "4", "4", "8")
-    run = PROGRAM.run(tmp_path, "--max_train_steps", "12", *flags)
-    assert run.returncode != 0 and "has --conditioning_channels 8 8 8 8." in run.stderr
-    assert "Traceback" not in run.stderr
+    status, said = PROGRAM.run_here(tmp_path, "--max_train_steps", "12", *flags)
+    assert status != 0 and "has --conditioning_channels 8 8 8 8." in said
     start = ("--controlnet_model_name_or_path", str(straight / "controlnet"), *flags[2:])
-    said = train(tmp_path, "--max_train_steps", "1", *start).stdout
+    said = train_here(tmp_path, "--max_train_steps", "1", *start)
     assert "--conditioning_channels counts for nothing, as the ControlNet to start from has 8 8 8 8." in said
 
 
@@ -109,14 +108,14 @@ def test_another_number_of_widths_than_the_base_takes_is_said_before_anything_is
         (("--conditioning_channels", "8", "8"), "--conditioning_channels has 2 widths."),
         (("--controlnet_model_name_or_path", str(tmp_path / "narrow")), "to start from has 3 widths."),
     ):
-        run = PROGRAM.run(tmp_path / "run", "--max_train_steps", "1", *flags)
-        assert run.returncode != 0 and which in run.stderr and "one latent of 8 px, which takes 4." in run.stderr
-        assert "Traceback" not in run.stderr and not (tmp_path / "run" / "cache").exists()
+        status, said = PROGRAM.run_here(tmp_path / "run", "--max_train_steps", "1", *flags)
+        assert status != 0 and which in said and "one latent of 8 px, which takes 4." in said
+        assert not (tmp_path / "run" / "cache").exists()
 
 
 def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
     earlier = tmp_path / "earlier"
-    train(earlier, "--max_train_steps", "1", "--new_layers_lr_ratio", "1")
+    train_here(earlier, "--max_train_steps", "1", "--new_layers_lr_ratio", "1")
     for file in (earlier / "run.json", earlier / "checkpoint-1" / "trainer_state.json"):
         content = json.loads(file.read_text())
         del content["settings"]["new_layers_lr_ratio"]
@@ -127,11 +126,12 @@ def test_a_run_of_a_release_without_the_ratio_does_not_go_on_with_one(tmp_path):
     del group["lr_ratio"]
     torch.save(optimizer, checkpoint / "optimizer.bin")
     flags = ("--max_train_steps", "2", "--resume_from_checkpoint", str(checkpoint))
-    here, elsewhere = PROGRAM.run(earlier, *flags), PROGRAM.run(tmp_path / "elsewhere", *flags)
-    assert here.returncode != 0 and "--new_layers_lr_ratio was 1.0, is 5.0" in here.stderr
-    assert elsewhere.returncode != 0 and "give --new_layers_lr_ratio 1, or begin with its weights" in elsewhere.stderr
-    train(tmp_path / "elsewhere", *flags, "--new_layers_lr_ratio", "1")
-    train(earlier, *flags, "--new_layers_lr_ratio", "1")
+    status, said = PROGRAM.run_here(earlier, *flags)
+    assert status != 0 and "--new_layers_lr_ratio was 1.0, is 5.0" in said
+    status, said = PROGRAM.run_here(tmp_path / "elsewhere", *flags)
+    assert status != 0 and "give --new_layers_lr_ratio 1, or begin with its weights" in said
+    train_here(tmp_path / "elsewhere", *flags, "--new_layers_lr_ratio", "1")
+    train_here(earlier, *flags, "--new_layers_lr_ratio", "1")
 
 
 def test_killed_and_resumed_gives_the_same_weights_to_the_bit(straight, tmp_path):
@@ -161,25 +161,25 @@ def test_a_signal_saves_and_stops_cleanly(straight, tmp_path, number):
 
 
 def test_latest_never_picks_an_unfinished_checkpoint(straight, tmp_path):
-    train(tmp_path, "--max_train_steps", "6", "--checkpointing_steps", "3")
+    train_here(tmp_path, "--max_train_steps", "6", "--checkpointing_steps", "3")
     (tmp_path / ".checkpoint-9.tmp").mkdir()
     (tmp_path / "checkpoint-99").mkdir()  # a folder without the file that is written last
-    output = train(
+    said = train_here(
         tmp_path, "--max_train_steps", "9", "--checkpointing_steps", "3", "--resume_from_checkpoint", "latest"
     )
-    assert "checkpoint-6, step 6 of 9" in output.stdout
+    assert "checkpoint-6, step 6 of 9" in said
     assert not (tmp_path / ".checkpoint-9.tmp").exists()
 
 
 def test_a_finished_run_says_what_it_reuses(straight):
     before = weights(straight)
-    output = train(straight, "--max_train_steps", "12", "--resume_from_checkpoint", "latest").stdout
+    output = train_here(straight, "--max_train_steps", "12", "--resume_from_checkpoint", "latest")
     assert "is finished, at step 12: nothing was trained" in output and "Reusing the encodings" in output
     assert_same(weights(straight), before)
 
 
 def test_cached_and_uncached_training_are_the_same(straight, tmp_path):
-    train(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "6", "--no_cache")
+    train_here(tmp_path, "--max_train_steps", "12", "--checkpointing_steps", "6", "--no_cache")
     # Encoded in other batches, the latents differ in the last bits, and Adam makes more of it with each step.
     assert losses(tmp_path)[0] == pytest.approx(losses(straight)[0], rel=1e-4)
     assert losses(tmp_path) == pytest.approx(losses(straight), rel=1e-3)
@@ -198,8 +198,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(tmp_pa
 def test_pictures_that_are_not_finite_are_neither_shown_nor_scored(straight, tmp_path):
     """Guidance beyond all measure stands for weights beyond it: of what overflows the library makes black pictures."""
     flags = ("--validation_steps", "1", "--validation_guidance_scale", "1e38")
-    run = train(tmp_path, "--max_train_steps", "2", *flags)
-    assert "Step 1: The pictures have values that are not finite" in run.stdout and weights(tmp_path)
+    said = train_here(tmp_path, "--max_train_steps", "2", *flags)
+    assert "Step 1: The pictures have values that are not finite" in said and weights(tmp_path)
     assert not (tmp_path / "validation").exists()
     evaluation = run_python(
         "evaluate.py", "--controlnet", straight / "controlnet", "--base", small_base(), "--num_conditions", "1",
@@ -246,10 +246,15 @@ def test_a_disk_that_is_full_when_the_checkpoint_reaches_it_is_reported(tmp_path
 def test_train_sh_without_a_gpu_says_what_to_do(tmp_path):
     if is_gpu(pick_device()):
         pytest.skip("this machine has a GPU")
-    environment = {**PROGRAM.environment, "OUTPUT_DIR": str(tmp_path), "PYTHON": sys.executable}
-    run = subprocess.run(
-        ["sh", "train.sh"], cwd=PROGRAM.folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    # What the script calls to train is called forked: Python itself would import PyTorch for seconds.
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh\n[ "$1" = -c ] && exec '{sys.executable}' "$@"\nprintf '%s\\n' "$@"\n""")
+    python.chmod(0o755)
+    environment = {**PROGRAM.environment, "OUTPUT_DIR": str(tmp_path / "run"), "PYTHON": str(python)}
+    called = subprocess.run(
+        ["sh", "train.sh"], cwd=PROGRAM.folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
+    run = run_python(*called, folder=PROGRAM.folder, environment=environment, timeout=120)
     assert run.returncode != 0
     assert "needs a GPU" in run.stderr and "tiny_sd" in run.stderr and "Traceback" not in run.stderr
 
@@ -268,7 +273,7 @@ TOGETHER = ("--max_train_steps", "3", "--checkpointing_steps", "2")
 def alone(tmp_path_factory) -> Path:
     """What two processes have to come to: a run of one that sees their batches as a whole."""
     output_dir = tmp_path_factory.mktemp("alone")
-    train(output_dir, *TOGETHER, "--train_batch_size", "4")
+    train_here(output_dir, *TOGETHER, "--train_batch_size", "4")
     return output_dir
 
 
@@ -312,7 +317,7 @@ joins_on_cpu = hasattr(torch.cpu, "set_device")
 @pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
 def test_two_processes_train_together_and_resume(tmp_path, alone, launcher):
     """As they are started on GPUs, on one CPU."""
-    assert_trains_as_one(started_by(*launcher).train, in_two_processes, tmp_path, alone)
+    assert_trains_as_one(partial(launch_two, launcher, PROGRAM), in_two_processes, tmp_path, alone)
     state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["settings"]["samples_per_step"] == 8
 
@@ -359,7 +364,7 @@ def test_checkpoints_hold_a_controlnet_that_loads(straight):
 
 
 def test_the_best_controlnet_says_of_itself_what_the_last_one_does(tmp_path):
-    train(tmp_path, "--max_train_steps", "1", "--validation_split", "0.1")
+    train_here(tmp_path, "--max_train_steps", "1", "--validation_split", "0.1")
     files = (tmp_path / folder / "controlnet" / "diffusion_pytorch_model.safetensors" for folder in ("best", ""))
     best, last = map(read_texts, files)
     assert best == last and best["ss_steps"] == "1"
