@@ -121,7 +121,7 @@ def two_means(lab: np.ndarray, iterations: int = 20) -> np.ndarray:
         second = ((pixels - centers[1]) ** 2).sum(1) < ((pixels - centers[0]) ** 2).sum(1)
         if second.all() or not second.any():  # one colour: there is nothing to split
             break
-        if before is not None and np.array_equal(second, before):  # nothing would change any more
+        if np.array_equal(second, before):  # nothing would change any more
             break
         before = second
         centers = np.stack([pixels[~second].mean(0), pixels[second].mean(0)])

@@ -83,9 +83,9 @@ def caption_of(metrics: dict[str, Any] | None) -> str:
         for name, key in (("sampling steps", "num_inference_steps"), ("guidance", "guidance_scale"), ("seed", "seed"))
         if (value := figure(metrics, "settings", key)) is not None
     ]
-    if isinstance(metrics, dict) and isinstance(metrics.get("settings"), dict):
-        if metrics["settings"].get("unconditional") == "base":
-            settings.append("against the base’s own guess")
+    drawn_by = metrics.get("settings") if isinstance(metrics, dict) else None
+    if isinstance(drawn_by, dict) and drawn_by.get("unconditional") == "base":
+        settings.append("against the base’s own guess")
     caption = "The five test conditions, and what the trained ControlNet drew"
     caption += f" ({', '.join(settings)}). " if settings else ". "
     caption += (

@@ -22,6 +22,7 @@ from pypdf import PdfReader
 
 from grading.report import typeset as program
 from grading.report.pictures import KEPT_SIDE, list_pictures, open_picture
+from grading.report.scores import caption_of
 from grading.report.typeset import make_report
 from grading.report.words import KEYS, ReportError, flatten, parse, tomllib
 
@@ -83,6 +84,14 @@ def draw_runs(folder: Path) -> None:
 def write_metrics(folder: Path, scores: Any) -> None:
     metrics = {"settings": {"seed": 7}, "test": {"mean_iou": 0.93}, "test_scores": scores}
     (folder / "runs" / "demo" / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_the_caption_says_against_whose_guess_was_drawn():
+    """Figures that were drawn one way are not to be compared with the other's."""
+    for name, said in (("base", True), ("controlnet", False)):
+        caption = caption_of({"settings": {"guidance_scale": 1.5, "unconditional": name}})
+        assert "guidance 1.5" in caption and ("against the base’s own guess" in caption) == said
+    assert "(" not in caption_of({"settings": None}).split(". ")[0]
 
 
 def write_words(folder: Path, changes: dict[str, Any] | None = None) -> Path:
