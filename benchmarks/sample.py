@@ -3,18 +3,22 @@
     python benchmarks/sample.py                      # the embedded base and a ControlNet on it
     python benchmarks/sample.py --size sd14          # Stable Diffusion 1.4's size with random weights: a GPU's work
 
-Both are timed in turn, so that what else the machine does hits both. The images must be equal, or the run fails.
+Each has a process of its own, and they draw in turn, so that what else the machine does hits both. The images must be
+equal, or the run fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import time
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Iterator
 
 import diffusers
 import numpy as np
@@ -28,12 +32,13 @@ from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
 from finetune.argument_types import positive_int, sampling_steps
-from finetune.devices import drawing_dtype, is_gpu
+from finetune.devices import drawing_dtype, is_gpu, keep_freed_memory
 from finetune.model.dtypes import cast
 from finetune.model.sampler import sampling_scheduler
 
 
 def ours(models: Models) -> StableDiffusionControlNetPipeline:
+    keep_freed_memory(pick_device())  # as our programs do before they load a pipeline
     parts = copy_as(UNet2DConditionModel, models.unet), copy_as(ControlNetModel, models.controlnet)
     return assemble(StableDiffusionControlNetPipeline, *parts, models)
 
@@ -57,28 +62,59 @@ def assemble(pipeline_class: type, unet: torch.nn.Module, controlnet: torch.nn.M
     return pipeline.to(device)
 
 
-def compare(size: str, batch_size: int, num_inference_steps: int, repeats: int) -> dict[str, Any]:
-    """Seconds an image of both, their ratios, and the largest difference between their images, in turn as above."""
-    models = build_models(size)
-    condition = torch.rand(batch_size, 3, models.resolution, models.resolution)
-    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": 3.0, "output_type": "np"}
+PIPELINES = {"library": library, "ours": ours}
 
-    def draw(pipeline: Callable) -> tuple[np.ndarray, float]:
+
+def serve(connection: Connection, name: str, size: str, batch_size: int, num_inference_steps: int) -> None:
+    """Draws whenever it is asked, until it is told to end: sends the images, and the seconds that one took."""
+    models = build_models(size)
+    torch.manual_seed(0)
+    condition = torch.rand(batch_size, 3, models.resolution, models.resolution)
+    pipeline = PIPELINES[name](models)
+    settings = {"num_inference_steps": num_inference_steps, "guidance_scale": 3.0, "output_type": "np"}
+    while connection.recv():
         generator = torch.Generator().manual_seed(0)
         start = time.perf_counter()
         images = pipeline(["gold circle"] * batch_size, condition, generator=generator, **settings).images
-        return images, time.perf_counter() - start
+        connection.send((images, (time.perf_counter() - start) / batch_size))
 
-    pipelines = {"library": library(models), "ours": ours(models)}
-    images = {name: draw(pipeline)[0] for name, pipeline in pipelines.items()}  # and warms up
-    seconds = {name: [] for name in pipelines}
-    for _ in range(repeats):
-        for name, pipeline in pipelines.items():
-            seconds[name].append(draw(pipeline)[1] / batch_size)
+
+@contextmanager
+def process_of(name: str, *settings: Any) -> Iterator[Connection]:
+    """A process that serves this pipeline: one allocator's habits must not be the other's, too."""
+    context = multiprocessing.get_context("spawn")
+    own, its = context.Pipe()
+    process = context.Process(target=serve, args=(its, name, *settings), daemon=True)
+    process.start()
+    its.close()  # else its end would not be seen here
+    yield own
+    own.send(False)
+    process.join()
+
+
+def draw(connection: Connection) -> tuple[np.ndarray, float]:
+    """Raises RuntimeError if the process has ended: what it said stands above."""
+    connection.send(True)
+    try:
+        return connection.recv()
+    except EOFError:
+        raise RuntimeError("a process that draws has failed") from None
+
+
+def compare(size: str, batch_size: int, num_inference_steps: int, repeats: int) -> dict[str, Any]:
+    """Seconds an image of both, their ratios, and the largest difference between their images, in turn as above."""
+    settings = size, batch_size, num_inference_steps
+    with process_of("library", *settings) as of_library, process_of("ours", *settings) as of_ours:
+        processes = {"library": of_library, "ours": of_ours}
+        images = {name: draw(process)[0] for name, process in processes.items()}  # and warms up
+        seconds = {name: [] for name in processes}
+        for _ in range(repeats):
+            for name, process in processes.items():
+                seconds[name].append(draw(process)[1])
     return {
         "device": device_name(),
         "size": size,
-        "resolution": models.resolution,
+        "resolution": images["ours"].shape[1],
         "num_inference_steps": num_inference_steps,
         "batch_size": batch_size,
         "seconds_an_image": seconds,

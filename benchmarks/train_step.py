@@ -93,6 +93,7 @@ class Step:
         if self.task == "controlnet" and self.recipe.own:
             unet = copy_as(UNet2DConditionModel, unet)
         if self.recipe.own:
+            devices.keep_freed_memory(self.device)
             place_frozen(unet, self.accelerator)
             use_fast_attention(unet, self.device)
         else:

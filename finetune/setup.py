@@ -19,7 +19,17 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_s
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.modeling_utils import ModelMixin
 
-from .devices import GPUS, HALF, bf16_is_fast, device_name, fast_precision, is_gpu, pick_device, takes
+from .devices import (
+    GPUS,
+    HALF,
+    bf16_is_fast,
+    device_name,
+    fast_precision,
+    is_gpu,
+    keep_freed_memory,
+    pick_device,
+    takes,
+)
 from .model.base import EMBEDDED_BASE, BaseModelError
 from .model.dtypes import cast
 from .model.single_file import SUFFIXES, is_single_file
@@ -225,6 +235,7 @@ def start_accelerator(args: argparse.Namespace, name: str) -> Accelerator:
             "`python` alone, without torchrun, accelerate launch or mpirun."
         )
     require_one_folder(accelerator, args.output_dir)
+    keep_freed_memory(accelerator.device)
     if args.report_to != "none":
         logs.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers(name, flags_for_trackers(args), {"wandb": {"dir": str(logs)}})

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel
 
 from examples import draw_grid, load_test_data
 from finetune.argument_types import file_path, name_or_path, natural_float, sampling_steps, seed_int
-from finetune.devices import drawing_dtype, pick_device
+from finetune.devices import drawing_dtype, keep_freed_memory, pick_device
 from finetune.model.base import load_part
 from finetune.model.dtypes import dtype_argument
 from finetune.model.single_file import as_folder
@@ -37,6 +37,7 @@ def main() -> None:
     args.base = as_folder(args.base)
 
     device = pick_device()
+    keep_freed_memory(device)
     dtype = drawing_dtype(device)
     text_encoder = load_part(CLIPTextModel, args.base, "text_encoder", dtype)
     argument = dtype_argument(StableDiffusionPipeline, dtype)

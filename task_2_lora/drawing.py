@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from finetune.devices import drawing_dtype, pick_device
+from finetune.devices import drawing_dtype, keep_freed_memory, pick_device
 from finetune.model.base import BaseModel, drawn_size, load_part
 from finetune.model.dtypes import dtype_argument
 from finetune.model.sampler import DrawingError, as_pictures, sampling_scheduler
@@ -30,6 +30,7 @@ def load_pipeline(base: str, device: torch.device | None = None) -> StableDiffus
         BaseModelError: if the base model cannot be loaded.
     """
     device = device or pick_device()
+    keep_freed_memory(device)
     dtype = drawing_dtype(device)
     # In this precision whatever the file holds; by itself the pipeline would take it as it comes in some releases.
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)

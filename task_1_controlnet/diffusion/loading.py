@@ -10,7 +10,7 @@ import torch
 from diffusion.controlnet import ControlNetModel
 from diffusion.pipeline_controlnet import StableDiffusionControlNetPipeline
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
-from finetune.devices import drawing_dtype, pick_device
+from finetune.devices import drawing_dtype, keep_freed_memory, pick_device
 from finetune.model.base import BaseModelError, load_part
 from finetune.model.sampler import sampling_scheduler
 from finetune.setup import looks_local
@@ -73,6 +73,7 @@ def load_pipeline(
         BaseModelError: if the base model or the ControlNet cannot be loaded.
     """
     device = device or pick_device()
+    keep_freed_memory(device)
     # No small steps of a training can be lost here, and half precision takes half of the memory.
     dtype = drawing_dtype(device)
     unet = load_part(UNet2DConditionModel, base, "unet", dtype)

@@ -64,7 +64,15 @@ def test_a_lora_step_holds_hardly_any_gradients():
     assert 0 < ours["gradients"] < ours["weights"] / 50
 
 
+def start_by_forking(monkeypatch, program) -> None:
+    """The processes of a benchmark need not import PyTorch again."""
+    if not torch.cuda.is_available():
+        fork = multiprocessing.get_context("fork")
+        monkeypatch.setattr(program.multiprocessing, "get_context", lambda _: fork)
+
+
 def test_sampling_is_compared_on_equal_images(monkeypatch, capsys):
+    start_by_forking(monkeypatch, sample)
     flags = ["--batch_size", "1", "--num_inference_steps", "2", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", ["sample.py", *flags])
     sample.main()
@@ -93,9 +101,7 @@ def test_a_checkpoint_that_is_timed_is_a_whole_one(tmp_path):
 
 
 def test_the_size_of_a_cache_is_that_of_its_encodings(monkeypatch):
-    if not torch.cuda.is_available():  # then its three processes need not import PyTorch again
-        fork = multiprocessing.get_context("fork")
-        monkeypatch.setattr(caching.multiprocessing, "get_context", lambda _: fork)
+    start_by_forking(monkeypatch, caching)
     result = caching.measure("sd14", samples=192, resolution=64)
     prompts = len({sample.text for sample in map(RenderedFill50K(size=192).render, range(192))})
     numbers = 192 * (4 * 8 * 8) + prompts * (77 * 768)  # latents and text embeddings

@@ -6,7 +6,9 @@ Neither was at hand: what PyTorch says of them is replaced, and what is asked of
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.util
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,7 @@ from finetune.model.sampler import _SolveOnCPU, sampling_scheduler
 from finetune.objective import fixed_draws
 from finetune.optimizer import SetupError, build_optimizer, set_hyperparameters
 from finetune.run.records import peak_memory
-from processes import BASE
+from processes import BASE, run_python
 
 KINDS = ["cuda", "mps", "xpu"]
 
@@ -52,6 +54,25 @@ def machine(monkeypatch):
         return torch.device(kind or "cpu")
 
     return pretend
+
+
+@pytest.mark.skipif(os.name == "nt" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator alone")
+def test_freed_memory_is_kept_for_the_next_tensors(tmp_path):
+    """In a process of its own: this one's allocator may have been told already."""
+    (tmp_path / "program.py").write_text(
+        "import resource, torch\n"
+        "from finetune.devices import keep_freed_memory\n"
+        "def faults(tensors):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(tensors):\n"
+        "        torch.ones(12_000_000)\n"  # 48 MB: more than glibc keeps by itself
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "told_nothing = faults(10)\n"
+        "keep_freed_memory(torch.device('cpu'))\n"
+        "print(told_nothing, faults(10))\n"
+    )
+    told_nothing, kept = map(int, run_python("program.py", folder=tmp_path).stdout.split())
+    assert kept < told_nothing / 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
