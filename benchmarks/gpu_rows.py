@@ -34,6 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from finetune.argument_types import natural_int, positive_float, positive_int, sampling_steps
 from gpu.processes import CompiledRecipe, Pytest, tell_and_wait, tests_table
+from recipes import ALL_RECIPES
 
 # Which recipes are timed, in this order: task, recipe, seconds that it takes to build and time it.
 TIMED = [
@@ -265,7 +266,7 @@ def parse_args() -> argparse.Namespace:
     add("--num_inference_steps", type=sampling_steps, default=20)
     add("--without_tests", action="store_true")
     add("--without_compiled", action="store_true")
-    add("--compiled", default=None, help=argparse.SUPPRESS)
+    add("--compiled", choices=list(ALL_RECIPES), default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

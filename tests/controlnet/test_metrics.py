@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+import make_canny
 from fill50k import TEST_DISCS, RenderedFill50K, load_data
 from finetune.data.colors import COLORS
 from finetune.data.images import square
 from metrics import canny_edges, edge_f1, inside_outline, named_colors, overlap, score, summary
-from processes import run_python
+from processes import call
 from rendered_discs import Disc, Line, draw, render_condition
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = RenderedFill50K("test", 40, resolution=128, min_color_difference=20)
 SAMPLES = [DATA[i] for i in range(len(DATA))]
 
@@ -233,12 +232,12 @@ def test_edges_become_a_data_set_that_training_reads(tmp_path):
         drawing(i).save(tmp_path / "pictures" / f"{i}.png")
         rows.append(json.dumps({"file_name": f"{i}.png", "text": f"picture {i}"}))
     (tmp_path / "pictures" / "metadata.jsonl").write_text("\n".join(rows))
-    command = ["make_canny.py", "--dataset_name", tmp_path / "pictures", "--resolution", "128"]
-    command += ["--output_dir", tmp_path / "edges"]
-    first = run_python(*command, folder=ROOT / "task_1_controlnet")
-    assert first.returncode == 0, first.stderr
-    data = load_data(str(tmp_path / "edges"), "image", "conditioning_image", "text", None)
+    edges = tmp_path / "edges"
+    flags = ["--dataset_name", str(tmp_path / "pictures"), "--resolution", "128", "--output_dir", str(edges)]
+    status, said = call(make_canny.main, *flags)
+    assert status == 0, said
+    data = load_data(str(edges), "image", "conditioning_image", "text", None)
     assert [data[i]["text"] for i in range(3)] == ["picture 0", "picture 1", "picture 2"]
     assert all(edge_f1(data[i]["image"], data[i]["conditioning_image"]) == 1 for i in range(3))
-    again = run_python(*command, folder=ROOT / "task_1_controlnet")
-    assert again.returncode == 1 and "is there already" in again.stderr and "Traceback" not in again.stderr
+    status, said = call(make_canny.main, *flags)
+    assert status == 1 and "is there already" in said and "Traceback" not in said
