@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from tiny_sd.pictures.icons import icon
 
@@ -36,6 +36,17 @@ def rays(rng: np.random.Generator) -> np.ndarray:
     turns = turns_around_the_middle() / (2 * np.pi) * rng.integers(18, 31) + rng.random()
     ink = above(np.abs(turns % 1 - 0.5) * 2, 0.55, 0.15)
     return ink * (np.maximum(abs(x), abs(y)) < SIDE / 2 - 8)
+
+
+@lru_cache(maxsize=None)
+def blurring(sigma: float) -> np.ndarray:
+    """As a matrix (SIDE, SIDE): the weights of all pixels of a row in each pixel of the blurred row."""
+    return gaussian_filter1d(np.eye(SIDE), sigma, axis=0)
+
+
+def wide_blur(field: np.ndarray, sigma: float) -> np.ndarray:
+    """`gaussian_filter` for a large sigma, where to multiply with a matrix takes a third of its time."""
+    return blurring(sigma) @ field @ blurring(sigma).T
 
 
 def hatching(width: float, rng: np.random.Generator) -> np.ndarray:
@@ -65,32 +76,31 @@ def block_print(
     rgba = Image.new("RGBA", (SIDE, SIDE))
     rgba.paste(drawing, ((SIDE - drawing.width) // 2, (SIDE - drawing.height) // 2))
     pixels = np.asarray(rgba) / 255
-    mask = pixels[..., 3]
+    mask = np.ascontiguousarray(pixels[..., 3])
     inside = mask > 0.5
 
     light = gaussian_filter(pixels[..., :3] @ (0.3, 0.59, 0.11) * mask + (1 - mask) * 0.5, 1)
-    low, high = np.quantile(light[inside], (0.02, 0.98))
-    rank = np.searchsorted(np.sort(light[inside]), light) / inside.sum()
+    sorted_light = np.sort(light[inside])
+    low, high = np.quantile(sorted_light, (0.02, 0.98))
+    rank = np.searchsorted(sorted_light, light) / len(sorted_light)
     tone = 0.6 * np.clip((light - low) / max(high - low, 0.05), 0, 1) + 0.4 * rank
 
     near = gaussian_filter(mask, 3)
     body, outline = above(near, 0.6), above(near, 0.15)
-    colors = pixels[..., :3] * mask[..., None]
-    steps = sum(np.hypot(*np.gradient(gaussian_filter(colors[..., i], 1.2))) for i in range(3))
+    steps = sum(np.hypot(*np.gradient(gaussian_filter(pixels[..., i] * mask, 1.2))) for i in range(3))
     lines = above(gaussian_filter(np.clip(steps * 5, 0, 1), 1), 0.35, 0.2) * body
     dark = above(0.22 - tone, 0, 0.05) * body
-    shade = gaussian_filter(np.roll(mask, (-20, -20), (0, 1)), 14)  # the light comes from above, on the left
+    shade = wide_blur(np.roll(mask, (-20, -20), (0, 1)), 14)  # the light comes from above, on the left
     strokes = hatching(0.4, rng) * above(0.75 - np.minimum(shade, tone + 0.35), 0) * body
 
-    canvas = np.empty((SIDE, SIDE, 3))
-    canvas[:] = paper
+    canvas = np.full((3, SIDE, SIDE), np.reshape(paper, (3, 1, 1)), float)
     layers = [
         (rays(rng) if with_rays else np.zeros_like(mask), inks[0]),
-        (above(gaussian_filter(mask, 7), 0.04), paper),
+        (above(wide_blur(mask, 7), 0.04), paper),
         (above(0.6 - tone, 0, 0.05) * body, inks[1]),
         (above(tone, 0.6, 0.05) * above(0.85 - tone, 0, 0.05) * body, inks[2]),
         (np.maximum.reduce([strokes, lines, dark, outline - body]), inks[0]),
     ]
     for amount, color in layers:
-        canvas += amount[..., None] * (np.array(color) - canvas)
-    return Image.fromarray(canvas.round().astype(np.uint8))
+        canvas += amount * (np.reshape(color, (3, 1, 1)) - canvas)
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(canvas.round().astype(np.uint8), 0, -1)))
