@@ -27,15 +27,16 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.signal import fftconvolve
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.data.images import square
 
 SAMPLES = Path(__file__).resolve().parents[2] / "task_2_lora" / "sample_data"
 SIDE, HALF = 128, 64  # px at which marks are named, and at which the face is found
+MARGIN = ((HALF // 2, HALF // 2), (HALF // 2, HALF // 2))  # the middle of a head may be anywhere in the picture
 SIZES = np.geomspace(0.7, 2.0, 14)  # of the head, where 1 is the sitting cat's
 TILTS = (-16, -8, 0, 8, 16)  # degrees
 VISIBLE = 0.9  # share of the head that lies within the picture
@@ -88,36 +89,36 @@ def transform(images: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def heads() -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """True heads of all sizes and tilts: these, their areas and sums of squares (px of HALF, Lab), and conjugate
-    transforms of their masks (heads, ...) and of Lab within them (heads, 3, ...).
+    """True heads of all sizes and tilts: these, their areas and sums of squares (px of HALF, Lab), where enough of each
+    would be seen, were its middle there (heads, ...), and conjugate transforms of its mask and, times -2, of Lab within
+    it (heads, 4, ...).
     """
     kinds = [(float(size), float(tilt)) for size in SIZES for tilt in TILTS]
     drawn = np.stack([true_head(size, tilt, 4 * HALF) for size, tilt in kinds])
-    alpha = drawn[..., 3:]
-    lab = rgb2lab(drawn[..., :3]) * alpha
+    alpha, lab = drawn[..., 3:], np.zeros((*drawn.shape[:-1], 3))
+    head = drawn[..., 3] > 0  # which is a small part of most canvases
+    lab[head] = rgb2lab(drawn[head, :3]) * alpha[head]
     parts = [part.reshape(len(kinds), HALF, 4, HALF, 4, -1).mean((2, 4)) for part in (alpha, lab)]
     lab = parts[1] / np.maximum(parts[0], 1e-3)
     mask = parts[0] * (parts[0] > 0.5)
     colours = np.moveaxis(mask * lab, -1, 1)
     squares = (mask * lab**2).sum((1, 2, 3))
     mask = mask[..., 0]
-    return kinds, mask.sum((1, 2)), squares, transform(mask).conj(), transform(colours).conj()
+    areas, masks = mask.sum((1, 2)), transform(mask).conj()
+    inside = np.fft.rfft2(np.pad(np.ones((HALF, HALF)), MARGIN))
+    seen = np.fft.irfft2(inside * masks, (2 * HALF, 2 * HALF)) / areas[:, None, None] > VISIBLE
+    return kinds, areas, squares, seen, np.concatenate([masks[:, None], -2 * transform(colours).conj()], axis=1)
 
 
 def find_face(lab: np.ndarray) -> Face:
     """The most likely face in a picture, (SIDE, SIDE, 3) in CIE Lab: there always is one, near or far."""
-    kinds, areas, squares, masks, colours = heads()
+    kinds, areas, squares, seen, transforms = heads()
     small = gaussian_filter(lab.reshape(HALF, 2, HALF, 2, 3).mean((1, 3)), (0.7, 0.7, 0))
-    margin = ((HALF // 2, HALF // 2), (HALF // 2, HALF // 2))  # the middle of a head may be anywhere in the picture
-    wide = np.pad(small, (*margin, (0, 0)), mode="edge")
-    own, square_sums, inside = (
-        np.fft.rfft2(part)
-        for part in (np.moveaxis(wide, -1, 0), (wide**2).sum(-1), np.pad(np.ones((HALF, HALF)), margin))
-    )
+    wide = np.pad(small, (*MARGIN, (0, 0)), mode="edge")
+    own = np.fft.rfft2(np.stack([(wide**2).sum(-1), *np.moveaxis(wide, -1, 0)]))
     # The sum over the head of |picture - head|^2 at all places at once, by its three terms.
-    sums = np.fft.irfft2(square_sums * masks - 2 * (own * colours).sum(1), wide.shape[:2]) + squares[:, None, None]
-    seen = np.fft.irfft2(inside * masks, wide.shape[:2]) / areas[:, None, None]
-    means = np.where(seen > VISIBLE, sums / areas[:, None, None], np.inf)[:, : HALF + 1, : HALF + 1]
+    sums = np.fft.irfft2(np.einsum("crk,hcrk->hrk", own, transforms), wide.shape[:2]) + squares[:, None, None]
+    means = np.where(seen, sums / areas[:, None, None], np.inf)[:, : HALF + 1, : HALF + 1]
     kind, row, column = np.unravel_index(means.argmin(), means.shape)
     scale = SIDE / HALF
     return Face(column * scale, row * scale, *kinds[kind], float(np.sqrt(means[kind, row, column])))
@@ -178,9 +179,9 @@ def places() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 
 def covered(hits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The share of a mask that hits cover, for each shift by up to REACH: (2 * REACH + 1, 2 * REACH + 1)."""
-    found = fftconvolve(hits, mask[::-1, ::-1]) / max(mask.sum(), 1)
-    row, column = (side - 1 for side in mask.shape)
-    return found[row - REACH : row + REACH + 1, column - REACH : column + REACH + 1]
+    shifted = sliding_window_view(np.pad(hits, REACH), mask.shape)
+    # Where the mask is, which is the smaller part of the grid.
+    return shifted[..., mask].sum(-1) / max(mask.sum(), 1)
 
 
 def evidence(image: Image.Image) -> dict[str, float]:
