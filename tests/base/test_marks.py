@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,13 +15,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from finetune.model.base import load_part
-from processes import BASE, ROOT, call
+from processes import BASE, ROOT, call, run_python
 from tiny_sd.measures import lines_and_inks, marks, round_trip
-from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks, true_print
+from tiny_sd.measures.lines_and_inks import SAME, inks_arrive, line_differences, nearest_inks
 from tiny_sd.measures.marks import MARKS, MOST, marks_of, sample_module
 from tiny_sd.pictures.icons import STYLES, icon, load_subjects
 from tiny_sd.pictures.places import PLACES
 from tiny_sd.pictures.scenes import scene
+from true_prints import true_prints
 
 SAMPLES = ROOT / "task_2_lora" / "sample_data"
 cat, linocut = sample_module("cat"), sample_module("linocut")
@@ -142,9 +140,7 @@ def test_a_mirrored_cat_has_its_eyes_exchanged():
 
 @pytest.fixture(scope="module")
 def prints() -> list[Image.Image]:
-    """Twenty true prints of things that are neither in the sample data nor what the measure compares with."""
-    names = list(load_subjects())[3::16][:20]
-    return [true_print("flat" if i % 2 else "shaded", name, seed=i) for i, name in enumerate(names)]
+    return list(true_prints().values())
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +224,6 @@ def test_the_autoencoder_is_measured_by_one_command(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("program", ["marks", "lines_and_inks"])
 def test_the_programs_start_from_the_root(program):
-    command = [
-        sys.executable,
-        f"tiny_sd/measures/{program}.py",
-        "--help",
-    ]  # not forked: the server would import more than both
-    run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
+    environment = {"PYTHONPATH": "."}
+    run = run_python(f"tiny_sd/measures/{program}.py", "--help", folder=ROOT, environment=environment)
     assert run.returncode == 0 and "folder" in run.stdout, run.stderr

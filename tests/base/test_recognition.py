@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import numpy as np
@@ -14,8 +13,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from finetune.data.colors import COLORS
 from finetune.model.base import load_part
-from processes import BASE, ROOT
-from tiny_sd.measures.marks import sample_module
+from processes import BASE
+from tiny_sd.measures.lines_and_inks import true_print
 from tiny_sd.measures.recognition import (
     asked_for,
     place_asked_for,
@@ -28,6 +27,7 @@ from tiny_sd.measures.recognition import (
 from tiny_sd.pictures.icons import load_subjects
 from tiny_sd.pictures.places import PLACES
 from tiny_sd.pictures.scenes import is_held_out, scene
+from true_prints import true_prints
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,12 @@ def wavering(vae: AutoencoderKL, image: Image.Image, seed: int) -> Image.Image:
 
 
 def test_what_a_print_shows_is_recognised(vae):
-    icons = json.loads((ROOT / "tiny_sd" / "pictures" / "icons" / "fluent-emoji-flat.json").read_text())
-    subjects = dict(list(load_subjects().items())[::6])  # from all groups
-    in_style = sample_module("linocut").in_style
-    prints = [in_style(icons["icons"][name], icons["view"], seed=i) for i, name in enumerate(subjects)]
+    subjects = dict(list(load_subjects().items())[::10])  # from all groups
+    of_flat = {subject: true_print("flat", name, seed=i) for i, (name, subject) in enumerate(subjects.items())}
+    shown, prints = zip(*of_flat.items(), *true_prints().items())
     redrawn = [wavering(vae, image, seed) for seed, image in enumerate(prints)]
     for images, share in ((prints, 0.95), (redrawn, 0.85)):
-        right = [found == subject for found, subject in zip(recognise_redrawn(images), subjects.values())]
+        right = [found == subject for found, subject in zip(recognise_redrawn(images), shown)]
         assert len(images) > 50 and sum(right) >= share * len(images), f"{sum(right)} of {len(right)}"
 
 
