@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +26,10 @@ import finetune.data.files
 import train
 from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.data.colors import COLORS
+from processes import run_python
 from rendered_discs import Disc, Line, render_condition
 
 DATA = Path(fill50k.__file__).parent / "data"
-REPOSITORY = DATA.parent.parent
 COUNT = 4
 
 
@@ -721,11 +719,8 @@ def test_rendered_through_load_data():
 
 
 def test_data_files_are_what_the_program_writes(tmp_path):
-    subprocess.run(
-        [sys.executable, str(DATA.parent / "fill50k.py"), "--write_test_data", str(tmp_path / "new")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    run = run_python(DATA.parent / "fill50k.py", "--write_test_data", tmp_path / "new", folder=tmp_path)
+    assert run.returncode == 0, run.stderr
     names = [path.relative_to(tmp_path / "new") for path in sorted((tmp_path / "new").rglob("*.*"))]
     assert len(names) == 8
     for name in names:
