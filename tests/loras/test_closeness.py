@@ -80,7 +80,7 @@ def test_the_subject_is_found_wherever_it_stands_and_its_colors_matter(vae, cat)
 
 
 def test_a_picture_is_measured_by_itself(vae, style, cat, things):
-    for measure, training in ((style_distances, style), (subject_scores, cat)):
+    for measure, training in ((style_distances, style[:2]), (subject_scores, cat[:2])):
         together = measure(vae, things[:3], training, 128)
         alone = [measure(vae, [image], training, 128)[0] for image in things[:3]]
         assert together == pytest.approx(alone, rel=1e-3)
