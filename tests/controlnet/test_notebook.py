@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 
 from diffusion.controlnet import ControlNetModel
 from diffusion.unets.unet_2d_condition import UNet2DConditionModel
+from processes import ROOT, run_notebook
+from small_bases import small_base
 
-ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "task_1_controlnet" / "inference.ipynb"
 
 
@@ -20,19 +18,12 @@ def outputs(notebook) -> list:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_notebook_runs_headless(tmp_path, monkeypatch):
-    unet = UNet2DConditionModel.from_pretrained(ROOT / "tiny_sd" / "unet")
+def test_notebook_runs_headless(tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(small_base(), subfolder="unet")
     ControlNetModel.from_unet(unet, (8, 8, 8, 8)).save_pretrained(tmp_path)
-    monkeypatch.setenv("MODEL_DIR", str(ROOT / "tiny_sd"))
-    monkeypatch.setenv("CONTROLNET", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    notebook = nbformat.read(NOTEBOOK, 4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
-    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 3
-    assert any("mean_iou" in str(output) for output in outputs(notebook))
+    shown = run_notebook(NOTEBOOK, MODEL_DIR=small_base(), CONTROLNET=str(tmp_path))
+    assert sum("image/png" in data for data in shown) == 3
+    assert any("mean_iou" in str(data) for data in shown)
 
 
 def test_notebook_names_both_bases():

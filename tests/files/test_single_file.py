@@ -25,6 +25,7 @@ from finetune.model.base import BaseModelError
 from finetune.model.single_file import as_folder, configurations, kind_of, write_configuration
 from original_layout import open_clip_to_original, original_weights
 from processes import BASE, call
+from small_bases import small_base
 
 PARTS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 SAFE_PICKLES = pytest.mark.skipif(is_torch_version("<", "2.6"), reason="no pickle is read by this PyTorch")
@@ -75,12 +76,16 @@ def test_a_training_takes_the_file(small, weights, tmp_path):
     assert status == 0 and "The trained LoRA" in said, said
 
 
-def test_a_dry_run_takes_the_file_and_writes_nothing(small, weights, tmp_path):
+def test_a_dry_run_takes_the_file_and_writes_nothing(small, weights, tmp_path, monkeypatch):
+    # With fewer layers: what takes the time is the number of operations.
+    monkeypatch.setattr(single_file, "write_configuration", lambda *_: Path(small_base()))
     file = tmp_path / "base.safetensors"
     save_file(weights, str(file))
     for program, preset in ((train, "demo"), (train_lora, "style-tiny")):
         flags = ["--dry_run", "--preset", preset, "--dataset_name", "OWNER/NAME", "--pretrained_model_name_or_path"]
-        folder, one = (call(program.main, *flags, name)[1].partition("Trained:")[2] for name in (BASE, str(file)))
+        folder, one = (
+            call(program.main, *flags, name)[1].partition("Trained:")[2] for name in (small_base(), str(file))
+        )
         assert folder == one and "on this CPU" in one
     assert list(tmp_path.iterdir()) == [file]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -13,7 +12,6 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from nbclient import NotebookClient
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
@@ -25,7 +23,7 @@ from hub_models import save_small_clip, save_small_dino
 from lora.files import load_lora
 from lora.model import save_lora, save_state
 from made_loras import random_lora
-from processes import ROOT, run_python
+from processes import ROOT, run_notebook, run_python
 from small_bases import small_base
 
 TASK = ROOT / "task_2_lora"
@@ -192,18 +190,10 @@ def outputs(notebook) -> list:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_the_notebook_runs_headless(lora, monkeypatch):
-    monkeypatch.setenv("MODEL_NAME", small_base())
-    monkeypatch.setenv("NUM_INFERENCE_STEPS", "2")
-    for name in ("STYLE_LORA", "SUBJECT_LORA"):
-        monkeypatch.setenv(name, str(lora.parent))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    notebook = nbformat.read(NOTEBOOK, 4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(TASK)}}).execute()
-    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == 8
+def test_the_notebook_runs_headless(lora):
+    loras = {"STYLE_LORA": str(lora.parent), "SUBJECT_LORA": str(lora.parent)}
+    shown = run_notebook(NOTEBOOK, MODEL_NAME=small_base(), NUM_INFERENCE_STEPS="2", **loras)
+    assert sum("image/png" in data for data in shown) == 8
 
 
 def test_the_notebook_is_committed_with_the_outputs_of_a_good_run():

@@ -129,6 +129,16 @@ def run_python(
     return subprocess.CompletedProcess(process.args, process.returncode, said, complaints)
 
 
+def run_notebook(notebook: Path, **environment: str) -> list[dict[str, Any]]:
+    """Its cells from the first to the last, in its folder; what each showed, by type.
+
+    By the shell that Jupyter's kernel runs them with, but forked: a kernel would import PyTorch for seconds.
+    """
+    run = run_python(WRAPPERS / "notebook.py", notebook, folder=notebook.parent, environment=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def run_two(*arguments: str | Path, folder: Path, environment: dict[str, str] | None = None) -> str:
     """Two processes of `python ARGUMENTS` that know of each other what torchrun tells them; all that they say."""
     with socket.socket() as free:
