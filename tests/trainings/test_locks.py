@@ -13,17 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import train
-import train_dreambooth_lora
-import train_lora
 from finetune.run import locks
-from processes import BASE, ROOT, Forked, Program, call, wait_for
+from processes import ROOT, Forked, Program, wait_for
 from small_bases import small_base
 
-SMALL = [
-    "--pretrained_model_name_or_path", BASE, "--resolution", "64", "--train_batch_size", "2",
-    "--checkpointing_steps", "1",
-]  # fmt: skip
+SMALL = ["--resolution", "64", "--train_batch_size", "2", "--checkpointing_steps", "1"]
 LATEST = ["--resume_from_checkpoint", "latest"]
 CONTROLNET = [
     *SMALL, "--dataset_name", "rendered", "--max_train_samples", "4", "--conditioning_channels", "8", "8", "8", "8",
@@ -39,26 +33,28 @@ def walls(tmp_path_factory) -> Path:
     return folder
 
 
+TRAINING = Program("task_1_controlnet", "train.py", CONTROLNET, small_base)
 PROGRAMS = {
-    "controlnet": ("task_1_controlnet", train.main, CONTROLNET),
-    "style": ("task_2_lora", train_lora.main, [*SMALL, "--train_data_dir", "WALLS"]),
+    "controlnet": ("task_1_controlnet", "train.py", CONTROLNET),
+    "style": ("task_2_lora", "train_lora.py", [*SMALL, "--train_data_dir", "WALLS"]),
     "dreambooth": (
-        "task_2_lora", train_dreambooth_lora.main,
+        "task_2_lora", "train_dreambooth_lora.py",
         [*SMALL, "--instance_data_dir", "WALLS", "--instance_prompt", "a sks wall"],
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("folder, main, flags", PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_second_training_waits_its_turn_and_a_killed_one_holds_no_place(folder, main, flags, walls, tmp_path):
+@pytest.mark.parametrize("folder, script, flags", PROGRAMS.values(), ids=list(PROGRAMS))
+def test_a_second_training_waits_its_turn_and_a_killed_one_holds_no_place(folder, script, flags, walls, tmp_path):
     flags = [str(walls) if flag == "WALLS" else flag for flag in flags]
-    program = Program(folder, Path(main.__globals__["__file__"]).name, flags)
-    long = ["--max_train_steps", "100000", "--dataloader_num_workers", "2"]
+    program = Program(folder, script, flags, small_base)
+    # Its steps are short: the checkpoint that is waited for must not have gone again.
+    long = ["--max_train_steps", "100000", "--dataloader_num_workers", "2", "--checkpoints_total_limit", "1000"]
     first = program.start(tmp_path, *long)
     try:
         for sign in (".lock", "checkpoint-2"):  # as soon as it has begun, and in its midst
             wait_for(tmp_path / sign, first)
-            status, said = call(main, *flags, *long, *LATEST, "--output_dir", str(tmp_path))
+            status, said = program.run_here(tmp_path, *long, *LATEST)
             assert status == 1, said
             assert f"Another training is running in {tmp_path} (process {first.pid}): wait for it, or choose" in said
             assert "choose another --output_dir" in said and "remove" not in said
@@ -67,11 +63,9 @@ def test_a_second_training_waits_its_turn_and_a_killed_one_holds_no_place(folder
         first.kill()  # its workers live on for some seconds
         first.wait()
     step = max(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
-    again = [*flags, "--max_train_steps", str(step + 1), *LATEST, "--output_dir", str(tmp_path)]
-    status, said = call(main, *again)
-    assert status == 0 and "Resuming from" in said, said
-    status, said = call(main, *again)
-    assert status == 0 and "nothing was trained" in said, said
+    again = ["--max_train_steps", str(step + 1), *LATEST]
+    assert "Resuming from" in program.train_here(tmp_path, *again)
+    assert "nothing was trained" in program.train_here(tmp_path, *again)
 
 
 def test_where_there_are_no_locks_it_is_said_and_trained(tmp_path, monkeypatch):
@@ -79,26 +73,25 @@ def test_where_there_are_no_locks_it_is_said_and_trained(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "lockf", refuse)
-    status, said = call(train.main, *CONTROLNET, "--max_train_steps", "1", "--output_dir", str(tmp_path))
-    assert status == 0 and said.count("has no locks") == 1 and "The trained ControlNet" in said, said
+    said = TRAINING.train_here(tmp_path, "--max_train_steps", "1")
+    assert said.count("has no locks") == 1 and "The trained ControlNet" in said, said
 
 
 def test_another_training_in_a_finished_ones_folder_names_the_folder(tmp_path):
     folder = tmp_path / "run"
-    one_step = [*CONTROLNET, "--max_train_steps", "1", *LATEST, "--output_dir", str(folder)]
-    assert call(train.main, *one_step)[0] == 0
+    one_step = ["--max_train_steps", "1", *LATEST]
+    TRAINING.train_here(folder, *one_step)
     for flags in (["--seed", "7"], ["--resolution", "72"]):
-        status, said = call(train.main, *one_step, *flags)
+        status, said = TRAINING.run_here(folder, *one_step, *flags)
         assert status == 1 and f"or remove {folder}." in said, said
-    assert "nothing was trained" in call(train.main, *one_step)[1]
+    assert "nothing was trained" in TRAINING.train_here(folder, *one_step)
 
 
 def start_loading(output_dir: Path, *flags: str) -> subprocess.Popen | Forked:
     """A training whose data others load, all of them in a group of their own."""
-    program = Program("task_1_controlnet", "train.py", CONTROLNET)
+    program = Program("task_1_controlnet", "train.py", CONTROLNET, small_base)
     program.under = [str(ROOT / "tests" / "support" / "wrappers" / "own_group.py")]
-    loading = ["--pretrained_model_name_or_path", small_base(), "--max_train_steps", "400"]
-    return program.start(output_dir, *loading, "--dataloader_num_workers", "2", *flags)
+    return program.start(output_dir, "--max_train_steps", "400", "--dataloader_num_workers", "2", *flags)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes to send a signal to")
