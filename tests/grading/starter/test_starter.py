@@ -203,16 +203,16 @@ def test_notebooks_have_no_outputs(starter):
     assert [cell["source"] for cell in before] == [cell["source"] for cell in after]
 
 
-def make_test(folder: Path) -> subprocess.CompletedProcess:
-    """`make test` in a starter, with this interpreter for its environment."""
+def make_test(folder: Path, ends: int) -> subprocess.CompletedProcess:
+    """`make test` in a starter, in whose environment pytest says where it was started, and ends with this status."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    tests = f'echo "in $PWD with $OMP_NUM_THREADS thread"; exit {ends}'
+    python.write_text(f'#!/bin/sh\ncase "$*" in "-m pytest "*) {tests};; esac\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     made_of = digest(folder / "requirements.txt", folder / "pyproject.toml", root=folder)
     (folder / ".venv" / "ready").write_text(f"here\n{made_of}\n")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "OMP_NUM_THREADS")}
     return subprocess.run(["make", "test"], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -222,14 +222,22 @@ def run_its_tests(folder: Path, printed: str) -> subprocess.CompletedProcess:
     return run_python(*shlex.split(command)[1:], folder=folder, environment={"OMP_NUM_THREADS": "1", "PYTHONPATH": ""})
 
 
+@pytest.mark.parametrize("ends", [0, 1])
+def test_make_test_starts_the_tests_and_ends_as_they_do(starter, tmp_path, ends):
+    folder = tmp_path / "work"
+    shutil.copytree(starter, folder)
+    run = make_test(folder, ends)
+    assert f"in {folder} with 1 thread" in run.stdout and (run.returncode != 0) == ends, run.stdout + run.stderr
+
+
 def test_make_test_says_what_is_missing_and_passes_with_the_solution(starter, tmp_path):
     folder = tmp_path / "work"
     shutil.copytree(starter, folder)
-    run = make_test(folder)
+    printed = make_test(folder, 1).stdout
+    run = run_its_tests(folder, printed)
     assert run.returncode != 0 and "5 failed" in run.stdout, run.stdout + run.stderr
     for todo in TODOS:
         assert f"TODO ({todo}): this is still to be done: NotImplementedError: TODO ({todo}): " in run.stdout
-    printed = run.stdout
     right = {todo: text for todo, text in SOLUTION.items() if todo != "4-2"}
     fill_in(folder, {**right, "4-2": "            sample = mid_block_additional_residual\n"})
     run = run_its_tests(folder, printed)
