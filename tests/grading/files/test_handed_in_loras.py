@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +170,16 @@ def text_part() -> dict[str, np.ndarray]:
     return tensors
 
 
+def smaller_pictures(folder: Path) -> str:
+    """The embedded base, for pictures of 64 px."""
+    shutil.copytree(BASE, folder, copy_function=os.symlink)
+    config = folder / "unet" / "config.json"
+    settings = json.loads(config.read_text())
+    config.unlink()
+    config.write_text(json.dumps({**settings, "sample_size": 8}))
+    return str(folder)
+
+
 def test_whatever_is_called_good_can_be_drawn(warm_programs, tmp_path):
     """Two layouts that the library does not load, beside the same LoRA in the usual one; and one that draws nothing."""
     tensors = {name: tensor / 10 for name, tensor in {**lora_of(TINY_SD), **text_part()}.items()}
@@ -183,7 +195,7 @@ def test_whatever_is_called_good_can_be_drawn(warm_programs, tmp_path):
         save_file({key: tensor for key, tensor in layouts[name].items() if tensor is not None}, path)
         assert inspect_lora(path).ok
     numbers = replace(Numbers(), lora_prompts=("a red car",))
-    drawn = draw(files, BASE, 2.5, numbers, 300, tmp_path / "work")
+    drawn = draw(files, smaller_pictures(tmp_path / "base"), 2.5, numbers, 300, tmp_path / "work")
     assert drawn.pictures.keys() == {"plain", "usual", "linear", "both"}
     assert drawn.pictures["usual"] == drawn.pictures["linear"] == drawn.pictures["both"] != drawn.pictures["plain"]
     assert drawn.refused.keys() == {"huge"} and "not finite" in drawn.refused["huge"]
