@@ -1,7 +1,7 @@
 """Our models, built of a configuration, and what happens in them: what the answers are computed from.
 
 All of it happens on the meta device, where tensors have shapes and no values; only gradients and factors, which are
-values, are computed on the CPU, with small models of the same structure. Runs in the process of `key.py` alone.
+values, are computed on the CPU, with small models of as many layers. Runs in the process of `key.py` alone.
 """
 
 from __future__ import annotations
@@ -235,12 +235,14 @@ class Models:
     # Values
 
     def small(self) -> Configuration:
-        """As narrow as it can be, of the same structure."""
+        """As narrow as it can be, with as many blocks and layers, and no attention in them: what is asked of values is
+        the same without."""
         asked = self.configuration
         side = 2**asked.num_blocks
         widths = {"block_out_channels": (NORM_GROUPS,) * asked.num_blocks, "cross_attention_dim": HEADS}
         widths["condition_widths"] = (4,) * len(asked.condition_widths)
-        return replace(asked, **widths, batch=1, height=side, width=side)
+        kinds = ("DownBlock2D",) * asked.num_blocks
+        return replace(asked, **widths, down_block_types=kinds, batch=1, height=side, width=side)
 
     def first_gradients(self, names: Sequence[str]) -> list[int]:
         """The training step, from 1, in which each of ControlNet's parameters first has a gradient other than zero."""
