@@ -63,7 +63,8 @@ def style(data) -> Callable[..., str]:
     return run
 
 
-HELD_OUT = ["--validation_split", "0.25", "--learning_rate", "1e-2"]
+# At this rate the loss goes up and down: the best is neither the first nor the last.
+HELD_OUT = ["--validation_split", "0.25", "--learning_rate", "2e-1"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,7 @@ def test_the_best_by_the_held_out_loss_is_kept(measured):
     losses = {line["step"]: line["validation/loss"] for line in read_stats(output_dir) if "validation/loss" in line}
     best = json.loads((output_dir / "best" / "run.json").read_text())
     assert best["value"] == min(losses.values()) == losses[best["finished"]]
+    assert 1 < best["finished"] < 4, "else the first or the newest would do"
     assert f"The best by validation/loss, {best['value']:.5f} at step {best['finished']}" in said
     assert load_file(output_dir / "best" / RESULT).keys() == load_file(output_dir / RESULT).keys()
     texts, last = read_texts(output_dir / "best" / RESULT), read_texts(output_dir / RESULT)
@@ -128,7 +130,7 @@ def test_measuring_changes_nothing_and_a_resumed_run_measures_the_same(style, me
 def test_another_split_is_another_training_and_how_it_is_told_is_not(style, measured, data):
     output_dir, _ = measured
     common = ["--train_data_dir", str(data), "--max_train_steps", "4", "--output_dir", str(output_dir), *LATEST]
-    status, said = call(train_lora.main, *small(), *common, "--learning_rate", "1e-2")
+    status, said = call(train_lora.main, *small(), *common, *HELD_OUT[2:])
     assert status == 1 and "--validation_split was 0.25, is None" in said
     said = style(output_dir, *HELD_OUT, *LATEST, "--report_to", "none", "--validation_loss_steps", "7")
     assert "nothing was trained" in said
