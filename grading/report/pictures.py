@@ -107,17 +107,20 @@ def printable(image: Image.Image) -> Image.Image:
     return image
 
 
-def encode(picture: Picture, scale: float, quality: int) -> bytes:
-    """PNG or JPEG, whichever is smaller, with 300 dots an inch at `scale` times its size, or fewer if it has fewer."""
+def at_print_size(picture: Picture, scale: float) -> Image.Image:
+    """With 300 dots an inch at `scale` times its size, or fewer if it has fewer."""
     image = picture.image
     width = round(picture.width * scale / MM_PER_INCH * DPI)
-    if width < image.width:
-        height = max(1, round(image.height * width / image.width))
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    image.save(png, "PNG")
-    image.save(jpeg, "JPEG", quality=quality, subsampling=0)
-    return min(png.getvalue(), jpeg.getvalue(), key=len)
+    if width >= image.width:
+        return image
+    height = max(1, round(image.height * width / image.width))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def encode(image: Image.Image, kind: str, **settings: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
 
 
 def fit_box(image: Image.Image, width: float, height: float) -> Picture:

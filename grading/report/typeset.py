@@ -28,7 +28,7 @@ from pypdf import PdfReader
 from finetune.argument_types import file_path
 
 from .content import GAP, ROW_WIDTH, Content, count_words, files_of, read_content, shorten, written
-from .pictures import encode
+from .pictures import at_print_size, encode
 from .words import ReportError, read_words
 
 TEMPLATE = Path(__file__).with_name("report.typ")
@@ -86,10 +86,18 @@ class Typesetter:
         return self.compiler.compile(format="pdf")
 
 
-def write_pictures(content: Content, folder: Path, layout: Layout, quality: int) -> None:
-    for section in content.sections:
-        for name in files_of(section):
-            (folder / name).write_bytes(encode(content.pictures[name], scale_of(section, layout), quality))
+def printed(content: Content, layout: Layout) -> dict[str, tuple[Image.Image, bytes]]:
+    """The pictures by their files' names, at the size that print needs, and as PNG, which has no quality."""
+    sizes = {name: scale_of(section, layout) for section in content.sections for name in files_of(section)}
+    images = {name: at_print_size(content.pictures[name], scale) for name, scale in sizes.items()}
+    return {name: (image, encode(image, "PNG")) for name, image in images.items()}
+
+
+def write_pictures(pictures: dict[str, tuple[Image.Image, bytes]], folder: Path, quality: int) -> None:
+    """As PNG or JPEG, whichever is smaller."""
+    for name, (image, png) in pictures.items():
+        jpeg = encode(image, "JPEG", quality=quality, subsampling=0)
+        (folder / name).write_bytes(min(png, jpeg, key=len))
 
 
 # Fonts
@@ -116,10 +124,9 @@ def choose_fonts(report: dict[str, Any], folder: Path, font_folders: Sequence[Pa
     for font_folder in font_folders:
         if not font_folder.is_dir():
             raise ReportError(f"There is no folder {font_folder}: correct --fonts.")
-    own = typst.Fonts(include_system_fonts=False, font_paths=[])
-    every = typst.Fonts(include_system_fonts=True, font_paths=[str(path) for path in font_folders])
-    for fonts in (own, every):
-        typesetter = Typesetter(folder, fonts)
+    for every in (False, True):  # made one after the other: to look through all fonts of a system takes time
+        paths = [str(path) for path in font_folders] if every else []
+        typesetter = Typesetter(folder, typst.Fonts(include_system_fonts=every, font_paths=paths))
         missing = unprintable(report, typesetter.pdf(report, LAYOUTS[0]))
         if not missing:
             return typesetter
@@ -156,9 +163,11 @@ def explain_length(report: dict[str, Any], typesetter: Typesetter) -> str:
 
 def choose_layout(report: dict[str, Any], typesetter: Typesetter) -> Layout:
     """The best layout that fits on two pages. Raises ReportError if none does."""
-    best = next((layout for layout in LAYOUTS if typesetter.fits(report, layout)), None)
-    if best is None:
-        raise ReportError(explain_length(report, typesetter))
+    best = LAYOUTS[0]
+    if not typesetter.fits(report, best):
+        if not typesetter.fits(report, LAYOUTS[-1]):  # asked before those between, none of which would fit either
+            raise ReportError(explain_length(report, typesetter))
+        best = next(layout for layout in LAYOUTS[1:] if typesetter.fits(report, layout))
     # One of the two tasks may have room for larger pictures, where it was the other that needed the space.
     larger = [replace(best, scales=(first, second)) for first in SCALES for second in SCALES]
     larger = [layout for layout in larger if min(layout.scales) >= best.scales[0]]
@@ -193,8 +202,9 @@ def make_report(words_file: Path, font_folders: Sequence[Path] = ()) -> tuple[by
             Image.new("L", (1, 1)).save(folder / picture, "PNG")
         typesetter = choose_fonts(report, folder, font_folders)
         layout = choose_layout(report, typesetter)
+        pictures = printed(content, layout)
         for quality in QUALITIES:
-            write_pictures(content, folder, layout, quality)
+            write_pictures(pictures, folder, quality)
             pdf = typesetter.pdf(report, layout)
             if len(pdf) < MAX_BYTES:
                 return pdf, words.get("student_id"), content.notes
