@@ -180,6 +180,7 @@ def drive(tmp_path, monkeypatch, recipe: str, target: float, seconds: float = 10
     with open(os.devnull, "w") as nowhere, monkeypatch.context() as patch:
         for name in ("load_test_data", "validate", "Training"):
             patch.setattr(train, name, getattr(train, name))
+        patch.setattr(train_timed, "TICK_SECONDS", 0.05)  # what these tests wait for is computed
         settings = {
             "journal": str(folder / stages.JOURNAL), "pipe": nowhere.fileno(), "target": target, "conditions": 1,
             "gap": gap, "seconds": seconds,
