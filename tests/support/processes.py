@@ -160,7 +160,8 @@ def end_well(processes: Sequence[subprocess.Popen | Forked]) -> str:
     finally:
         for process in processes:
             process.kill()
-    assert not any(process.returncode for process in processes), said
+    ends = [process.returncode for process in processes]
+    assert not any(ends), (ends, said)
     return "".join(said)
 
 

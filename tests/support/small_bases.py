@@ -54,6 +54,12 @@ def small_base() -> str:
     return save_small_base(Path(_kept[-1].name) / "base")
 
 
+def small_lora() -> list[str]:
+    """Flags of a LoRA's training on it."""
+    base = ["--pretrained_model_name_or_path", small_base(), "--resolution", "64"]
+    return [*base, "--train_batch_size", "2", "--rank", "2"]
+
+
 def base_of_size(folder: Path, sample_size: Any) -> str:
     """The small base, whose UNet's configuration says this of the latents' size."""
     shutil.copytree(small_base(), folder)

@@ -16,7 +16,7 @@ import train
 import train_dreambooth_lora
 import train_lora
 from finetune import devices
-from finetune.estimate import Rehearsal, count_flops
+from finetune.estimate import Rehearsal, count_flops, simulation, step_peaks
 from finetune.fit import BESIDE, GIB, Cut, fastest
 from finetune.presets import PRESETS
 from finetune.run.settings import differences, settings_of
@@ -270,3 +270,23 @@ def test_what_is_typed_or_was_not_measured_is_left_as_it_is(words, monkeypatch, 
     monkeypatch.setattr(devices, "memory_bytes", lambda device: 79 * GIB)
     assert parsed(monkeypatch, program, *words) == without_a_gpu
     assert capsys.readouterr().out == ""
+
+
+class TwoBatches(Rehearsal):
+    """A step that accumulates the gradients of two batches."""
+
+    def __call__(self) -> None:
+        self.backward()
+        super().__call__()
+
+
+def test_a_step_of_several_batches_takes_what_rehearsing_two_of_them_takes():
+    def peak(kind: type, accumulated: bool) -> int:
+        def make() -> Rehearsal:
+            network = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64))
+            return kind([network], lambda: network(torch.empty(1000, 64)))
+
+        with simulation():
+            return sum(step_peaks(make, accumulated)[1].values())
+
+    assert peak(Rehearsal, True) == peak(TwoBatches, False) > peak(Rehearsal, False)

@@ -29,17 +29,11 @@ from finetune.run.records import Best, Record, commit, read_stats
 from metrics import chance, not_aligned_yet
 from pictures import CAPTIONS_COUNT, CaptionedImages, SubjectImages
 from processes import assert_same, call, scalars
-from small_bases import small_base
+from small_bases import small_lora
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 RESULT = "pytorch_lora_weights.safetensors"
 COLORS = ["red", "blue", "green", "gold"]
-
-
-def small() -> list[str]:
-    """Flags of a training on a base whose steps take hundredths of a second."""
-    base = ["--pretrained_model_name_or_path", small_base(), "--resolution", "64"]
-    return [*base, "--train_batch_size", "2", "--rank", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def data(tmp_path_factory) -> Path:
 def style(data) -> Callable[..., str]:
     def run(output_dir: Path, *flags: str) -> str:
         common = ["--train_data_dir", str(data), "--max_train_steps", "4", "--checkpointing_steps", "2"]
-        status, said = call(train_lora.main, *small(), *common, "--output_dir", str(output_dir), *flags)
+        status, said = call(train_lora.main, *small_lora(), *common, "--output_dir", str(output_dir), *flags)
         assert status == 0, said
         return said
 
@@ -130,7 +124,7 @@ def test_measuring_changes_nothing_and_a_resumed_run_measures_the_same(style, me
 def test_another_split_is_another_training_and_how_it_is_told_is_not(style, measured, data):
     output_dir, _ = measured
     common = ["--train_data_dir", str(data), "--max_train_steps", "4", "--output_dir", str(output_dir), *LATEST]
-    status, said = call(train_lora.main, *small(), *common, *HELD_OUT[2:])
+    status, said = call(train_lora.main, *small_lora(), *common, *HELD_OUT[2:])
     assert status == 1 and "--validation_split was 0.25, is None" in said
     said = style(output_dir, *HELD_OUT, *LATEST, "--report_to", "none", "--validation_loss_steps", "7")
     assert "nothing was trained" in said
@@ -153,7 +147,9 @@ def test_held_out_pictures_are_not_trained_on_and_always_the_same(data):
 
 def test_a_folder_may_be_held_out_but_not_the_one_that_is_trained_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.training_loop.WORTH_COUNTING", 1)
-    common = [*small(), "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1"]
+    common = [
+        *small_lora(), "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--max_train_steps", "1",
+    ]  # fmt: skip
     flags = ["--output_dir", str(tmp_path / "run"), "--validation_data_dir"]
     status, said = call(train_dreambooth_lora.main, *common, *flags, str(data))
     assert status == 1 and "holds what is trained on: 20 of its 20 samples" in said
@@ -251,7 +247,7 @@ def test_what_follows_no_condition_is_said_to_follow_none():
 
 def test_a_folder_to_hold_out_that_is_not_there_is_not_called_by_another_flags_name(data, tmp_path):
     flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "run"), "--validation_data_dir", "./nowhere"]
-    status, said = call(train_lora.main, *small(), *flags)
+    status, said = call(train_lora.main, *small_lora(), *flags)
     assert status == 1 and "no folder or zip archive ./nowhere: correct its name" in said
     assert "--train_data_dir" not in said
     with pytest.raises(FileNotFoundError, match="no folder or zip archive ./nowhere: correct its name$"):
@@ -261,7 +257,7 @@ def test_a_folder_to_hold_out_that_is_not_there_is_not_called_by_another_flags_n
 def test_an_optimiser_that_is_not_installed_is_named_before_anything_is_encoded(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "run"), "--use_8bit_adam"]
-    status, said = call(train_lora.main, *small(), *flags)
+    status, said = call(train_lora.main, *small_lora(), *flags)
     assert status == 1 and "--use_8bit_adam needs bitsandbytes: pip install bitsandbytes" in said
     assert not (tmp_path / "run" / "cache").exists()
 
@@ -270,5 +266,5 @@ def test_a_tracker_that_is_not_installed_is_named(data, tmp_path):
     if find_spec("wandb") is not None:
         pytest.skip("wandb is installed")
     flags = ["--train_data_dir", str(data), "--output_dir", str(tmp_path / "run"), "--report_to", "wandb"]
-    status, said = call(train_lora.main, *small(), *flags)
+    status, said = call(train_lora.main, *small_lora(), *flags)
     assert status == 1 and "--report_to wandb needs wandb: pip install wandb" in said

@@ -25,18 +25,12 @@ from finetune.run.settings import data_behind, fingerprint
 from finetune.training_loop import Training
 from lora.model import KOHYA_FILE
 from processes import assert_same, call, losses
-from small_bases import small_base
+from small_bases import small_lora
 
 RESULT = "pytorch_lora_weights.safetensors"
 STEPS = 3
 LATEST = ["--resume_from_checkpoint", "latest"]
 UNKNOWN = "must not be reached"
-
-
-def small() -> list[str]:
-    """Flags of a training on a base whose steps take hundredths of a second."""
-    base = ["--pretrained_model_name_or_path", small_base(), "--resolution", "64"]
-    return [*base, "--train_batch_size", "2", "--rank", "2"]
 
 
 def pictures(folder: Path, colors: list[str]) -> Path:
@@ -60,7 +54,7 @@ def style(data) -> Callable[..., tuple[int, str]]:
 
     def run(output_dir: Path, *flags: str) -> tuple[int, str]:
         common = ["--train_data_dir", str(data), "--max_train_steps", str(STEPS), "--output_dir", str(output_dir)]
-        return call(train_lora.main, *small(), *common, *flags)
+        return call(train_lora.main, *small_lora(), *common, *flags)
 
     return run
 
@@ -346,7 +340,7 @@ def test_going_on_in_another_folder_is_told(style, finished, tmp_path):
 
 def test_other_pictures_of_the_class_are_another_training(data, tmp_path):
     common = [
-        *small(), "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--with_prior_preservation",
+        *small_lora(), "--instance_data_dir", str(data), "--instance_prompt", "a sks wall", "--with_prior_preservation",
         "--class_prompt", "a wall", "--class_data_dir", str(tmp_path / "class"), "--num_class_images", "2",
         "--max_train_steps", "1", "--output_dir", str(tmp_path / "run"), *LATEST,
     ]  # fmt: skip
