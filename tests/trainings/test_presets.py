@@ -16,7 +16,7 @@ import train
 import train_dreambooth_lora
 import train_lora
 from finetune import devices
-from finetune.estimate import Rehearsal, count_flops, simulation, step_peaks
+from finetune.estimate import Rehearsal, can_simulate, count_flops, simulation, step_peaks
 from finetune.fit import BESIDE, GIB, Cut, fastest
 from finetune.presets import PRESETS
 from finetune.run.settings import differences, settings_of
@@ -280,6 +280,7 @@ class TwoBatches(Rehearsal):
         super().__call__()
 
 
+@pytest.mark.skipif(not can_simulate(), reason="simulating a step needs PyTorch 2.5 or later")
 def test_a_step_of_several_batches_takes_what_rehearsing_two_of_them_takes():
     def peak(kind: type, accumulated: bool) -> int:
         def make() -> Rehearsal:

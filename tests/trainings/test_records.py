@@ -57,8 +57,8 @@ def style(data) -> Callable[..., str]:
     return run
 
 
-# At this rate the loss goes up and down: the best is neither the first nor the last.
-HELD_OUT = ["--validation_split", "0.25", "--learning_rate", "2e-1"]
+# At this rate the loss goes up and down: the best is neither the first nor the last, with the course's PyTorch, too.
+HELD_OUT = ["--validation_split", "0.25", "--learning_rate", "6e-1"]
 
 
 @pytest.fixture(scope="module")
