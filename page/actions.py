@@ -130,8 +130,9 @@ def still(current: Any, models: list[Model]) -> str | None:
 
 
 def default_settings(studio: Studio) -> Settings:
-    """What suits the base: the embedded one, of 128 px, wants little guidance and few steps."""
+    """What suits the base: the embedded one, of 128 px, wants few steps, and little guidance, which is to draw out what
+    ControlNet says, too (docs/task_1.md)."""
     prompt = "gold circle with a navy background"  # two colours that nobody takes for each other
     if studio.resolution <= 128:
-        return Settings(prompt, steps=12, guidance=3.0)
+        return Settings(prompt, steps=12, guidance=3.0, unconditional="base")
     return Settings(prompt, steps=20, guidance=7.5)

@@ -27,6 +27,8 @@ BROWSER = Path(__file__).resolve().parent / "browser"
 TEST_SIZE = 512
 SECONDS_BETWEEN_LOOKS = 10  # at runs/, for what has been trained meanwhile
 MOST_WAITING = 8
+# `UNCONDITIONAL` in words.
+COMPARED = {"ControlNet's": "controlnet", "the base's": "base", "the base's, gently (guess mode)": "guess_mode"}
 # One drawing at a time, whichever button asks for it.
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal",
                            "api_visibility": "private"}  # fmt: skip
@@ -116,13 +118,16 @@ def controlnet_tab(actions: Actions, canvas: gr.HTML, common: list[Any]) -> tupl
                           info="How loud; 0: off")  # fmt: skip
         start = gr.Slider(0, 1, 0, step=0.05, label="Start", min_width=120, info="Heard from here on")
         end = gr.Slider(0, 1, 1, step=0.05, label="End", min_width=120, info="... up to here")
-    guess = gr.Checkbox(False, label="Guess mode", info="Steers the prompt's half of the guidance only, gently")
+    unconditional = gr.Radio(
+        list(COMPARED.items()), value=default_settings(actions.studio).unconditional, label="Guidance compares with",
+        info="the guess for the empty prompt: of the base alone, so that the condition is drawn out, too, or steered",
+    )  # fmt: skip
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         every = gr.Button("All scales, 0 to 2", elem_id="scales")
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
     result = gr.HTML(html.waiting("Draw an outline on the left, then press Draw."), elem_id="result")
-    settings = [*common, scale, start, end, guess]
+    settings = [*common, scale, start, end, unconditional]
     inputs = [canvas, net, *settings]
     events = [
         draw.click(actions.pair, inputs, result, **DRAWING),

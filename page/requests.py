@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Sequence
 
 MOST_LETTERS = 500  # of a prompt; the text encoder reads fewer
 MOST_STEPS = 50
 MOST_GUIDANCE = 20.0
 MOST_SCALE = 2.0
 LAST_SEED = 2**32 - 1
+# Whose guess for the empty prompt guidance compares with, as evaluate.py's --unconditional has it, or the pipeline's
+# `guess_mode`, which is the base's too.
+UNCONDITIONAL = ("controlnet", "base", "guess_mode")
 
 
 class Refused(ValueError):
@@ -20,7 +23,11 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a picture is drawn. `start` and `end`: the part of the steps, within 0..1, in which ControlNet is heard."""
+    """How a picture is drawn.
+
+    `start` and `end`: the part of the steps, within 0..1, in which ControlNet is heard. `unconditional`: one of those
+    above.
+    """
 
     prompt: str
     negative_prompt: str = ""
@@ -30,7 +37,7 @@ class Settings:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
-    guess: bool = False
+    unconditional: str = "controlnet"
 
 
 def checked(
@@ -42,7 +49,7 @@ def checked(
     scale: Any = 1.0,
     start: Any = 0.0,
     end: Any = 1.0,
-    guess: Any = False,
+    unconditional: Any = "controlnet",
 ) -> Settings:
     """The settings, whatever came from the browser. Raises Refused."""
     settings = Settings(
@@ -54,7 +61,7 @@ def checked(
         scale=number("The scale of ControlNet", scale, 0, MOST_SCALE),
         start=number("ControlNet's start", start, 0, 1),
         end=number("ControlNet's end", end, 0, 1),
-        guess=guess is True,
+        unconditional=one_of("What guidance compares with", unconditional, UNCONDITIONAL),
     )
     if settings.start >= settings.end:
         raise Refused(f"ControlNet starts at {settings.start:g} and ends at {settings.end:g}: it must start earlier.")
@@ -71,6 +78,13 @@ def text(name: str, value: Any) -> str:
         raise Refused(f"{name} has {len(value):,} letters, and at most {MOST_LETTERS} are read: make it shorter.")
     # Half of a pair of surrogates is no letter, and tokenizers stop at it.
     return " ".join(value.encode("utf-8", "replace").decode("utf-8").split())
+
+
+def one_of(name: str, value: Any, known: Sequence[str]) -> str:
+    """Raises Refused for anything else."""
+    if not isinstance(value, str) or value not in known:
+        raise Refused(f"{name} must be one of {', '.join(known)}.")
+    return value
 
 
 def number(name: str, value: Any, least: float, most: float) -> float:

@@ -131,7 +131,8 @@ class Studio:
                 "controlnet_conditioning_scale": settings.scale,
                 "control_guidance_start": settings.start,
                 "control_guidance_end": settings.end,
-                "guess_mode": settings.guess,
+                "steer_unconditional": settings.unconditional == "controlnet",
+                "guess_mode": settings.unconditional == "guess_mode",
             }
         faster = self.device.type == "cpu" and bf16_is_fast(self.device)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=faster):

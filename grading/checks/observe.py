@@ -130,6 +130,7 @@ def observe_copy(text: str, seed: int) -> dict[str, Any]:
         return {"is_module": False, "kind": type(result).__name__}
     seen: dict[str, Any] = {"is_module": True}
     seen["controlnet"], seen["unet"] = record(result.state_dict()), record(unet.state_dict())
+    seen["precisions"] = {name: str(tensor.dtype).partition(".")[2] for name, tensor in result.state_dict().items()}
     seen["trainable"] = {name: parameter.requires_grad for name, parameter in result.named_parameters()}
     unet.requires_grad_(False)
     seen["trainable_beside_frozen_unet"] = {name: p.requires_grad for name, p in result.named_parameters()}

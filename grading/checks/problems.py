@@ -15,6 +15,8 @@ HINTS = {
     "does not support item assignment": "A tuple cannot be changed: build a new one, or change a list of it.",
     "'tuple' object has no attribute": "A tuple cannot be changed: build a new one, or change a list of it.",
     "leaf Variable that requires grad": "Change weights with `nn.init`, or inside `with torch.no_grad():`.",
+    "'zero_convolution' is not defined": "Nothing is to be made here: ControlNet has its zero convolutions already, in "
+    "`controlnet_down_blocks` and `controlnet_mid_block`.",
     "NameError": "What you use beyond the names of the file must be imported or defined between the banners.",
     "expected an indented block": "Some code must stand between these banners.",
     "modified by an inplace operation": "It changes a tensor in place that is still needed: make a new one.",

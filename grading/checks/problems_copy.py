@@ -24,6 +24,7 @@ def judge_from_unet(seed: int, seen: dict[str, Any]) -> Iterator[tuple[str, str 
     if shared is None:
         yield "leaves ControlNet trainable", frozen(seen)
     if problem is None:
+        yield "leaves ControlNet in float32", other_precision(seed, seen)
         yield "leaves the UNet as it is", unet_changed(seed, seen["unet"])
         yield "would refuse weights that do not fit", silently_partial(seed, seen)
 
@@ -71,6 +72,16 @@ def other_weights_changed(seed: int, seen: dict[str, Any]) -> str | None:
     for name, tensor in original_states(seed)[1].items():
         if name.partition(".")[0] not in COPIED and not same(seen["controlnet"][name], tensor):
             return f"`{name}` is changed too, which is ControlNet's own: copy what the UNet has as well."
+    return None
+
+
+def other_precision(seed: int, seen: dict[str, Any]) -> str | None:
+    for name in original_states(seed)[1]:
+        if seen["precisions"][name] != "float32":
+            return (
+                f"`{name}` is {seen['precisions'][name]} afterwards: leave the weights in float32, in which both "
+                f"models are given and ControlNet is trained."
+            )
     return None
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Callable, Iterator, Sequence
 
-from .items import ARCHIVES, LORAS, READABLE, TASK_1, Items, find_items, is_dropping, is_item, shown, way_out
+from .items import ARCHIVES, ICON, LORAS, READABLE, TASK_1, Items, find_items, is_dropping, is_item, shown, way_out
 
 __all__ = ["ARCHIVES", "READABLE", "ArchiveError", "Items", "Limits", "find_items", "is_dropping", "unpack"]
 
@@ -76,7 +76,9 @@ class Entry:
 
 def safe_path(name: str, limits: Limits) -> PurePosixPath:
     """The path of an entry, which is below the folder that it is unpacked into. Raises ArchiveError."""
-    if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in name):
+    left_behind = PurePosixPath(name).name in (ICON, f"._{ICON}")
+    letters = name[: -len(ICON)] if left_behind else name
+    if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") for character in letters):
         raise ArchiveError(
             f"The name {shown(name)} has control characters or is not UTF-8: rename it in plain letters."
         )

@@ -12,7 +12,10 @@ TASK_1 = "task_1_controlnet"
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 LORAS = {"lora_1": "Task 2-1", "lora_2": "Task 2-2"}
 # What operating systems, Python and Jupyter leave behind: fine, and not unpacked.
-DROPPINGS = ("__MACOSX", ".DS_Store", "._*", "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints")
+ICON = "Icon\r"  # of a folder, as macOS calls the file
+DROPPINGS = (
+    "__MACOSX", ".DS_Store", "._*", ICON, "Thumbs.db", "desktop.ini", "~$*", "__pycache__", ".ipynb_checkpoints",
+)  # fmt: skip
 # How archives are called: those that are read, and all.
 READABLE = (".zip", ".tar", ".tgz", ".gz")
 ARCHIVES = (

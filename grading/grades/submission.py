@@ -72,11 +72,13 @@ def read_submission(path: Path) -> Submission:
 
 
 def days_late(submission: Submission, rules: Rules) -> int:
-    """How many days late it came, begun ones as whole ones, after the minutes of grace."""
+    """How many days late it came, begun ones as whole ones; none begins before its minutes of grace are over."""
     if submission.due is None:
         return 0
-    late = submission.time - submission.due
-    return 0 if late / timedelta(minutes=1) <= rules.late_grace_minutes else math.ceil(late / timedelta(days=1))
+    minutes = (submission.time - submission.due) / timedelta(minutes=1)
+    if minutes <= rules.late_grace_minutes:
+        return 0
+    return math.ceil((minutes - rules.late_grace_minutes) / (24 * 60))
 
 
 def counts(attempt: Attempt) -> bool:

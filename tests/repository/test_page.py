@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -31,12 +32,12 @@ from fill50k import RenderedFill50K
 from grading.starter.make import blank
 from page import __main__ as program
 from page import conditions, found, jobs
-from page.actions import Actions, still
+from page.actions import Actions, default_settings, still
 from page.browser import html
 from page.guard import MOST_BYTES, Guard
 from page.inside import MAPS, Residuals
 from page.preview import LinearPreview
-from page.requests import MOST_LETTERS, MOST_STEPS, Refused, Settings, checked
+from page.requests import MOST_LETTERS, MOST_STEPS, UNCONDITIONAL, Refused, Settings, checked
 from page.studio import Steering, Studio
 from processes import BASE, ROOT
 from rendered_discs import Disc, render_condition
@@ -200,8 +201,8 @@ def test_the_note_says_what_is_missing_and_by_which_command_it_comes(actions, ru
 
 
 def test_settings_within_the_limits_are_taken_as_they_are():
-    settings = checked("a\ncat ", None, 7.0, 5, 0, 2, 0.25, 0.5, True)
-    assert settings == Settings("a cat", "", 7, 5, 0.0, 2.0, 0.25, 0.5, True)
+    settings = checked("a\ncat ", None, 7.0, 5, 0, 2, 0.25, 0.5, "base")
+    assert settings == Settings("a cat", "", 7, 5, 0.0, 2.0, 0.25, 0.5, "base")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,8 @@ def test_settings_within_the_limits_are_taken_as_they_are():
         ({"guidance": "3"}, "number from 0 to 20"),
         ({"scale": 10**400}, "number from 0 to 2"),
         ({"start": 0.5, "end": 0.5}, "it must start earlier"),
+        ({"unconditional": True}, "one of controlnet, base, guess_mode"),
+        ({"unconditional": "nobody"}, "one of controlnet, base, guess_mode"),
     ],
 )
 def test_settings_beyond_them_are_refused_in_a_sentence(wrong, words):
@@ -387,6 +390,24 @@ def test_a_controlnet_that_was_trained_further_is_read_again(studio, actions, ne
     finally:
         torch.nn.init.zeros_(trained.controlnet_mid_block.bias)
         trained.save_pretrained(str(net.path))
+
+
+def test_guidance_compares_with_whose_guess_it_is_told(studio, net, tmp_path):
+    trained = ControlNetModel.from_pretrained(str(net.path))
+    for layer in (trained.controlnet_down_blocks[0], trained.controlnet_mid_block):
+        torch.nn.init.constant_(layer.bias, 3.0)
+    trained.save_pretrained(str(tmp_path / "mine" / "controlnet"))
+    (mine,) = found.controlnets(tmp_path, studio.plain.unet.config)[0]
+
+    def drawn(unconditional, guidance):
+        settings = replace(QUICK, unconditional=unconditional, guidance=guidance)
+        return pixels(studio.draw(settings, Steering(mine, CIRCLE)).image)
+
+    guided = [drawn(whose, 3.0) for whose in UNCONDITIONAL]
+    assert all((one != other).any() for one, other in itertools.combinations(guided, 2))
+    both, alone, weakened = (drawn(whose, 1.0) for whose in UNCONDITIONAL)
+    assert (both == alone).all() and (both != weakened).any(), "nothing is compared without guidance"
+    assert default_settings(studio).unconditional == "base"
 
 
 def test_without_a_controlnet_the_base_draws_alone(actions, tmp_path):

@@ -7,6 +7,7 @@ while it runs. The forked process becomes the program: its `__main__`, arguments
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -61,6 +62,7 @@ def become(program: dict[str, Any]) -> None:
         opened = os.open(path, flags)
         os.dup2(opened, number)
         os.close(opened)
+    faulthandler.enable()  # else a crash would end it without a word
     os.chdir(program["folder"])
     before = python_path()
     os.environ.clear()

@@ -90,6 +90,7 @@ def test_droppings_and_one_folder_on_top_are_fine(tmp_path, top):
     files = {top + name: content for name, content in GOOD.items()}
     files.update({top + name: b"\0" for name in droppings})
     files.update({f"__MACOSX/{top}._{WEIGHTS}": b"\0", "__MACOSX/a.zip": b""})
+    files.update({f"{top}lora_2/Icon\r": b"", f"__MACOSX/{top}lora_2/._Icon\r": b"\0"})  # of a folder, on macOS
     folder = unpacked(packed(files), tmp_path)
     assert files_of(folder) == GOOD and find_items(folder).extra == ()
 
@@ -128,6 +129,7 @@ def test_two_folders_on_top_and_no_items_are_not(tmp_path, files, there):
         (".", "without a name"),
         ("lora_1/bell\x07.txt", r"'lora_1/bell\\x07.txt' has control characters"),
         ("line\nbreak.py", "control characters"),
+        ("lora_1/MyIcon\r", "control characters"),
         ("gpj.exe\u202e.jpg", "control characters"),
         ("a/" * 13 + "deep.py", "more than 12 folders deep"),
         ("a" * 201, "longer than 200 bytes"),

@@ -253,7 +253,10 @@ def read(folder: Path, said: object) -> Submission:
         (timedelta(minutes=10, seconds=1), 10, 1),
         (timedelta(days=1), 0, 1),
         (timedelta(days=1, seconds=1), 0, 2),
+        (timedelta(days=1, minutes=10), 10, 1),
+        (timedelta(days=1, minutes=10, seconds=1), 10, 2),
         (timedelta(days=6, hours=5), 10, 7),
+        (timedelta(days=6), 10**400, 0),
     ],
 )
 def test_a_day_that_has_begun_is_a_late_day(tmp_path, after, grace, days):

@@ -115,6 +115,9 @@ WRONG = [
     """),
     ("2", "in half precision", "`conv_in` and `mid_block` hold other values than the UNet's",
      f"{COPY}\ncontrolnet.conv_in.half()\ncontrolnet.mid_block.half()"),
+    ("2", "in double precision", "`conv_in.weight` is float64", f"{COPY}\ncontrolnet.double()"),
+    ("2", "its zeros in half precision", "`controlnet_mid_block.weight` is float16",
+     f"{COPY}\ncontrolnet.controlnet_mid_block.half()"),
     ("2", "only the residual layers", "the copy is partial", """
         for name in ("conv_in", "time_embedding"):
             getattr(controlnet, name).load_state_dict(getattr(unet, name).state_dict())
@@ -134,6 +137,10 @@ WRONG = [
     """),
     ("2", "the UNet changed", "the UNet must stay as it is", f"{COPY}\nnn.init.zeros_(unet.conv_out.weight)"),
     ("2", "sets another name to None", "of type `NoneType`", "controlnet = controlnet.load_state_dict and None"),
+    ("3", "new zero convolutions", "ControlNet has its zero convolutions already", """
+        down_block_res_samples = tuple(zero_convolution(s.shape[1], s.shape[1])(s) for s in down_block_res_samples)
+        mid_block_res_sample = zero_convolution(sample.shape[1], sample.shape[1])(sample)
+    """),
     ("3", "computed and thrown away", "computed but not kept", f"""
         results = [f(x) for f, x in zip(self.controlnet_down_blocks, down_block_res_samples)]
         {MID}
