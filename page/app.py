@@ -120,7 +120,7 @@ def controlnet_tab(actions: Actions, canvas: gr.HTML, common: list[Any]) -> tupl
         end = gr.Slider(0, 1, 1, step=0.05, label="End", min_width=120, info="... up to here")
     unconditional = gr.Radio(
         list(COMPARED.items()), value=default_settings(actions.studio).unconditional, label="Guidance compares with",
-        info="the guess for the empty prompt: of the base alone, so that the condition is drawn out, too, or steered",
+        info="Whose guess for the empty prompt: against the base's, the condition is drawn out, too",
     )  # fmt: skip
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
