@@ -21,14 +21,12 @@ from .actions import Actions, default_settings, labels, still
 from .browser import html
 from .conditions import as_url, test_conditions
 from .guard import Guard
-from .requests import LAST_SEED, MOST_GUIDANCE, MOST_LETTERS, MOST_SCALE, MOST_STEPS
+from .requests import LAST_SEED, MOST_GUIDANCE, MOST_LETTERS, MOST_SCALE, MOST_STEPS, UNCONDITIONAL
 
 BROWSER = Path(__file__).resolve().parent / "browser"
 TEST_SIZE = 512
 SECONDS_BETWEEN_LOOKS = 10  # at runs/, for what has been trained meanwhile
 MOST_WAITING = 8
-# `UNCONDITIONAL` in words.
-COMPARED = {"ControlNet's": "controlnet", "the base's": "base", "the base's, gently (guess mode)": "guess_mode"}
 # One drawing at a time, whichever button asks for it.
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1, "show_progress": "minimal",
                            "api_visibility": "private"}  # fmt: skip
@@ -119,7 +117,8 @@ def controlnet_tab(actions: Actions, canvas: gr.HTML, common: list[Any]) -> tupl
         start = gr.Slider(0, 1, 0, step=0.05, label="Start", min_width=120, info="Heard from here on")
         end = gr.Slider(0, 1, 1, step=0.05, label="End", min_width=120, info="... up to here")
     unconditional = gr.Radio(
-        list(COMPARED.items()), value=default_settings(actions.studio).unconditional, label="Guidance compares with",
+        [(words, name) for name, words in UNCONDITIONAL.items()],
+        value=default_settings(actions.studio).unconditional, label="Guidance compares with",
         info="Whose guess for the empty prompt: against the base's, the condition is drawn out, too",
     )  # fmt: skip
     with gr.Row():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Sequence
+from typing import Any, Iterable
 
 MOST_LETTERS = 500  # of a prompt; the text encoder reads fewer
 MOST_STEPS = 50
@@ -13,8 +13,8 @@ MOST_GUIDANCE = 20.0
 MOST_SCALE = 2.0
 LAST_SEED = 2**32 - 1
 # Whose guess for the empty prompt guidance compares with, as evaluate.py's --unconditional has it, or the pipeline's
-# `guess_mode`, which is the base's too.
-UNCONDITIONAL = ("controlnet", "base", "guess_mode")
+# `guess_mode`, which is the base's too; and what the page calls it.
+UNCONDITIONAL = {"controlnet": "ControlNet's", "base": "the base's", "guess_mode": "the base's, gently (guess mode)"}
 
 
 class Refused(ValueError):
@@ -80,7 +80,7 @@ def text(name: str, value: Any) -> str:
     return " ".join(value.encode("utf-8", "replace").decode("utf-8").split())
 
 
-def one_of(name: str, value: Any, known: Sequence[str]) -> str:
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
     """Raises Refused for anything else."""
     if not isinstance(value, str) or value not in known:
         raise Refused(f"{name} must be one of {', '.join(known)}.")
