@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -85,28 +86,35 @@ class Pair:
         return float(np.sqrt(max(0.0, float(np.sum((b.T @ b) * (a @ a.T))))))
 
 
+@lru_cache(maxsize=8)
+def loader_says(program: Path, question: str) -> str:
+    """What the loader's program answers. A hand-in's LoRAs, which are read twice, are mostly alike in all it asks for."""
+    command = [sys.executable, "-I", str(program)]
+    run = subprocess.run(
+        command, input=question, stdout=subprocess.PIPE, text=True, check=True, timeout=LAYOUTS_SECONDS
+    )
+    return run.stdout
+
+
 def ask_loader(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], bases: list[Base]) -> dict[str, Any]:
     """What the loader of Task 2 makes of a file: its base, and its sites. Raises LoraError if it would not load it."""
     bases_by_name = {
         base.name: {f"{part}.{module}": shape for part, own in base.shapes.items() for module, shape in own.items()}
         for base in bases
     }
-    alphas = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(".alpha") and tensor.size == 1}
+    by_name = dict(sorted(tensors.items()))  # safetensors gives them in another order each time
+    alphas = {name: tensor.item() for name, tensor in by_name.items() if name.endswith(".alpha") and tensor.size == 1}
     question = {
-        "shapes": {name: tensor.shape for name, tensor in tensors.items()},
+        "shapes": {name: tensor.shape for name, tensor in by_name.items()},
         "alphas": alphas,
-        "metadata": metadata,
+        "metadata": dict(sorted(metadata.items())),
         "bases": bases_by_name,
     }
     try:
-        run = subprocess.run(
-            [sys.executable, "-I", str(LAYOUTS_PROGRAM)], input=json.dumps(question), stdout=subprocess.PIPE, text=True,
-            check=True, timeout=LAYOUTS_SECONDS,
-        )  # fmt: skip
+        answer = json.loads(loader_says(LAYOUTS_PROGRAM, json.dumps(question)))
     except subprocess.TimeoutExpired:
         again = "hand in the file as its training wrote it"
         raise LoraError(f"takes more than {LAYOUTS_SECONDS} s to look through: {again}") from None
-    answer = json.loads(run.stdout)
     if "what" in answer:
         raise LoraError(f"{answer['what']}: {answer['advice'].replace('use ', 'hand in ', 1)}")
     return answer

@@ -62,7 +62,8 @@ def take_user() -> tuple[int, socket.socket]:
         SandboxError: if all are taken.
     """
     busy = {process.info["uids"].real for process in psutil.process_iter(["uids"]) if process.info["uids"]}
-    for user in random.SystemRandom().sample(USERS, len(USERS)):
+    start = random.SystemRandom().randrange(len(USERS))
+    for user in (*USERS[start:], *USERS[:start]):
         taken = socket.socket(socket.AF_UNIX)
         if user not in busy:
             with suppress(OSError):
