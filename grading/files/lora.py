@@ -88,7 +88,7 @@ class Pair:
 
 @lru_cache(maxsize=8)
 def loader_says(program: Path, question: str) -> str:
-    """What the loader's program answers. A hand-in's LoRAs, which are read twice, are mostly alike in all it asks for."""
+    """What the loader's program answers. A hand-in's LoRAs, read twice each, are mostly alike in what it asks for."""
     command = [sys.executable, "-I", str(program)]
     run = subprocess.run(
         command, input=question, stdout=subprocess.PIPE, text=True, check=True, timeout=LAYOUTS_SECONDS
