@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,15 @@ def made(tmp_path_factory) -> tuple[Path, str]:
     return folder, run("grading.hand_in", *WHO)
 
 
+@lru_cache(maxsize=None)
+def inspect_content(name: str, content: bytes) -> report_pdf.PdfReport:
+    """Each report is read once, in another process as always, and not again for every hand-in that has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        return inspect_report(path)
+
+
 @pytest.fixture
 def repository(made, tmp_path, monkeypatch) -> Path:
     """A finished repository that may be spoilt, as the current folder; the checks of the TODO places are left out."""
@@ -103,6 +114,7 @@ def repository(made, tmp_path, monkeypatch) -> Path:
     handed_out = read_handed_out(folder / "grading" / "handed_out" / "handed_out.json.gz")
     monkeypatch.setattr(hand_in, "read_handed_out", lambda: handed_out)
     monkeypatch.setattr(hand_in, "check_todos", lambda task_1: Line("right", "TODO places", "left out"))
+    monkeypatch.setattr(hand_in, "inspect_report", lambda path: inspect_content(path.name, path.read_bytes()))
     return folder
 
 
