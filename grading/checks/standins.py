@@ -168,7 +168,10 @@ class Unpacker(pickle.Unpickler):
         self.kept = kept
 
     def persistent_load(self, number: int) -> Any:
-        return copy.deepcopy(self.kept[number])  # of a function, that is the function itself
+        kept = self.kept[number]
+        if type(kept) is nn.Parameter:  # as below, in half the time
+            return nn.Parameter(kept.detach().clone(), kept.requires_grad)
+        return copy.deepcopy(kept)  # of a function, that is the function itself
 
 
 @lru_cache(maxsize=4)
