@@ -33,7 +33,7 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def same_shape(given: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return torch.empty_like(given)
+    return given.new_empty(given.shape)
 
 
 def linear_shape(given: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -50,11 +50,29 @@ def attention_shape(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 # What PyTorch follows through dozens of operations on the meta device, each in Python: four fifths of a call's time.
 SHAPES = {
+    "gelu": same_shape,
     "group_norm": same_shape,
     "layer_norm": same_shape,
     "linear": linear_shape,
+    "silu": same_shape,
     "scaled_dot_product_attention": attention_shape,
 }
+
+
+def between_alike(operation: str) -> Callable[..., torch.Tensor]:
+    """A sum or product that is quick for tensors of one shape; of others, and with numbers, it is PyTorch's own."""
+    original = getattr(torch.Tensor, operation)
+
+    def function(one: torch.Tensor, other: Any) -> torch.Tensor:
+        alike = isinstance(other, torch.Tensor) and one.shape == other.shape and one.dtype == other.dtype
+        if alike and one.is_meta and other.is_meta:
+            return one.new_empty(one.shape)
+        return original(one, other)
+
+    return function
+
+
+OPERATIONS = {name: between_alike(name) for name in ("__add__", "__mul__")}
 
 
 @contextmanager
@@ -66,6 +84,8 @@ def only_shapes(device: str) -> Iterator[None]:
                 stack.enter_context(patch.object(layer, "reset_parameters", lambda self: None))
             for name, function in SHAPES.items():
                 stack.enter_context(patch.object(nn.functional, name, function))
+            for name, function in OPERATIONS.items():
+                stack.enter_context(patch.object(torch.Tensor, name, function))
         yield
 
 
