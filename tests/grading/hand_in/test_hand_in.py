@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 import zlib
@@ -27,12 +25,13 @@ from grading.hand_in import pack as hand_in
 from grading.hand_in.sources import Line
 from grading.handed_out.banners import TODO_FILES, find_places
 from grading.handed_out.record import current_code, diff, read_handed_out
-from processes import run_python
+from processes import FORKS, run_python
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK_1 = "task_1_controlnet"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ZIP = "20241234_Gildong_Hong.zip"
+FORKED_CHECKS = ROOT / "tests" / "grading" / "support" / "forked_checks.py"
 WHO = ("--student-id", "20241234", "--name", "Gildong_Hong")
 
 
@@ -81,18 +80,16 @@ def made(tmp_path_factory) -> tuple[Path, str]:
     """A finished repository with its zip in it, and what the program printed: the real one, with the real checks."""
     folder = tmp_path_factory.mktemp("made")
     copy_code(folder)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)
 
-    def run(*command: str) -> str:
-        command = (sys.executable, "-m", *command)
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    def run(*command: str | Path) -> str:
+        done = run_python(*command, folder=folder, environment={"PYTHONPATH": "", "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run("grading.handed_out")
+    run("-m", "grading.handed_out")
     add_work(folder)
-    return folder, run("grading.hand_in", *WHO)
+    hand_in_program = [FORKED_CHECKS] if FORKS else ["-m", "grading.hand_in"]
+    return folder, run(*hand_in_program, *WHO)
 
 
 @lru_cache(maxsize=None)
