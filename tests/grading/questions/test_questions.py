@@ -37,9 +37,10 @@ from grading.questions.sheet import (
 )
 from grading.questions.typeset import typeset
 from grading.starter.make import write_starter
-from processes import FORKS
+from processes import FORKS, run_python
 
 ROOT = Path(__file__).resolve().parents[3]
+FORKED_KEY = Path(__file__).with_name("forked_key.py")
 FIFTY = [str(20240000 + 137 * i) for i in range(50)]
 
 
@@ -240,9 +241,33 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+STAND_IN = """
+import json, os, sys
+for asked in json.load(sys.stdin):
+    print(json.dumps(f"{asked['name']} in {os.getcwd()} with {os.environ['PYTHONPATH']}"), flush=True)
+print("a warning", file=sys.stderr)
+"""
+
+
+def test_the_key_is_a_process_of_its_own_with_task_1_on_its_path(tmp_path, monkeypatch):
+    """A program without PyTorch stands in for the key."""
+    (tmp_path / "grading" / "questions").mkdir(parents=True)
+    for name, text in (("__init__.py", ""), ("questions/__init__.py", ""), ("questions/key.py", STAND_IN)):
+        (tmp_path / "grading" / name).write_text(text)
+    monkeypatch.setattr(sheets, "ROOT", tmp_path)
+    monkeypatch.setattr(sheets, "TASK_1", tmp_path / "task_1")
+    monkeypatch.setenv("PYTHONPATH", "more")
+    asked = [draw_sheet(student_id) for student_id in IDS]
+    where = f"in {tmp_path} with {os.pathsep.join([str(tmp_path / 'task_1'), str(tmp_path), 'more'])}"
+    expected = [[f"{one.question.name} {where}" for one in sheet.asked] for sheet in asked]
+    assert list(sheets.compute_answers(asked)) == expected
+
+
 def test_the_program_writes_the_same_bytes_again(interrupted, tmp_path):
-    """With other hash seeds: `interrupted` has this process's own. Here also the key's process is a fresh Python."""
-    ended = run(tmp_path, "--student-id", *IDS[:2], "--output", "1", "--answers", PYTHONHASHSEED="1")
+    """With other hash seeds: `interrupted` has this process's own, and a forked program that of the fork server."""
+    program = [FORKED_KEY] if FORKS else ["-m", "grading.questions"]
+    with_key = ("--student-id", *IDS[:2], "--output", "1", "--answers")
+    ended = run_python(*program, *with_key, folder=tmp_path, environment={"PYTHONHASHSEED": "1"})
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [f"1/{i}{end}.pdf" for i in IDS[:2] for end in ("", "-answers")]
     names = sorted(path.name for path in (tmp_path / "1").iterdir())
