@@ -141,9 +141,9 @@ def test_what_waits_for_a_busy_machine_is_not_stopped(sandbox):
 
 def test_a_busy_machine_is_no_excuse_for_doing_nothing(sandbox):
     with busy_core(2):
-        outcome = run(sandbox, PIN + "import time; time.sleep(100)", replace(PATIENT, seconds=1))
+        outcome = run(sandbox, PIN + "import time; time.sleep(100)", replace(PATIENT, seconds=0.6))
         assert outcome.limit == "it took longer than 1 s" and outcome.seconds < 20
-        outcome = run(sandbox, PIN + "while True: pass", replace(PATIENT, seconds=1))
+        outcome = run(sandbox, PIN + "while True: pass", replace(PATIENT, seconds=0.6))
         assert outcome.limit == "it took longer than 1 s"
 
 
