@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from accelerate.utils import is_torch_version
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,6 +42,8 @@ class LiveStorages(TorchDispatchMode):
         self.peak = dict(self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two of three calls: asked anew, each would take as long as an operation
         # Every operation of the step comes by here, the backward pass and the optimiser's own, too.
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
