@@ -64,13 +64,13 @@ def prepare(size: str, samples: int, resolution: int, folder: Path, batches: int
     }
 
 
-def measure(size: str, samples: int, resolution: int) -> dict[str, float]:
+def measure(size: str, samples: int, resolution: int, batches: int = 200) -> dict[str, float]:
     """One line of the table: encodes into an empty folder, then starts again on what is there."""
     with tempfile.TemporaryDirectory() as folder:
         runs = []
         for _ in range(3):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh_process:
-                runs.append(fresh_process.submit(prepare, size, samples, resolution, Path(folder), 200).result())
+                runs.append(fresh_process.submit(prepare, size, samples, resolution, Path(folder), batches).result())
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     first, _, cached = runs
     return {

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import caching
 import checkpoint
 import how_much
+import models
 import quality_runs
 import sample
 import time_to_quality
@@ -22,22 +25,37 @@ from fill50k import RenderedFill50K
 from finetune.model.base import BaseModel
 from finetune.setup import bf16_is_fast
 from models import build_models
+from small_bases import small_base
 from train_step import RECIPES, Step, measure, table
 
 # Bytes of a frozen weight or an encoding.
 SIZE = 2 if bf16_is_fast(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else 4
 
 
+@pytest.fixture
+def small_model(monkeypatch) -> None:
+    """A base with fewer layers in place of the embedded one: what takes the time is the number of operations."""
+    monkeypatch.setattr(models, "TINY_SD", Path(small_base()))
+
+
+@pytest.fixture
+def few_words(monkeypatch) -> None:
+    """Encoders of Stable Diffusion's shapes, but without the 49,408 words that a text encoder draws numbers for."""
+    words = len(build_models("tiny_sd").tokenizer)
+    monkeypatch.setattr(models, "CLIPTextConfig", partial(models.CLIPTextConfig, vocab_size=words))
+
+
 def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("small_model")
 def test_training_steps_are_timed_and_their_memory_counted():
     library, ours = (measure(recipe, "controlnet", "tiny_sd", batch_size=2, steps=1) for recipe in ("library", "ours"))
     assert library["gradients"] == ours["gradients"] and library["optimizer"] >= 2 * library["gradients"]
     assert ours["flops"] < library["flops"], "the encoders are not left out"
-    models = build_models("tiny_sd")
-    unet, encoders = count(models.unet), count(models.vae) + count(models.text_encoder)
+    built = build_models("tiny_sd")
+    unet, encoders = count(built.unet), count(built.vae) + count(built.text_encoder)
     own_size = SIZE if torch.cuda.is_available() else 4
     assert ours["weights"] == own_size * unet + ours["gradients"], "more than the UNet and what is trained"
     assert library["weights"] == SIZE * (unet + encoders) + library["gradients"]
@@ -47,15 +65,16 @@ def test_training_steps_are_timed_and_their_memory_counted():
 
 
 @pytest.mark.parametrize("task", ["controlnet", "lora"])
+@pytest.mark.usefixtures("small_model")
 def test_flops_of_the_recipes_differ_by_the_encoders_alone(task):
     library, ours = (
         Step(RECIPES[name], task, build_models("tiny_sd"), 1).count_flops() for name in ("library", "ours")
     )
-    models = build_models("tiny_sd")
-    image = torch.zeros(1, 3, models.resolution, models.resolution)
-    tokens = torch.zeros(1, models.text_encoder.config.max_position_embeddings, dtype=torch.long)
+    built = build_models("tiny_sd")
+    image = torch.zeros(1, 3, built.resolution, built.resolution)
+    tokens = torch.zeros(1, built.text_encoder.config.max_position_embeddings, dtype=torch.long)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        models.vae.encode(image), models.text_encoder(tokens)
+        built.vae.encode(image), built.text_encoder(tokens)
     assert library - ours == counter.get_total_flops() > 0, "attention is counted in one and not in the other"
 
 
@@ -71,6 +90,7 @@ def start_by_forking(monkeypatch, program) -> None:
         monkeypatch.setattr(program.multiprocessing, "get_context", lambda _: fork)
 
 
+@pytest.mark.usefixtures("small_model")
 def test_sampling_is_compared_on_equal_images(monkeypatch, capsys):
     start_by_forking(monkeypatch, sample)
     flags = ["--batch_size", "1", "--num_inference_steps", "2", "--repeats", "1"]
@@ -80,6 +100,7 @@ def test_sampling_is_compared_on_equal_images(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("size", ["tiny_sd", "sd14"])
+@pytest.mark.usefixtures("few_words")
 def test_a_cached_run_starts_without_encoding_again(size, tmp_path, monkeypatch):
     encoded = []
     encode = BaseModel.encode_images
@@ -100,9 +121,10 @@ def test_a_checkpoint_that_is_timed_is_a_whole_one(tmp_path):
     assert averages == pytest.approx(2 * weights, rel=0.05)
 
 
+@pytest.mark.usefixtures("few_words")
 def test_the_size_of_a_cache_is_that_of_its_encodings(monkeypatch):
     start_by_forking(monkeypatch, caching)
-    result = caching.measure("sd14", samples=192, resolution=64)
+    result = caching.measure("sd14", samples=192, resolution=64, batches=1)
     prompts = len({sample.text for sample in map(RenderedFill50K(size=192).render, range(192))})
     numbers = 192 * (4 * 8 * 8) + prompts * (77 * 768)  # latents and text embeddings
     assert SIZE * numbers < result["disk_mib"] * caching.MIB < SIZE * numbers + 192 * 1000
