@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import runpy
+import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,6 @@ import finetune.data.files
 import train
 from fill50k import RenderedFill50K, draw_line, load_data, render
 from finetune.data.colors import COLORS
-from processes import run_python
 from rendered_discs import Disc, Line, render_condition
 
 DATA = Path(fill50k.__file__).parent / "data"
@@ -718,9 +719,10 @@ def test_rendered_through_load_data():
 # The files in data/
 
 
-def test_data_files_are_what_the_program_writes(tmp_path):
-    run = run_python(DATA.parent / "fill50k.py", "--write_test_data", tmp_path / "new", folder=tmp_path)
-    assert run.returncode == 0, run.stderr
+def test_data_files_are_what_the_program_writes(tmp_path, monkeypatch):
+    program = str(DATA.parent / "fill50k.py")
+    monkeypatch.setattr(sys, "argv", [program, "--write_test_data", str(tmp_path / "new")])
+    runpy.run_path(program, run_name="__main__")
     names = [path.relative_to(tmp_path / "new") for path in sorted((tmp_path / "new").rglob("*.*"))]
     assert len(names) == 8
     for name in names:

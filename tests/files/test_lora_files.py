@@ -8,6 +8,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Callable
 
 import pytest
 import torch
@@ -39,6 +40,12 @@ OTHERS = [
 @pytest.fixture(scope="module")
 def pipeline():
     return load_pipeline(BASE)
+
+
+@pytest.fixture(scope="module")
+def without_lora(pipeline):
+    """What the base draws, to be equalled whenever there is no LoRA."""
+    return draw(pipeline)
 
 
 @pytest.fixture(autouse=True)
@@ -127,13 +134,18 @@ def written(tensors: dict[str, torch.Tensor], folder: Path, metadata: dict | Non
     return folder / "a.safetensors"
 
 
-def refusal(pipeline, path: Path) -> str:
+@pytest.fixture
+def refusal(pipeline, without_lora) -> Callable[[Path], str]:
     """The sentence; and the pipeline has no LoRA afterwards."""
-    before = draw(pipeline)
-    with pytest.raises(LoraFileError) as error:
-        load_lora(pipeline, path)
-    assert (draw(pipeline) == before).all() and not any("lora" in name for name, _ in pipeline.unet.named_modules())
-    return str(error.value)
+
+    def refused(path: Path) -> str:
+        with pytest.raises(LoraFileError) as error:
+            load_lora(pipeline, path)
+        assert (draw(pipeline) == without_lora).all()
+        assert not any("lora" in name for name, _ in pipeline.unet.named_modules())
+        return str(error.value)
+
+    return refused
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,7 +224,7 @@ def test_half_precision_and_kernels_written_for_linear_layers(pipeline, tmp_path
 
 
 @pytest.mark.skipif(not hasattr(UNet2DConditionModel, "save_lora_adapter"), reason="diffusers before 0.33 has none")
-def test_what_the_library_saves_with_its_settings_is_what_it_drew(pipeline, tmp_path):
+def test_what_the_library_saves_with_its_settings_is_what_it_drew(pipeline, tmp_path, refusal):
     config = LoraConfig(r=4, lora_alpha=12, target_modules=["to_q", "to_v"], init_lora_weights=False)
     pipeline.unet.add_adapter(config, "x")
     drawn = draw(pipeline)
@@ -224,39 +236,38 @@ def test_what_the_library_saves_with_its_settings_is_what_it_drew(pipeline, tmp_
     load_lora(pipeline, tmp_path)
     assert abs(draw(pipeline) - drawn).max() < 1e-4
     pipeline.unload_lora_weights()
-    assert "as save_lora_adapter and save_attn_procs write it" in refusal(pipeline, tmp_path / "bare")
+    assert "as save_lora_adapter and save_attn_procs write it" in refusal(tmp_path / "bare")
 
 
-def test_a_loaded_lora_is_the_librarys(pipeline, tmp_path):
-    base = draw(pipeline)
+def test_a_loaded_lora_is_the_librarys(pipeline, without_lora, tmp_path):
     save_lora(random_lora(), tmp_path, kohya=True)
     load_lora(pipeline, tmp_path / KOHYA_FILE, "one")
     with_one = draw(pipeline)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_lora(pipeline, tmp_path, "two")
-    assert abs(draw(pipeline) - with_one).max() < 1e-4 and abs(with_one - base).max() > 0.05
+    assert abs(draw(pipeline) - with_one).max() < 1e-4 and abs(with_one - without_lora).max() > 0.05
     pipeline.set_adapters(["one", "two"], [0.5, 0.5])
     assert abs(draw(pipeline) - with_one).max() < 1e-4
     with pytest.raises(ValueError, match="LoRA 'two' already"):
         load_lora(pipeline, tmp_path, "two")
     pipeline.unload_lora_weights()
-    assert (draw(pipeline) == base).all()
+    assert (draw(pipeline) == without_lora).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 
 
-def test_a_checkpoints_inner_folder_leads_to_the_right_file(pipeline, tmp_path):
+def test_a_checkpoints_inner_folder_leads_to_the_right_file(pipeline, tmp_path, refusal):
     denoiser = random_lora()
     inner = tmp_path / "checkpoint-6" / "lora"
     save_state(denoiser, denoiser.state_dict(), inner)
     for path in (inner, inner.parent, inner / "lora.safetensors"):
-        sentence = refusal(pipeline, path)
+        sentence = refusal(path)
         assert "is a checkpoint from the middle of a training" in sentence and f"use {WEIGHTS_FILE}, which" in sentence
     right = save_lora(denoiser, tmp_path, kohya=False)
-    assert refusal(pipeline, inner).endswith(f"use {right.resolve()}.")
+    assert refusal(inner).endswith(f"use {right.resolve()}.")
     load_lora(pipeline, tmp_path)
 
 
@@ -336,10 +347,10 @@ def test_what_is_no_lora_for_this_base_is_called_what_it_is(pipeline, tmp_path, 
         (lambda: IA3Config(target_modules=["to_q"], feedforward_modules=[]), "is an IA3"),
     ],
 )
-def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_path, make, words):
+def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_path, make, words, refusal):
     get_peft_model(UNet2DConditionModel.from_pretrained(BASE, subfolder="unet"), make()).save_pretrained(tmp_path)
-    assert words in refusal(pipeline, tmp_path)
-    assert words in refusal(pipeline, tmp_path / "adapter_model.safetensors")
+    assert words in refusal(tmp_path)
+    assert words in refusal(tmp_path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -358,19 +369,19 @@ def test_the_folders_that_peft_writes_are_called_what_they_are(pipeline, tmp_pat
         ([1], "is not a JSON object"),
     ],
 )
-def test_settings_that_cannot_be_kept_are_refused(pipeline, tmp_path, settings, words):
-    assert words in refusal(pipeline, written({name: t.clone() for name, t in GOOD.items()}, tmp_path, settings))
+def test_settings_that_cannot_be_kept_are_refused(pipeline, tmp_path, settings, words, refusal):
+    assert words in refusal(written({name: t.clone() for name, t in GOOD.items()}, tmp_path, settings))
 
 
-def test_paths_without_a_lora_say_so(pipeline, tmp_path):
-    assert f"{tmp_path / 'none'} is not there" in refusal(pipeline, tmp_path / "none")
-    assert "run the training to its end" in refusal(pipeline, tmp_path)
+def test_paths_without_a_lora_say_so(pipeline, tmp_path, refusal):
+    assert f"{tmp_path / 'none'} is not there" in refusal(tmp_path / "none")
+    assert "run the training to its end" in refusal(tmp_path)
     (tmp_path / "adapter_model.bin").write_bytes(b"PK")
-    assert "has no safetensors file, only adapter_model.bin: use pytorch_lora" in refusal(pipeline, tmp_path)
+    assert "has no safetensors file, only adapter_model.bin: use pytorch_lora" in refusal(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"PK\3\4" + bytes(100))
-    assert "cannot be read as safetensors" in refusal(pipeline, tmp_path)
+    assert "cannot be read as safetensors" in refusal(tmp_path)
     shutil.copy(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
-    assert "has several files (x.safetensors, y.safetensors): name the file" in refusal(pipeline, tmp_path)
+    assert "has several files (x.safetensors, y.safetensors): name the file" in refusal(tmp_path)
 
 
 def test_what_does_not_arrive_leaves_the_pipeline_as_it_was(pipeline, tmp_path, monkeypatch):

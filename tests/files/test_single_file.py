@@ -81,8 +81,9 @@ def test_a_dry_run_takes_the_file_and_writes_nothing(small, weights, tmp_path, m
     monkeypatch.setattr(single_file, "write_configuration", lambda *_: Path(small_base()))
     file = tmp_path / "base.safetensors"
     save_file(weights, str(file))
-    for program, preset in ((train, "demo"), (train_lora, "style-tiny")):
-        flags = ["--dry_run", "--preset", preset, "--dataset_name", "OWNER/NAME", "--pretrained_model_name_or_path"]
+    few = ["--lora_layers", "attention"]  # and fewer trained ones
+    for program, preset in ((train, ["demo"]), (train_lora, ["style-tiny", *few])):
+        flags = ["--dry_run", "--preset", *preset, "--dataset_name", "OWNER/NAME", "--pretrained_model_name_or_path"]
         folder, one = (
             call(program.main, *flags, name)[1].partition("Trained:")[2] for name in (small_base(), str(file))
         )
