@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates, maximum_filter
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from finetune.data.images import square
@@ -82,9 +82,25 @@ def true_head(size: float, tilt: float, side: int) -> np.ndarray:
     return np.asarray(cat.rasterise(head, cat.SIDE, side)) / 255
 
 
+def small_head(size: float, tilt: float) -> tuple[np.ndarray, np.ndarray]:
+    """Means of alpha and of Lab times alpha in each pixel of a canvas of HALF px: (HALF, HALF, 1 and 3)."""
+    drawn = true_head(size, tilt, 4 * HALF)
+    alpha, lab = drawn[..., 3:], np.zeros((*drawn.shape[:-1], 3))
+    head = drawn[..., 3] > 0  # which is a small part of most canvases
+    lab[head] = rgb2lab(drawn[head, :3]) * alpha[head]
+    alpha, lab = (part.reshape(HALF, 4, HALF, 4, -1).mean((1, 3)) for part in (alpha, lab))
+    return alpha, lab
+
+
 def transform(images: np.ndarray) -> np.ndarray:
     """Fourier transform of (..., HALF, HALF), with room for all shifts."""
     return np.fft.rfft2(images, (2 * HALF, 2 * HALF))
+
+
+def back_again(transforms: np.ndarray) -> np.ndarray:
+    """`irfft2` of them, at the shifts that leave the middle of a head in the picture: (..., HALF + 1, HALF + 1)."""
+    rows = np.fft.ifft(transforms, axis=-2)[..., : HALF + 1, :]
+    return np.fft.irfft(rows, 2 * HALF)[..., : HALF + 1]
 
 
 @lru_cache(maxsize=None)
@@ -94,19 +110,15 @@ def heads() -> tuple[list[tuple[float, float]], np.ndarray, np.ndarray, np.ndarr
     it (heads, 4, ...).
     """
     kinds = [(float(size), float(tilt)) for size in SIZES for tilt in TILTS]
-    drawn = np.stack([true_head(size, tilt, 4 * HALF) for size, tilt in kinds])
-    alpha, lab = drawn[..., 3:], np.zeros((*drawn.shape[:-1], 3))
-    head = drawn[..., 3] > 0  # which is a small part of most canvases
-    lab[head] = rgb2lab(drawn[head, :3]) * alpha[head]
-    parts = [part.reshape(len(kinds), HALF, 4, HALF, 4, -1).mean((2, 4)) for part in (alpha, lab)]
-    lab = parts[1] / np.maximum(parts[0], 1e-3)
-    mask = parts[0] * (parts[0] > 0.5)
+    alpha, lab = (np.stack(parts) for parts in zip(*(small_head(size, tilt) for size, tilt in kinds)))
+    lab = lab / np.maximum(alpha, 1e-3)
+    mask = alpha * (alpha > 0.5)
     colours = np.moveaxis(mask * lab, -1, 1)
     squares = (mask * lab**2).sum((1, 2, 3))
     mask = mask[..., 0]
     areas, masks = mask.sum((1, 2)), transform(mask).conj()
     inside = np.fft.rfft2(np.pad(np.ones((HALF, HALF)), MARGIN))
-    seen = np.fft.irfft2(inside * masks, (2 * HALF, 2 * HALF)) / areas[:, None, None] > VISIBLE
+    seen = back_again(inside * masks) / areas[:, None, None] > VISIBLE
     return kinds, areas, squares, seen, np.concatenate([masks[:, None], -2 * transform(colours).conj()], axis=1)
 
 
@@ -117,8 +129,8 @@ def find_face(lab: np.ndarray) -> Face:
     wide = np.pad(small, (*MARGIN, (0, 0)), mode="edge")
     own = np.fft.rfft2(np.stack([(wide**2).sum(-1), *np.moveaxis(wide, -1, 0)]))
     # The sum over the head of |picture - head|^2 at all places at once, by its three terms.
-    sums = np.fft.irfft2(np.einsum("crk,hcrk->hrk", own, transforms), wide.shape[:2]) + squares[:, None, None]
-    means = np.where(seen, sums / areas[:, None, None], np.inf)[:, : HALF + 1, : HALF + 1]
+    sums = back_again(np.einsum("crk,hcrk->hrk", own, transforms)) + squares[:, None, None]
+    means = np.where(seen, sums / areas[:, None, None], np.inf)
     kind, row, column = np.unravel_index(means.argmin(), means.shape)
     scale = SIDE / HALF
     return Face(column * scale, row * scale, *kinds[kind], float(np.sqrt(means[kind, row, column])))
@@ -177,6 +189,13 @@ def places() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     }
 
 
+@lru_cache(maxsize=None)
+def looked_at() -> np.ndarray:
+    """Where on the face's grid colours are looked for, in any mark but the scarf."""
+    masks = [mask for mark, parts in places().items() if mark != "scarf" for part in parts for mask in part]
+    return maximum_filter(np.logical_or.reduce(masks), 2 * REACH + 1)
+
+
 def covered(hits: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The share of a mask that hits cover, for each shift by up to REACH: (2 * REACH + 1, 2 * REACH + 1)."""
     shifted = sliding_window_view(np.pad(hits, REACH), mask.shape)
@@ -191,7 +210,8 @@ def evidence(image: Image.Image) -> dict[str, float]:
     if face.difference > ANOTHER:
         return dict.fromkeys(MARKS, 0.0)
     lab = unrolled(lab, face)
-    colour, (red, turquoise) = named(lab), hues(lab)
+    colour, (red, turquoise) = np.full(lab.shape[:2], -1), hues(lab)
+    colour[looked_at()] = named(lab[looked_at()])
     wanted = {"green eye": "GREEN", "blue eye": "BLUE", "white blaze": "WHITE", "pink nose": "PINK"}
     shares = {}
     for mark, parts in places().items():
