@@ -17,6 +17,7 @@ from svg import SIDE, rasterise
 INK, CORAL, GOLD, PAPER = (44, 38, 98), (240, 94, 72), (248, 190, 84), (252, 238, 208)
 RAYS = 26  # carved rays in the background
 # 5 px at the embedded base's 128: strokes closer than 4 its autoencoder softens (docs/base.md).
+REACH = 32  # pixels around the subject within which its outline ends
 HATCH = 21  # pixels from one line of a hatched shadow to the next
 
 
@@ -42,9 +43,13 @@ def blurring(sigma: float) -> np.ndarray:
     return gaussian(np.eye(SIDE), (sigma, 0))
 
 
-def wide_blur(field: np.ndarray, sigma: float) -> np.ndarray:
-    """`gaussian` for a large sigma, where to multiply with a matrix takes a quarter of its time."""
-    return blurring(sigma) @ field @ blurring(sigma).T
+def wide_blur(part: np.ndarray, place: tuple[slice, slice], sigma: float) -> np.ndarray:
+    """`gaussian` of a part of the picture, beside which there is nothing, for a large sigma: (SIDE, SIDE).
+
+    To multiply with a matrix takes a quarter of its time.
+    """
+    rows, columns = place
+    return blurring(sigma)[:, rows] @ part @ blurring(sigma)[:, columns].T
 
 
 def place_icon(body: str, view: float, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
@@ -78,48 +83,68 @@ def tones(rgb: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 0.55 * light + 0.45 * rank, gaussian(np.clip(edges / 9, 0, 1), 2)
 
 
+def around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns within REACH of a subject."""
+    there = [np.flatnonzero(mask.any(axis=1 - axis)) for axis in (0, 1)]
+    rows, columns = (slice(max(0, line[0] - REACH), line[-1] + 1 + REACH) for line in there)
+    return rows, columns
+
+
+def carved_rays(x: float, y: float, rng: np.random.Generator) -> np.ndarray:
+    """The background: rays with tapered ends around a point, on a block with rough sides."""
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    turns = np.arctan2(rows - y, columns - x) * RAYS / (2 * np.pi) + rng.uniform()
+    rays = above(wave(turns), 0.56 + 0.5 * noise(rng, 9), 0.07)
+    margin = np.minimum(np.arange(SIDE), SIDE - 1 - np.arange(SIDE))
+    return rays * above(np.minimum(margin, margin[:, None]), 18 - 4 * noise(rng, 24), 1)
+
+
+def cover(canvas: np.ndarray, amount: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Ink over what is there, as far as it covers."""
+    for channel, value in zip(canvas, colour):
+        channel += amount * (value - channel)
+
+
 def in_style(svg_body: str, view: float, seed: int, size: int = 512) -> Image.Image:
     """Redraw an emoji-like SVG drawing as a print of three inks on cream paper; `seed` varies place and texture."""
     rng = np.random.default_rng(seed)
     rgba, x, y = place_icon(svg_body, view, rng)
-    mask = np.ascontiguousarray(rgba[..., 3])
+    whole = np.ascontiguousarray(rgba[..., 3])
+    # What is not the background is drawn where the subject is, and as far around it as its outline may lie.
+    near_it = around(whole)
+    rgba, mask = rgba[near_it], np.ascontiguousarray(whole[near_it])
     inside = mask > 0.5
     rgb = rgba[..., :3] * mask[..., None] + rgba[inside][:, :3].mean(axis=0) * (1 - mask[..., None])
     tone, edges = tones(rgb, inside)
-    rows, columns = np.mgrid[:SIDE, :SIDE]
 
     # The shapes: outline, tone areas, and lines between colours except along areas that are all ink anyway.
-    wobble, near = noise(rng, 18), gaussian(mask, 7)
+    waves, near = noise(rng, 18), gaussian(mask, 7)
+    wobble = waves[near_it]
     outside = above(near, 0.13 + 0.04 * wobble, 0.033)
     inner = above(near, 0.66 + 0.05 * wobble, 0.033)
-    halo = above(wide_blur(mask, 14), 0.05 + 0.02 * wobble, 0.017)
+    halo = above(wide_blur(mask, near_it, 14), 0.05 + 0.02 * waves, 0.017)
+    halo[near_it] = np.maximum(halo[near_it], outside)
     dark = above(gaussian(above(0.27, tone, 0.017) * inner, 3), 0.18, 0.1)
     lines = above(edges, 0.30 + 0.06 * wobble, 0.04) * above(0.06, gaussian(dark, 5), 0.02)
     lines = above(gaussian(lines, 2), 0.45, 0.2)
     coral, gold = above(0.66, tone, 0.017) * inner, above(tone, 0.66, 0.017) * above(0.83, tone, 0.017) * inner
 
-    # The textures: hatching which thickens towards the dark and the lower right, and rays with tapered ends.
-    lit = np.roll(wide_blur(mask, 30), (-24, -24), axis=(0, 1))
+    # The texture: hatching which thickens towards the dark and the lower right.
+    lit = np.roll(wide_blur(mask, near_it, 30), (-24, -24), axis=(0, 1))[near_it]
     shade = np.clip(0.93 - 1.6 * tone, 0, 0.6) + np.clip(1.2 - 1.6 * lit, 0, 0.55)
+    rows, columns = np.ogrid[:SIDE, :SIDE]
     angle = 0.8 + rng.uniform(-0.1, 0.1)
-    across = (columns * np.cos(angle) + rows * np.sin(angle) + 6 * noise(rng, 6)) / HATCH
+    across = ((columns * np.cos(angle) + rows * np.sin(angle) + 6 * noise(rng, 6)) / HATCH)[near_it]
     hatch = above(np.where(shade > 0.12, np.clip(shade, 0.22, 0.68), -1), wave(across), 2 / HATCH)
-    around = np.arctan2(rows - y, columns - x) * RAYS / (2 * np.pi) + rng.uniform()
-    rays = above(wave(around), 0.56 + 0.5 * noise(rng, 9), 0.07)
-    margin = np.minimum(np.arange(SIDE), SIDE - 1 - np.arange(SIDE))
-    block = above(np.minimum(margin, margin[:, None]), 18 - 4 * noise(rng, 24), 1)
+    rays = carved_rays(x, y, rng)
 
     # Print: paper, the background, then the subject. Coral and gold are a little out of register, as in real prints.
     canvas = np.full((3, SIDE, SIDE), np.reshape(PAPER, (3, 1, 1)), float)
-    layers = [
-        (rays * block, INK),
-        (np.maximum(halo, outside), PAPER),
-        (np.roll(coral, (4, -5), axis=(0, 1)) * outside, CORAL),
-        (np.roll(gold, (4, -5), axis=(0, 1)) * outside, GOLD),
-        (np.maximum.reduce([hatch * outside, lines * outside, dark, outside - inner]), INK),
-    ]
-    for amount, colour in layers:
-        # Ink over what is there, as far as it covers.
-        canvas += amount * (np.reshape(colour, (3, 1, 1)) - canvas)
+    cover(canvas, rays, INK)
+    cover(canvas, halo, PAPER)
+    part = canvas[(slice(None), *near_it)]
+    cover(part, np.roll(coral, (4, -5), axis=(0, 1)) * outside, CORAL)
+    cover(part, np.roll(gold, (4, -5), axis=(0, 1)) * outside, GOLD)
+    cover(part, np.maximum.reduce([hatch * outside, lines * outside, dark, outside - inner]), INK)
     pixels = canvas.round().astype(np.uint8).transpose(1, 2, 0).copy()
     return Image.fromarray(pixels).resize((size, size), Image.LANCZOS)
