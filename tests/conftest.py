@@ -7,6 +7,9 @@ import os
 
 # Before PyTorch is imported: tests run side by side, and what is forked beside threads may wait for them for ever.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# PyTorch and what stands on it are some hundred thousand objects, none of which is garbage: looking through them again
+# and again took a sixth of the time of their import, and a seventh of that of two files of tests (docs/log.md).
+gc.disable()
 
 from typing import Iterator
 
@@ -16,12 +19,14 @@ from accelerate.state import AcceleratorState
 
 import finetune.run.notes
 
-# PyTorch and what stands on it are some hundred thousand objects, none of which is garbage: looking through them again
-# and again took a seventh of the time of two files of tests (docs/log.md).
-gc.freeze()
-gc.set_threshold(50_000, 20, 50)
-
 pytest_plugins = ["cpu_by_file"]
+
+
+def pytest_collection_finish() -> None:
+    """All is imported by now."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

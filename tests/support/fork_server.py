@@ -79,9 +79,11 @@ def become(program: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # nothing of it is garbage: looking for some took a sixth of the time
     for library in LIBRARIES:
         importlib.import_module(library)
     gc.freeze()  # a collection in a forked process would else write to, and so copy, all that they share
+    gc.enable()
     wanted = requested_program()
     if wanted is not None:
         become(wanted)
