@@ -51,14 +51,21 @@ class ForkServer:
     def __init__(self) -> None:
         # What is compiled is compiled in the program itself: other processes for that would import PyTorch again.
         once = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self._stderr = tempfile.NamedTemporaryFile(prefix="said-")
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "support" / "fork_server.py")],
-            env={**os.environ, **once}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, str(ROOT / "tests" / "support" / "fork_server.py")], env={**os.environ, **once},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
         )  # fmt: skip
 
     def ask(self, **request: Any) -> int | None:
         print(json.dumps(request), file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        assert answer, self.complaints()
+        return json.loads(answer)
+
+    def complaints(self) -> str:
+        """What was said while the libraries were imported, and of what went wrong."""
+        return Path(self._stderr.name).read_text(errors="replace")
 
 
 @lru_cache(maxsize=None)
