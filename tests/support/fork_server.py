@@ -7,6 +7,7 @@ while it runs. The forked process becomes the program: its `__main__`, arguments
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import gc
 import importlib
@@ -14,6 +15,7 @@ import json
 import os
 import runpy
 import sys
+import threading
 from typing import Any
 
 LIBRARIES = (
@@ -68,7 +70,20 @@ def become(program: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(program["environment"])
     sys.path[1:] = [*python_path(), *(folder for folder in sys.path[1:] if folder not in before)]
-    name, *arguments = program["arguments"]
+    try:
+        run(*program["arguments"])
+        status = 0
+    except SystemExit as said:
+        status = said.code or 0
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    if os.environ.get("RANK") != "0":  # of those that leave each other, one goes all the way
+        end(status)
+    sys.exit(status)
+
+
+def run(name: str, *arguments: str) -> None:
     if name == "-m":
         name, *arguments = arguments
         sys.argv, sys.path[0] = [name, *arguments], os.getcwd()
@@ -76,6 +91,15 @@ def become(program: dict[str, Any]) -> None:
     else:
         sys.argv, sys.path[0] = [name, *arguments], os.path.dirname(os.path.abspath(name))
         runpy.run_path(name, run_name="__main__")
+
+
+def end(status: int) -> None:
+    """What Python does at its end, but for taking all the libraries apart: that alone is half a second."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status & 0xFF)
 
 
 if __name__ == "__main__":
