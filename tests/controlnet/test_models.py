@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 
 import diffusers
 import pytest
@@ -210,6 +211,17 @@ def test_checkpoints_load_both_ways(models, tmp_path):
             assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders with models of which every field is supported."""
+    folders = {load: tmp_path_factory.mktemp(load.__name__) for load in (UNet2DConditionModel, ControlNetModel)}
+    unet = UNet2DConditionModel(**SD1_LIKE)
+    unet.save_pretrained(folders[UNet2DConditionModel])
+    ControlNetModel(**{k: v for k, v in SD1_LIKE.items() if "up_" not in k and k != "sample_size"})
+    ControlNetModel.from_unet(unet).save_pretrained(folders[ControlNetModel])
+    return folders
+
+
 @pytest.mark.parametrize("load", [UNet2DConditionModel, ControlNetModel])
 @pytest.mark.parametrize(
     "field, value",
@@ -231,16 +243,12 @@ def test_checkpoints_load_both_ways(models, tmp_path):
         ("block_out_channels", 16),
     ],
 )
-def test_unsupported_configuration_is_refused_by_name(load, field, value, tmp_path):
-    load(**{k: v for k, v in SD1_LIKE.items() if load is UNet2DConditionModel or "up_" not in k and k != "sample_size"})
-    model = UNet2DConditionModel(**SD1_LIKE)
-    if load is ControlNetModel:
-        model = ControlNetModel.from_unet(model)
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+def test_unsupported_configuration_is_refused_by_name(load, field, value, saved, tmp_path):
+    folder = shutil.copytree(saved[load], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
     with pytest.raises(ValueError, match=field):
-        load.from_pretrained(tmp_path)
+        load.from_pretrained(folder)
 
 
 SMALLEST = {

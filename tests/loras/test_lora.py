@@ -109,11 +109,12 @@ def test_the_file_loads_in_diffusers_and_draws_the_same(tmp_path, with_text_enco
     pipeline = load_pipeline(BASE)
     parts = {"unet": denoiser.unet, **({"text_encoder": denoiser.text_encoder} if with_text_encoder else {})}
     trained = StableDiffusionPipeline(**{**pipeline.components, **parts, "requires_safety_checker": False})
-    base = draw(pipeline)
+    base, expected = draw(pipeline), draw(trained)
     for file in (WEIGHTS_FILE, KOHYA_FILE):
         pipeline.load_lora_weights(str(tmp_path), weight_name=file)
-        assert np.abs(draw(pipeline) - draw(trained)).max() < 1e-4
-        assert np.abs(draw(pipeline) - base).max() > 0.05
+        loaded = draw(pipeline)
+        assert np.abs(loaded - expected).max() < 1e-4
+        assert np.abs(loaded - base).max() > 0.05
         pipeline.unload_lora_weights()
     assert np.array_equal(draw(pipeline), base)
 
