@@ -24,18 +24,24 @@ GRID = 16  # parts of a picture along each side, for the subject
 
 
 @torch.no_grad()
-def encoder_features(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> list[torch.Tensor]:
+def encoder_features(
+    vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int, without_last: int = 0
+) -> list[torch.Tensor]:
     """What the VAE's encoder makes of pictures at each of its levels: tensors (images, channels, height, width)."""
+    encoder = vae.encoder
+    blocks = encoder.down_blocks[: len(encoder.down_blocks) - without_last]
     kept: list[torch.Tensor] = []
     # From single pixels, (N, C, H, W), to parts of things, (N, C, H / 8, W / 8): hooks keep what each level gives,
-    # while the encoder returns the last one's alone.
-    layers = [vae.encoder.conv_in, *(block.resnets[-1] for block in vae.encoder.down_blocks)]
+    # before the next one's size. Behind the levels, where the encoder goes on to latents, nothing is asked for.
+    layers = [encoder.conv_in, *(block.resnets[-1] for block in blocks)]
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output: kept.append(output.float())) for layer in layers
     ]
     try:
         pixels = torch.stack([to_tensor(square(image, resolution)) for image in images]) * 2 - 1  # (N, 3, H, W)
-        vae.encoder(pixels.to(vae.device, vae.dtype))
+        features = encoder.conv_in(pixels.to(vae.device, vae.dtype))
+        for block in blocks:
+            features = block(features)
     finally:
         for hook in hooks:
             hook.remove()
@@ -93,7 +99,7 @@ def style_distances_among(vae: AutoencoderKL, style: Sequence[Image.Image], reso
 def parts_of(vae: AutoencoderKL, images: Sequence[Image.Image], resolution: int) -> torch.Tensor:
     """Every picture as GRID x GRID parts: the features of the encoder's levels, (images, parts, channels)."""
     # The first level sees little more than single pixels, the last two so much that they know the place.
-    _, *levels, _, _ = encoder_features(vae, images, resolution)
+    _, *levels = encoder_features(vae, images, resolution, without_last=2)
     grids = [F.adaptive_avg_pool2d(features, min(GRID, features.shape[-1])) for features in levels]  # (N, C_l, g, g)
     return torch.cat([F.interpolate(grid, (GRID, GRID)) for grid in grids], dim=1).flatten(2).transpose(1, 2)
 

@@ -65,9 +65,9 @@ def test_a_true_image_scores_high_and_another_cat_does_not(vae, cat, other_cats,
     unseen = [draw_cat(pose, place) for pose, place in ((1, 1), (4, 5), (6, 6), (7, 3), (5, 6), (2, 0))]
     true = subject_scores(vae, unseen, cat, 128)
     assert min(true) > 0.85
-    assert max(subject_scores(vae, [*other_cats, *things], cat, 128)) < min(true)
-    mean = sum(subject_scores(vae, other_cats, cat, 128)) / len(other_cats)
-    assert mean < 0.8
+    others = subject_scores(vae, [*other_cats, *things], cat, 128)
+    assert max(others) < min(true)
+    assert sum(others[: len(other_cats)]) / len(other_cats) < 0.8
 
 
 def test_the_subject_is_found_wherever_it_stands_and_its_colors_matter(vae, cat):
