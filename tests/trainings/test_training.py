@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,14 +313,39 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU e
 joins_on_cpu = hasattr(torch.cpu, "set_device")
 
 
+needs_to_join = pytest.mark.skipif(not joins_on_cpu, reason="accelerate's processes on a CPU need PyTorch 2.2 or later")
+
+
+@pytest.fixture(scope="module")
+def by_torchrun(tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("torchrun")
+    launch_two(LAUNCHERS["torchrun"], PROGRAM, output_dir, *TOGETHER)
+    return output_dir
+
+
 @without_gpu
-@pytest.mark.skipif(not joins_on_cpu, reason="accelerate's processes on a CPU need PyTorch 2.2 or later")
-@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=list(LAUNCHERS))
-def test_two_processes_train_together_and_resume(tmp_path, alone, launcher):
+@needs_to_join
+def test_two_processes_train_together_and_resume(tmp_path, alone, by_torchrun):
     """As they are started on GPUs, on one CPU."""
-    assert_trains_as_one(partial(launch_two, launcher, PROGRAM), in_two_processes, tmp_path, alone)
-    state = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
+    trained = shutil.copytree(by_torchrun, tmp_path / "run")
+    assert_trains_as_one(lambda *flags: None, in_two_processes, trained, alone)
+    state = json.loads((trained / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["settings"]["samples_per_step"] == 8
+
+
+@without_gpu
+@needs_to_join
+def test_by_accelerate_two_processes_do_what_they_do_by_torchrun(tmp_path, by_torchrun):
+    """To the bit, and so does what goes on from their checkpoint."""
+    launch_two(LAUNCHERS["accelerate"], PROGRAM, tmp_path, *TOGETHER)
+    assert losses(tmp_path) == losses(by_torchrun)
+    one, other = (
+        {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "checkpoint-2", by_torchrun / "checkpoint-2")
+    )
+    different = {str(name) for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    assert not different, different
+    assert_same(weights(tmp_path), weights(by_torchrun))
 
 
 @without_gpu
