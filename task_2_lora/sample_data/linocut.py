@@ -16,8 +16,8 @@ from svg import SIDE, rasterise
 
 INK, CORAL, GOLD, PAPER = (44, 38, 98), (240, 94, 72), (248, 190, 84), (252, 238, 208)
 RAYS = 26  # carved rays in the background
-# 5 px at the embedded base's 128: strokes closer than 4 its autoencoder softens (docs/base.md).
 REACH = 32  # pixels around the subject within which its outline ends
+# 5 px at the embedded base's 128: strokes closer than 4 its autoencoder softens (docs/base.md).
 HATCH = 21  # pixels from one line of a hatched shadow to the next
 
 
