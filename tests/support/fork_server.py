@@ -78,7 +78,8 @@ def become(program: dict[str, Any]) -> None:
         if not isinstance(status, int):
             print(status, file=sys.stderr)
             status = 1
-    if os.environ.get("RANK") != "0":  # of those that leave each other, one goes all the way
+    # Of processes that train together the first is left to Python, so that a crash at its very end would be seen.
+    if os.environ.get("RANK") != "0":
         end(status)
     sys.exit(status)
 

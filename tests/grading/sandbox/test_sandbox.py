@@ -140,6 +140,7 @@ def test_what_waits_for_a_busy_machine_is_not_stopped(sandbox):
 
 
 def test_a_busy_machine_is_no_excuse_for_doing_nothing(sandbox):
+    """Limits of 0.6 s, as the core is kept busy that long; the sentence has whole seconds."""
     with busy_core(2):
         outcome = run(sandbox, PIN + "import time; time.sleep(100)", replace(PATIENT, seconds=0.6))
         assert outcome.limit == "it took longer than 1 s" and outcome.seconds < 20
