@@ -206,14 +206,17 @@ class Account:
 
 
 def exceeded(account: Account, printed: int, limits: Limits) -> str | None:
-    """The first limit that is passed, in words that end "it was stopped: ..."."""
+    """The first limit that is passed, in words that end "it was stopped: ...".
+
+    Time comes last: on a machine that stood still for a while one look finds several, and the others tell more.
+    """
     usage = account.usage
     checks = {
-        f"it took longer than {limits.seconds:.0f} s": account.own_seconds > limits.seconds,
-        f"it took more than {limits.cpu_seconds:.0f} s of computing time": usage.cpu_seconds > limits.cpu_seconds,
         f"it started more than {limits.threads} processes or threads": usage.threads > limits.threads,
         f"it took more than {limits.memory_mib} MiB of memory": usage.memory_mib > limits.memory_mib,
         f"it printed more than {limits.output_kib} KiB": printed > 1024 * limits.output_kib,
+        f"it took longer than {limits.seconds:.0f} s": account.own_seconds > limits.seconds,
+        f"it took more than {limits.cpu_seconds:.0f} s of computing time": usage.cpu_seconds > limits.cpu_seconds,
     }
     return next((sentence for sentence, true in checks.items() if true), None)
 
@@ -250,9 +253,9 @@ def watch(
     while limit is None and process.poll() is None:
         account.look(processes(), time.monotonic() - start)
         limit = exceeded(account, output.size, limits)
-        if limit is None and account.seconds >= next_disk:
+        if limit or account.seconds >= next_disk:
             next_disk = account.seconds + DISK_SECONDS
-            limit = full_disk(account, folders(), limits)
+            limit = full_disk(account, folders(), limits) or limit
         pause(process, account.seconds)
     seconds = time.monotonic() - start
     end(process, processes, kill)

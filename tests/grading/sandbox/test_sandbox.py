@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from grading.sandbox.isolation import check_packages, isolation_gaps
-from grading.sandbox.limits import Limits, Usage, own_time
+from grading.sandbox.limits import Account, Limits, Usage, exceeded, own_time
 from grading.sandbox.sandbox import MARK, ROOT, SCRATCH, Sandbox, SandboxError, namespace_command
 
 QUICK = Limits(seconds=1.5, cpu_seconds=20, memory_mib=150, disk_mib=8, threads=30, output_kib=64)
@@ -101,6 +101,19 @@ def test_a_hog_is_stopped_with_a_sentence(name):
         assert time.monotonic() - start < 60  # by the clock, on a machine that may be busy
         assert not sandbox.processes()
     assert not sandbox.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "usage, printed, words",
+    [
+        (Usage(memory_mib=151), 0, "of memory"),
+        (Usage(threads=31), 0, "processes or threads"),
+        (Usage(), 2**16 + 1, "it printed more"),
+        (Usage(), 0, "it took longer"),
+    ],
+)
+def test_of_several_limits_at_once_time_is_the_last_to_be_told(usage, printed, words):
+    assert words in exceeded(Account(replace(usage, cpu_seconds=30), own_seconds=2), printed, QUICK)
 
 
 def test_computing_time_counts_all_processes(sandbox):
